@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import scstate_lora
+
+HEAVY = ("anndata", "lightning", "matplotlib", "numpy", "pandas", "scanpy", "sklearn", "torch", "transformers")
+SUBMODULES = ("datasets", "pl", "pp", "tl")
+
+
+def modules_loaded_by(code: str) -> set[str]:
+    """Top-level packages that a fresh interpreter has imported after running ``code``."""
+    report = "; import sys; print(' '.join(sorted({m.partition('.')[0] for m in sys.modules})))"
+    run = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def public_functions() -> list[tuple[str, object]]:
+    owners = [("scstate_lora", scstate_lora)]
+    owners += [(f"scstate_lora.{name}", importlib.import_module(f"scstate_lora.{name}")) for name in SUBMODULES]
+    found = [(f"{path}.{name}", getattr(owner, name)) for path, owner in owners for name in owner.__all__]
+    return [(path, value) for path, value in found if inspect.isfunction(value)]
+
+
+def test_import_loads_nothing_heavy():
+    loaded = modules_loaded_by("import scstate_lora")
+    assert loaded.isdisjoint(HEAVY), sorted(loaded.intersection(HEAVY))
+
+
+def test_version_and_dir_need_nothing_heavy():
+    loaded = modules_loaded_by("import scstate_lora; scstate_lora.__version__; dir(scstate_lora)")
+    assert loaded.isdisjoint(HEAVY), sorted(loaded.intersection(HEAVY))
+
+
+def test_plots_do_not_load_torch():
+    assert "torch" not in modules_loaded_by("import scstate_lora; scstate_lora.pl.loss_curves")
+
+
+@pytest.mark.parametrize("name", scstate_lora.__all__)
+def test_every_public_name_resolves(name):
+    assert getattr(scstate_lora, name) is not None
+    assert name in dir(scstate_lora)
+
+
+@pytest.mark.parametrize("name", SUBMODULES)
+def test_every_public_name_of_a_submodule_resolves(name):
+    module = importlib.import_module(f"scstate_lora.{name}")
+    assert module.__all__
+    for public in module.__all__:
+        assert getattr(module, public) is not None
+
+
+def test_unknown_name_raises():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = scstate_lora.nothing
+
+
+def test_public_functions_are_documented():
+    functions = public_functions()
+    assert len(functions) > 5
+    for path, function in functions:
+        doc = inspect.getdoc(function) or ""
+        assert doc, f"{path} has no docstring"
+        wanted = [p for p in inspect.signature(function).parameters if not p.startswith("_")]
+        if wanted:
+            assert "Parameters\n----------" in doc, f"{path} does not document its parameters"
+        missing = [p for p in wanted if not any(line.split(" ")[0].strip("*,") == p for line in doc.splitlines())]
+        assert not missing, f"{path} does not document {missing}"
+
+
+def test_report_is_callable_whichever_way_it_is_reached():
+    # The function and the sub-package that holds it share a name; importing the sub-package must not hide the function.
+    module = importlib.import_module("scstate_lora.report")
+    assert callable(module)
+    assert callable(scstate_lora.report)
