@@ -1,0 +1,9 @@
+"""Plots: each takes ``ax=``, returns Axes, and leaves showing, saving and styling to the caller."""
+
+from __future__ import annotations
+
+from scstate_lora.pl._embedding import embedding
+from scstate_lora.pl._loss_curves import loss_curves
+from scstate_lora.pl._metrics import metrics
+
+__all__ = ["embedding", "loss_curves", "metrics"]

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import anndata as ad
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+mpl.use("agg")
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    import matplotlib.pyplot as plt
+
+    yield
+    plt.close("all")
+
+
+def make_history(seed: int, n_epochs: int = 5, steps_per_epoch: int = 20) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    n = n_epochs * steps_per_epoch
+    step = np.arange(n)
+    reconstruction = 0.2 + np.exp(-step / 30) + rng.normal(0, 0.03, n)
+    contrastive = 2 + np.exp(-step / 60) + rng.normal(0, 0.1, n)
+    train = pd.DataFrame(
+        {
+            "phase": "train",
+            "epoch": step // steps_per_epoch,
+            "step": step,
+            "loss": reconstruction + contrastive,
+            "reconstruction": reconstruction,
+            "contrastive": contrastive,
+            "grad_norm": rng.lognormal(0, 0.5, n),
+            "lr": 1e-3,
+            "seconds": step * 0.1,
+            "peak_memory_mb": 100.0,
+        }
+    )
+    val = train.groupby("epoch", as_index=False).last().assign(phase="val", grad_norm=np.nan, lr=np.nan)
+    return pd.concat([train, val[train.columns]], ignore_index=True)
+
+
+def make_perturbation_table(contexts=("B cells", "CD4 T cells", "FCGR3A+ Monocytes")) -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    level = {"model": 0.88, "no change": 0.0, "mean shift": 0.83, "perturbed mean": 0.7, "ceiling": 0.93}
+    rows = []
+    for metric, direction, lowest, highest in (
+        ("pearson_delta", "higher", -1.0, 1.0),
+        ("e_distance", "lower", 0.0, np.inf),
+        ("mae", "lower", 0.0, np.inf),
+    ):
+        for model, base in level.items():
+            base = base if direction == "higher" else 4 * (1 - base)
+            for context in ("all", *contexts):
+                value = base + (0 if context == "all" else rng.normal(0, 0.03))
+                rows.append(
+                    {
+                        "model": model, "context": context, "metric": metric, "value": value, "skill": 0.5,
+                        "ci_low": value - 0.05 if context == "all" else np.nan,
+                        "ci_high": value + 0.05 if context == "all" else np.nan,
+                        "direction": direction, "lowest": lowest, "highest": highest, "reason": "",
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def make_evaluate_table() -> pd.DataFrame:
+    rows = []
+    for embedding, bonus in (("X_pca", 0.0), ("X_state", 0.01), ("X_scstate_lora", 0.04)):
+        for metric, key, value, baseline in (
+            ("knn_accuracy", "cell_type", 0.9, 0.3),
+            ("probe_accuracy", "condition", 0.8, 0.5),
+            ("probe_accuracy", "replicate", 0.6, 0.5),
+            ("probe_r2", "time_days", np.nan, 0.0),
+        ):
+            rows.append(
+                {
+                    "embedding": embedding, "metric": metric, "key": key, "value": value + bonus, "baseline": baseline,
+                    "direction": "higher", "lowest": 0.0, "highest": 1.0,
+                    "reason": "" if np.isfinite(value) else "only one value in adata.obs['time_days']",
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def history() -> pd.DataFrame:
+    return make_history(0)
+
+
+@pytest.fixture
+def perturbation_table() -> pd.DataFrame:
+    return make_perturbation_table()
+
+
+@pytest.fixture
+def evaluate_table() -> pd.DataFrame:
+    return make_evaluate_table()
+
+
+@pytest.fixture
+def cells() -> ad.AnnData:
+    rng = np.random.default_rng(1)
+    n = 120
+    group = rng.integers(0, 3, n)
+    base = rng.normal(size=(n, 8)).astype(np.float32)
+    base[:, 0] += 6 * group
+    return ad.AnnData(
+        X=np.zeros((n, 2), dtype=np.float32),
+        obs=pd.DataFrame(
+            {
+                "cell_type": pd.Categorical(np.array(["B", "NK", "T"])[group]),
+                "treated": rng.random(n) < 0.5,
+                "days": rng.normal(14, 3, n),
+            },
+            index=[f"c{i}" for i in range(n)],
+        ),
+        obsm={"X_state": base, "X_scstate_lora": base + 1, "X_flat": base[:, :2]},
+    )
