@@ -1,0 +1,8 @@
+"""Data to try the package on: a wound-healing simulator with known truth, and real cells that ship with scanpy."""
+
+from __future__ import annotations
+
+from scstate_lora.datasets._real import pbmc68k
+from scstate_lora.datasets._wound_healing import wound_healing, wound_healing_truth
+
+__all__ = ["pbmc68k", "wound_healing", "wound_healing_truth"]
