@@ -1,0 +1,51 @@
+"""Scores of embeddings and of predicted perturbations: arrays in, floats out, no AnnData and no torch."""
+
+from __future__ import annotations
+
+from scstate_lora.metrics.embedding import (
+    Score,
+    categorical_probe,
+    continuous_probe,
+    in_large_class,
+    knn_accuracy,
+    majority_share,
+)
+from scstate_lora.metrics.perturbation import (
+    bootstrap_interval,
+    ceiling,
+    energy_distance,
+    goodness,
+    mae,
+    mean_distance,
+    mean_shift,
+    mse,
+    no_change,
+    pearson_delta,
+    pearson_delta_top,
+    perturbed_mean,
+    skill,
+    variance_ratio,
+)
+
+__all__ = [
+    "Score",
+    "bootstrap_interval",
+    "categorical_probe",
+    "ceiling",
+    "continuous_probe",
+    "energy_distance",
+    "goodness",
+    "in_large_class",
+    "knn_accuracy",
+    "mae",
+    "majority_share",
+    "mean_distance",
+    "mean_shift",
+    "mse",
+    "no_change",
+    "pearson_delta",
+    "pearson_delta_top",
+    "perturbed_mean",
+    "skill",
+    "variance_ratio",
+]

@@ -1,0 +1,362 @@
+"""How well predicted cells match measured perturbed cells, the naive baselines, and the replicate ceiling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import ArrayLike
+
+
+def pearson_delta(pred_mean: ArrayLike, real_mean: ArrayLike, control_mean: ArrayLike) -> float:
+    """Pearson correlation, over genes, of the predicted and the measured change of the mean.
+
+    The change (delta) is the mean of perturbed cells minus the mean of measured control cells. Between -1 and 1. Both
+    deltas share the control mean, so that noise in it counts as agreement, and a shift common to all genes is ignored.
+
+    Parameters
+    ----------
+    pred_mean, real_mean, control_mean
+        Mean expression of the predicted, the measured perturbed and the measured control cells, shape ``(n_genes,)``.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, a number is not finite, or a delta is the same in every gene (to 1e-6, float32's precision).
+    """
+    pred, real, control = _checked_means(pred_mean, real_mean, control_mean)
+    deviations = []
+    for name, delta in (("predicted", pred - control), ("measured", real - control)):
+        deviation = delta - delta.mean()
+        if np.abs(deviation).max() <= 1e-6 * max(1.0, np.abs(control).max()):
+            raise ValueError(f"The {name} delta is the same in all {len(delta)} genes: it correlates with nothing.")
+        deviations.append(deviation / np.linalg.norm(deviation))
+    return float(np.clip(deviations[0] @ deviations[1], -1.0, 1.0))
+
+
+def pearson_delta_top(pred_mean: ArrayLike, real_mean: ArrayLike, control_mean: ArrayLike, *, n_top: int = 20) -> float:
+    """:func:`pearson_delta` over the genes whose measured delta is largest in absolute value.
+
+    Parameters
+    ----------
+    pred_mean, real_mean, control_mean
+        As in :func:`pearson_delta`.
+    n_top
+        Genes that count; the earlier gene wins a tie.
+
+    Raises
+    ------
+    ValueError
+        As in :func:`pearson_delta`, and if there are fewer than `n_top` genes.
+    """
+    pred, real, control = _checked_means(pred_mean, real_mean, control_mean)
+    if len(real) < n_top:
+        raise ValueError(f"The top {n_top} genes were asked for and there are {len(real)}.")
+    top = np.argsort(-np.abs(real - control), kind="stable")[:n_top]
+    return pearson_delta(pred[top], real[top], control[top])
+
+
+def mae(pred_mean: ArrayLike, real_mean: ArrayLike) -> float:
+    """Mean over genes of the absolute difference between the mean expressions; in units of the expression.
+
+    Parameters
+    ----------
+    pred_mean, real_mean
+        Mean expression of the predicted and the measured perturbed cells, shape ``(n_genes,)``.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ or a number is not finite.
+    """
+    pred, real = _checked_means(pred_mean, real_mean)
+    return float(np.abs(pred - real).mean())
+
+
+def mse(pred_mean: ArrayLike, real_mean: ArrayLike) -> float:
+    """Mean over genes of the squared difference between the mean expressions; in squared units of the expression.
+
+    Parameters
+    ----------
+    pred_mean, real_mean
+        Mean expression of the predicted and the measured perturbed cells, shape ``(n_genes,)``.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ or a number is not finite.
+    """
+    pred, real = _checked_means(pred_mean, real_mean)
+    return float(np.square(pred - real).mean())
+
+
+def mean_distance(x: ArrayLike, y: ArrayLike | None = None, *, chunk: int = 1024) -> float:
+    """Mean Euclidean distance between all pairs of a cell of `x` and a cell of `y`.
+
+    Computed in float64 on centred data, `chunk` by `chunk` pairs at a time.
+
+    Parameters
+    ----------
+    x, y
+        Cells, shapes ``(n, n_genes)`` and ``(m, n_genes)``. Without `y`, all n * n pairs within `x`, a cell's zero
+        distance to itself included.
+    chunk
+        Cells in a block.
+
+    Raises
+    ------
+    ValueError
+        If `x` and `y` do not have the same genes, one is empty, or a number is not finite.
+    """
+    cells = _checked_cells(x, "x")
+    others = cells if y is None else _checked_cells(y, "y")
+    if cells.shape[1] != others.shape[1]:
+        raise ValueError(f"x has {cells.shape[1]} genes and y has {others.shape[1]}; they must be the same genes.")
+    return _mean_distance(cells, others, within=y is None, chunk=chunk)
+
+
+def energy_distance(x: ArrayLike, y: ArrayLike, *, chunk: int = 1024) -> float:
+    """Energy distance of two sets of cells: ``2 E|x - y| - E|x - x'| - E|y - y'|``, Euclidean over all genes.
+
+    The V-statistic: a cell's zero distance to itself is counted, so the value is never negative and is 0 for equal
+    sets, but two samples of one population score above 0, the more so the fewer cells they have. Not halved, no root
+    taken. In units of the expression.
+
+    Parameters
+    ----------
+    x, y
+        Cells, shapes ``(n, n_genes)`` and ``(m, n_genes)``.
+    chunk
+        Cells in a block; memory grows with its square, the time with ``(n + m)^2 * n_genes``.
+
+    Raises
+    ------
+    ValueError
+        If `x` and `y` do not have the same genes, one is empty, or a number is not finite.
+
+    References
+    ----------
+    Székely and Rizzo (2013), Energy statistics: a class of statistics based on distances.
+    """
+    value = 2 * mean_distance(x, y, chunk=chunk) - mean_distance(x, chunk=chunk) - mean_distance(y, chunk=chunk)
+    return max(0.0, value)
+
+
+def variance_ratio(pred: ArrayLike, real: ArrayLike) -> float:
+    """Total variance of the predicted cells over that of the measured ones: the sum over genes of each, divided.
+
+    1 is right, 0 is a prediction that collapsed to one profile, above 1 too much spread. Sums are compared rather than
+    genes, so that a gene hardly ever expressed cannot dominate. Variances are the population's (divided by n).
+
+    Parameters
+    ----------
+    pred, real
+        Cells, shapes ``(n, n_genes)`` and ``(m, n_genes)``.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two cells on either side, a number is not finite, or the measured cells are all equal.
+    """
+    totals = []
+    for name, given in (("pred", pred), ("real", real)):
+        cells = _checked_cells(given, name)
+        if len(cells) < 2:
+            raise ValueError(f"A variance needs at least two cells; {name} has {len(cells)}.")
+        totals.append(float(np.var(cells, axis=0, dtype=np.float64).sum()))
+    if totals[1] == 0:
+        raise ValueError("The measured cells are all equal: their variance is 0.")
+    return totals[0] / totals[1]
+
+
+def no_change(control: np.ndarray) -> np.ndarray:
+    """Baseline: the perturbation does nothing, so the control cells themselves are the prediction.
+
+    Parameters
+    ----------
+    control
+        Measured control cells, shape ``(n, n_genes)``.
+    """
+    return control
+
+
+def mean_shift(control: np.ndarray, deltas: Sequence[np.ndarray]) -> np.ndarray:
+    """Baseline: every control cell plus the average change seen in training, clipped at 0.
+
+    Every training context weighs the same, however many cells it has.
+
+    Parameters
+    ----------
+    control
+        Measured control cells, shape ``(n, n_genes)``, log1p scale.
+    deltas
+        For every training context the mean of its perturbed cells minus the mean of its controls, shape ``(n_genes,)``.
+
+    Raises
+    ------
+    ValueError
+        If there is no training context.
+    """
+    if not len(deltas):
+        raise ValueError("The mean shift needs a training context with control and perturbed cells; there is none.")
+    return np.maximum(control + np.mean(deltas, axis=0, dtype=np.float64).astype(control.dtype), 0)
+
+
+def perturbed_mean(control: np.ndarray, means: Sequence[np.ndarray]) -> np.ndarray:
+    """Baseline: the average perturbed profile seen in training for every cell, whatever its context.
+
+    Every training context weighs the same, however many cells it has.
+
+    Parameters
+    ----------
+    control
+        Measured control cells, shape ``(n, n_genes)``; only their number is used.
+    means
+        For every training context the mean of its perturbed cells, shape ``(n_genes,)``.
+
+    Raises
+    ------
+    ValueError
+        If there is no training context.
+    """
+    if not len(means):
+        raise ValueError("The perturbed mean needs a training context with perturbed cells; there is none.")
+    return np.tile(np.mean(means, axis=0, dtype=np.float64).astype(control.dtype), (len(control), 1))
+
+
+def ceiling(
+    real: np.ndarray, score: Callable[[np.ndarray, np.ndarray], float], *, n_splits: int = 5, seed: int = 0
+) -> float:
+    """Score that a replicate of the experiment would get: one random half of the measured cells against the other.
+
+    A half has half the cells, so where a score depends on their number (:func:`energy_distance`) the ceiling is a
+    little pessimistic and a very good model can pass it.
+
+    Parameters
+    ----------
+    real
+        Measured perturbed cells, shape ``(n, n_genes)``.
+    score
+        Function of predicted and measured cells, for instance :func:`energy_distance`.
+    n_splits
+        Random splits, whose scores are averaged.
+    seed
+        Of the splits; one seed gives the same halves for every score.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two cells, or `score` raises it for a half.
+    """
+    if len(real) < 2:
+        raise ValueError(f"Two halves need at least two measured cells; there is {len(real)}.")
+    rng = np.random.default_rng(seed)
+    scores = []
+    for _ in range(n_splits):
+        order = rng.permutation(len(real))
+        half = len(real) // 2
+        scores.append(score(real[order[:half]], real[order[half:]]))
+    return float(np.mean(scores))
+
+
+def goodness(values: ArrayLike, *, direction: Literal["higher", "lower", "one"]) -> np.ndarray:
+    """Turn scores round so that more is better.
+
+    Parameters
+    ----------
+    values
+        Scores of any shape.
+    direction
+        ``"higher"`` is better, ``"lower"`` is better, or best at ``"one"`` (then minus the distance to 1).
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if direction == "one":
+        return -np.abs(array - 1.0)
+    return -array if direction == "lower" else array
+
+
+def skill(good: ArrayLike, *, floor: ArrayLike, ceiling: ArrayLike) -> np.ndarray:
+    """Place a score between a naive baseline (0) and the replicate ceiling (1): ``(good - floor) / (ceiling - floor)``.
+
+    Parameters
+    ----------
+    good, floor, ceiling
+        Scores of the model, the baseline and the ceiling, more being better (:func:`goodness`); shapes that broadcast.
+
+    Returns
+    -------
+    Array of the common shape; NaN where the ceiling is not above the floor, for then the scale means nothing. Below 0
+    is worse than the baseline.
+    """
+    floor = np.asarray(floor, dtype=np.float64)
+    gap = np.asarray(ceiling, dtype=np.float64) - floor
+    return (np.asarray(good, dtype=np.float64) - floor) / np.where(gap > 0, gap, np.nan)
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, n_boot: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean; NaN for both ends with fewer than two values.
+
+    Parameters
+    ----------
+    values
+        One number a context, shape ``(n,)``, all finite.
+    n_boot
+        Samples drawn with replacement.
+    level
+        Share of the samples' means inside the interval.
+    seed
+        Of the samples; one seed draws the same contexts for every score.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        return np.nan, np.nan
+    drawn = np.random.default_rng(seed).integers(len(array), size=(n_boot, len(array)))
+    low, high = np.quantile(array[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _mean_distance(x: np.ndarray, y: np.ndarray, *, within: bool, chunk: int) -> float:
+    # Distances do not change with the origin, but |a|^2 - 2ab + |b|^2 loses its digits far away from it.
+    origin = (x.mean(axis=0, dtype=np.float64) + y.mean(axis=0, dtype=np.float64)) / 2
+    total = 0.0
+    for i in range(0, len(x), chunk):
+        a = x[i : i + chunk] - origin
+        a_sq = np.einsum("ij,ij->i", a, a)
+        for j in range(i if within else 0, len(y), chunk):
+            b = y[j : j + chunk] - origin
+            sq = a_sq[:, None] + np.einsum("ij,ij->i", b, b)[None, :] - 2 * (a @ b.T)
+            if within and i == j:
+                np.fill_diagonal(sq, 0.0)
+            # Within one set the blocks above the diagonal stand for those below.
+            weight = 2.0 if within and i != j else 1.0
+            total += weight * float(np.sqrt(np.maximum(sq, 0.0)).sum())
+    return total / (len(x) * len(y))
+
+
+def _checked_means(*means: ArrayLike) -> list[np.ndarray]:
+    arrays = [np.asarray(m, dtype=np.float64) for m in means]
+    shapes = [a.shape for a in arrays]
+    if arrays[0].ndim != 1 or not arrays[0].size or len(set(shapes)) > 1:
+        raise ValueError(
+            f"Means must be vectors with one number a gene, the same genes in each; found shapes {shapes}."
+        )
+    if not all(np.isfinite(a).all() for a in arrays):
+        raise ValueError("A mean expression is NaN or infinite.")
+    return arrays
+
+
+def _checked_cells(cells: ArrayLike, name: str) -> np.ndarray:
+    cells = np.asarray(cells)
+    if cells.ndim != 2 or not cells.size:
+        raise ValueError(
+            f"{name} must have shape (n_cells, n_genes) and at least one cell; its shape is {cells.shape}."
+        )
+    if not np.isfinite(cells).all():
+        raise ValueError(f"{name} has NaN or infinite numbers.")
+    return cells
