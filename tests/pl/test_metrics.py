@@ -17,7 +17,7 @@ def points(ax, marker: str) -> list[float]:
 
 def test_perturbation_table(perturbation_table):
     axes = pl.metrics(perturbation_table)
-    assert [ax.get_title() for ax in axes] == ["pearson delta", "e distance", "mae"]
+    assert [ax.get_title() for ax in axes] == ["Pearson of delta", "E-distance", "MAE of means"]
     assert "higher is better" in axes[0].get_xlabel()
     assert axes[1].get_xlabel() == "← lower is better (range from 0)"
     assert axes[0].get_yticklabels()[0].get_text() == "all"
@@ -41,7 +41,7 @@ def test_draws_the_numbers_of_the_table(perturbation_table):
 
 def test_evaluate_table_with_baseline_and_reason(evaluate_table):
     axes = pl.metrics(evaluate_table)
-    assert [ax.get_title() for ax in axes] == ["knn accuracy", "probe accuracy", "probe r2"]
+    assert [ax.get_title() for ax in axes] == ["kNN accuracy", "probe accuracy", "probe R²"]
     assert [t.get_text() for t in axes[1].get_yticklabels()] == ["condition", "replicate"]
     assert points(axes[1], "|") == [0.5, 0.5]
     assert "only one value" in axes[2].texts[0].get_text()

@@ -10,7 +10,7 @@ import pandas as pd
 
 from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._utils import did_you_mean
-from scstate_lora.pl._style import MISSING_COLOR, category_colors
+from scstate_lora.pl._style import MISSING_COLOR, category_colors, grid_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,17 +78,29 @@ def embedding(
     if ax is not None:
         _panel(ax, adata, chosen, layouts[basis], key=keys[0], basis=basis, guide=True)
         return ax
-    _, axes = plt.subplots(
-        len(keys),
-        len(bases),
-        figsize=(3.6 * len(bases) + 2.2, 3.4 * len(keys)),
-        squeeze=False,
-        layout="constrained",
-    )
+    axes = _grid(len(keys), len(bases))
     for i, key in enumerate(keys):
         for j, name in enumerate(bases):
             _panel(axes[i, j], adata, chosen, layouts[name], key=key, basis=name, guide=j == len(bases) - 1)
     return axes
+
+
+def _grid(n_colors: int, n_bases: int) -> np.ndarray[Any, np.dtype[Any]]:
+    """Axes of shape ``(n_colors, n_bases)``; of a single embedding they are wrapped into up to three columns."""
+    n_rows, n_columns = (n_colors, n_bases) if n_bases > 1 else grid_shape(n_colors, widest=3)
+    n_legends = n_columns if n_bases == 1 else 1
+    figure, grid = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(3.6 * n_columns + 2.0 * n_legends, 3.4 * n_rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    figure.get_layout_engine().set(h_pad=0.1)
+    panels = grid.ravel()
+    for unused in panels[n_colors * n_bases :]:
+        unused.remove()
+    return panels[: n_colors * n_bases].reshape(n_colors, n_bases)
 
 
 def _bases(adata: AnnData, basis: str, compare: str | None, *, single: bool) -> list[str]:
@@ -134,7 +146,8 @@ def _layout(adata: AnnData, basis: str, chosen: NDArray[np.int64]) -> NDArray[np
     bare = anndata.AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(array)).astype(str)), obsm={"X_basis": array})
     sc.pp.neighbors(bare, n_neighbors=min(15, len(array) - 1), use_rep="X_basis", random_state=0)
     # Spectral initialisation needs many more cells than dimensions; below that a random one (seeded) does as well.
-    sc.tl.umap(bare, random_state=0, init_pos="spectral" if len(array) > 50 else "random")
+    # 200 rounds settle the picture; the default of 500 for small data only takes longer.
+    sc.tl.umap(bare, random_state=0, init_pos="spectral" if len(array) > 50 else "random", maxiter=200)
     return np.asarray(bare.obsm["X_umap"], dtype=np.float32)
 
 

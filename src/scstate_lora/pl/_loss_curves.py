@@ -69,6 +69,7 @@ def loss_curves(
         squeeze=False,
         layout="constrained",
     )
+    figure.get_layout_engine().set(h_pad=0.12)
     axes = grid.ravel()
     for panel, column in zip(axes, columns, strict=False):
         _draw(panel, histories, column)
@@ -76,8 +77,9 @@ def loss_curves(
     for unused in axes[len(columns) :]:
         unused.remove()
     handles, labels = axes[0].get_legend_handles_labels()
-    n_across = max(1, int(4.2 * n_columns / max(2.0, 0.085 * max(map(len, labels)) + 0.5)))
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), n_across), frameon=False)
+    # A column of the legend a model, as far as the figure is wide enough.
+    n_across = min(max(2, len(histories)), max(1, int(4.2 * n_columns / (0.085 * max(map(len, labels)) + 0.6))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=n_across, frameon=False)
     return axes[: len(columns)]
 
 

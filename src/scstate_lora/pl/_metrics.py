@@ -11,7 +11,7 @@ import pandas as pd
 
 from scstate_lora._constants import UNS_KEY
 from scstate_lora._utils import did_you_mean
-from scstate_lora.pl._style import color_cycle, grid_shape
+from scstate_lora.pl._style import color_cycle, grid_shape, metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,6 +95,7 @@ def metrics(
         squeeze=False,
         layout="constrained",
     )
+    figure.get_layout_engine().set(h_pad=0.12)
     axes = grid.ravel()
     for panel, name in zip(axes, names, strict=False):
         _panel(panel, long, name, styles)
@@ -186,7 +187,7 @@ def _panel(ax: Axes, long: pd.DataFrame, metric: str, styles: dict[str, tuple[st
     if part["direction"].iloc[0] == "one":
         ax.axvline(1.0, color="#404040", linewidth=0.8, linestyle=":", zorder=1)
     _name_failures(ax, part, rows)
-    ax.set_title(metric.replace("_", " "), fontsize="medium")
+    ax.set_title(metric_name(metric), fontsize="medium")
     ax.set_yticks(range(len(rows)), [textwrap.shorten(str(r), _LONGEST_LABEL, placeholder="…") for r in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlabel(_x_label(part), fontsize="small")

@@ -1,4 +1,4 @@
-"""What the plots share: scanpy's colours for a category, colour cycles and the shape of a grid of panels."""
+"""What the plots share: names of metrics in words, scanpy's colours for a category, the shape of a grid of panels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 MISSING_COLOR = "lightgray"
+_METRIC_NAMES = {
+    "e_distance": "E-distance",
+    "knn_accuracy": "kNN accuracy",
+    "mae": "MAE of means",
+    "mse": "MSE of means",
+    "pearson_delta": "Pearson of delta",
+    "pearson_delta_top20": "Pearson of delta, top 20 genes",
+    "pearson_delta_top50": "Pearson of delta, top 50 genes",
+    "probe_r2": "probe R²",
+}
+
+
+def metric_name(metric: str) -> str:
+    """Write the name of a metric as people do."""
+    return _METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
 def grid_shape(n_panels: int, *, widest: int) -> tuple[int, int]:
