@@ -16,7 +16,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
 ]
-source_suffix = {".md": "myst-nb"}
+# .rst first: it is what autosummary writes its pages in.
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
 exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["colon_fence"]

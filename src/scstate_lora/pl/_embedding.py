@@ -86,8 +86,8 @@ def embedding(
 
 
 def _grid(n_colors: int, n_bases: int) -> np.ndarray[Any, np.dtype[Any]]:
-    """Axes of shape ``(n_colors, n_bases)``; of a single embedding they are wrapped into up to three columns."""
-    n_rows, n_columns = (n_colors, n_bases) if n_bases > 1 else grid_shape(n_colors, widest=3)
+    """Axes of shape ``(n_colors, n_bases)``; of a single embedding they are wrapped into two columns."""
+    n_rows, n_columns = (n_colors, n_bases) if n_bases > 1 else grid_shape(n_colors, widest=2)
     n_legends = n_columns if n_bases == 1 else 1
     figure, grid = plt.subplots(
         n_rows,

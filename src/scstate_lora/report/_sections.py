@@ -187,18 +187,15 @@ def perturbation_section(predictions: AnnData) -> Section:
     contexts = [c for c in dict.fromkeys(scores["context"]) if c != ALL_CONTEXTS]
     if average.empty:
         average = scores[scores["context"] == contexts[0]]
-    what = (
-        "average over contexts, with its 95 % bootstrap interval"
-        if ALL_CONTEXTS in set(scores["context"])
-        else contexts[0]
-    )
-    section.blocks.append(
-        table(_wide(average, "value"), f"Scores: {what}. Naive baselines first, replicate ceiling last.")
-    )
-    section.blocks.append(
-        table(_wide(average, "skill"), "Skill: 0 is the mean shift, 1 the replicate ceiling; under 0 loses.")
-    )
-    section.blocks.append(figure(pl.metrics(average), f"All scores: {what}."))
+    what = "average over contexts" if len(contexts) > 1 else "".join(contexts) or "all cells"
+    skill = "Skill: 0 is the mean shift, 1 the replicate ceiling; under 0 is worse than the mean shift."
+    section.blocks += [
+        table(_wide(average, "value"), f"Scores, {what}: naive baselines first, replicate ceiling last."),
+        table(_wide(average, "skill"), skill),
+        figure(
+            pl.metrics(average), f"Scores, {what}" + (", with 95 % bootstrap intervals." if len(contexts) > 1 else ".")
+        ),
+    ]
     if len(contexts) > 1:
         each = scores[scores["metric"].isin(_BY_CONTEXT)]
         if len(each):

@@ -56,7 +56,7 @@ def _overall(model: str, single: Sequence[tuple[str, Verdict]], *, target: str) 
     parts = [
         f"better than the {YARDSTICK} on {_listed(by_mark['good'])}" if by_mark["good"] else "",
         f"worse {'' if n_good else f'than the {YARDSTICK} '}on {_listed(by_mark['bad'])}" if by_mark["bad"] else "",
-        f"undecided on {_listed(by_mark['even'])}" if by_mark["even"] else "",
+        f"not decided on {_listed(by_mark['even'])}" if by_mark["even"] else "",
     ]
     sentence = f"Predicting {target!r}, {model!r} is " + "; ".join(p for p in parts if p) + "."
     if n_bad > n_good:
@@ -101,7 +101,7 @@ def _against_yardstick(table: pd.DataFrame, model: str, metric: str) -> Verdict:
 def _gains(part: pd.DataFrame, model: str, direction: str) -> np.ndarray:
     """By how much the model beats the mean shift in every context where both are known, shape (n_contexts,)."""
     wide = part[part["context"] != ALL_CONTEXTS].pivot(index="context", columns="model", values="value")
-    good = goodness(wide[[model, YARDSTICK]].dropna().to_numpy(), direction=direction)  # type: ignore[arg-type]
+    good = goodness(wide.reindex(columns=[model, YARDSTICK]).dropna().to_numpy(), direction=direction)  # type: ignore[arg-type]
     return good[:, 0] - good[:, 1]
 
 
@@ -134,8 +134,8 @@ def embedding_verdicts(table: pd.DataFrame, *, given: Iterable[str] = ()) -> lis
         said, headline = f"{what} {text(value)}", record["metric"] == "knn_accuracy"
         ignorant = f" (ignoring the embedding gives {text(baseline)})" if not np.isnan(baseline) else ""
         if record["embedding"] == OBSM_SE and record["key"] in set(given):
-            told = "by construction: the embedding was given this covariate, so compare the plain ones"
-            verdicts.append(Verdict("even", f"{said}{ignorant}, {told}."))
+            told = "the embedding was given this covariate, so this is no evidence: compare the plain ones"
+            verdicts.append(Verdict("even", f"{said}{ignorant}; {told}."))
         elif np.isnan(pca):
             verdicts.append(Verdict("even", f"{said}{ignorant}; there is no PCA to compare with."))
         else:
