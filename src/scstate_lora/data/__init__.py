@@ -1,0 +1,32 @@
+"""From an AnnData to validated arrays: registry, covariates, scale, splits, tokens and cell sets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scipy import sparse
+
+from scstate_lora._constants import UNS_KEY
+from scstate_lora.data.registry import Registry
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["Registry", "log_expression"]
+
+
+def log_expression(adata: AnnData) -> sparse.csr_matrix:
+    """log1p of counts per 10,000 of an AnnData that was set up, or of predicted cells.
+
+    Returns
+    -------
+    float32 CSR of shape ``(n_cells, n_genes)``: the registered genes in their order, or those of the prediction.
+
+    Raises
+    ------
+    KeyError
+        The AnnData is neither set up nor a prediction.
+    """
+    if "predict" in adata.uns.get(UNS_KEY, {}):
+        return sparse.csr_matrix(adata.X)
+    return Registry.from_adata(adata).log_expression(adata)

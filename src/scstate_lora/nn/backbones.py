@@ -1,0 +1,47 @@
+"""Transformer backbones over a set of cells: no positions, no causal mask, no token table."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import GPT2Config
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+
+class GPT2Backbone(nn.Module):
+    """The blocks of GPT-2 (Radford et al. 2019) made bidirectional, so the output is equivariant to the cells' order.
+
+    Parameters
+    ----------
+    hidden, n_layers, n_heads
+        Width, depth and heads.
+    dropout
+        Of attention weights and residual branches, while training.
+    """
+
+    def __init__(self, hidden: int, n_layers: int, n_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        config = GPT2Config(
+            n_embd=hidden,
+            n_layer=n_layers,
+            n_head=n_heads,
+            attn_pdrop=dropout,
+            resid_pdrop=dropout,
+            attn_implementation="sdpa",
+        )
+        self.h = nn.ModuleList(GPT2Block(config, layer_idx=i) for i in range(n_layers))
+        self.ln_f = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
+        for block in self.h:
+            block.attn.is_causal = False
+        self._initialise(config.initializer_range, n_layers)
+
+    def _initialise(self, std: float, n_layers: int) -> None:
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight") and parameter.ndim == 2:
+                # The projections that end a residual branch are scaled down by depth, as GPT-2 has it.
+                nn.init.normal_(parameter, std=std / (2 * n_layers) ** 0.5 if "c_proj" in name else std)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Sets of cells ``(n_sets, n_cells, hidden)`` to the same shape."""
+        for block in self.h:
+            cells = block(cells)
+        return self.ln_f(cells)

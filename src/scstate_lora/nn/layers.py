@@ -1,0 +1,91 @@
+"""Attention, transformer layer and skip block of the STATE embedding network, from plain linear layers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention without mask or positions.
+
+    Queries, keys and values have a linear layer each, so that an adapter can sit on any of them; a checkpoint stores
+    the three stacked. PyTorch's own fused encoder layer is not used: in ``eval`` it reads the frozen weights past the
+    adapters.
+
+    Parameters
+    ----------
+    dim
+        Width of the tokens.
+    n_heads
+        Number of heads; must divide ``dim``.
+    dropout
+        On the attention weights, in training only.
+    """
+
+    def __init__(self, dim: int, n_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % n_heads:
+            msg = f"The width {dim} is not divisible by the number of heads, {n_heads}."
+            raise ValueError(msg)
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """Attend from ``queries (n, Q, d)`` to all of ``tokens (n, T, d)``; returns ``(n, Q, d)``."""
+        attended = F.scaled_dot_product_attention(
+            self._heads(self.q_proj(queries)),
+            self._heads(self.k_proj(tokens)),
+            self._heads(self.v_proj(tokens)),
+            dropout_p=self.dropout if self.training else 0.0,
+        )  # (n, heads, Q, d / heads)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (n, T, d) -> (n, heads, T, d / heads)
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm transformer layer: attention, then a GELU feed-forward, each added and normalised.
+
+    Parameters
+    ----------
+    dim, n_heads, dropout
+        As in :class:`SelfAttention`; dropout also follows each branch.
+    d_hid
+        Width of the feed-forward.
+    """
+
+    def __init__(self, dim: int, n_heads: int, d_hid: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(dim, n_heads, dropout)
+        self.linear1 = nn.Linear(dim, d_hid)
+        self.linear2 = nn.Linear(d_hid, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens ``(n, T, d)`` to ``(n, T, d)``, or to ``(n, K, d)`` when only the positions ``keep (K,)`` are wanted."""
+        kept = tokens if keep is None else tokens[:, keep]
+        h = self.norm1(kept + self.drop(self.self_attn(kept, tokens)))
+        return self.norm2(h + self.drop(self.linear2(F.gelu(self.linear1(h)))))
+
+
+class SkipBlock(nn.Module):
+    """``LayerNorm(x + W2 ReLU(W1 x))`` with a hidden width of twice the input's."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.intermediate_dense = nn.Linear(dim, 2 * dim)
+        self.dense = nn.Linear(2 * dim, dim)
+        self.layer_norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., dim)`` to ``(..., dim)``."""
+        return self.layer_norm(x + self.dense(torch.relu(self.intermediate_dense(x))))

@@ -1,0 +1,108 @@
+"""The State Transition (ST) network: a set of control cells and a perturbation to the set of perturbed cells."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from scstate_lora.nn.backbones import GPT2Backbone
+from scstate_lora.nn.covariates import MultiCovariateEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class STConfig:
+    """Sizes of an ST network.
+
+    Parameters
+    ----------
+    n_genes
+        Width of a cell's expression.
+    n_perturbations
+        Perturbations, the control among them.
+    hidden, n_layers, n_heads
+        Width, depth and heads of the backbone.
+    dropout
+        In the backbone and encoders, while training.
+    """
+
+    n_genes: int
+    n_perturbations: int
+    hidden: int
+    n_layers: int
+    n_heads: int
+    dropout: float = 0.1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain, JSON-able form."""
+        return asdict(self)
+
+
+class StateTransition(nn.Module):
+    """Set-to-set model of a perturbation (after Adduri et al. 2025, STATE, doi:10.1101/2025.06.26.661135).
+
+    The perturbation's and each cell's encodings are added, pass a transformer over the set, and a head gives every
+    cell's CHANGE. Prediction = control + change, never below zero. The head starts at zero, so an untrained model says
+    exactly "no change", and differences between cells are kept.
+
+    Parameters
+    ----------
+    config
+        Sizes.
+    n_categories
+        Covariates other than the perturbation, as in :class:`~scstate_lora.nn.covariates.MultiCovariateEncoder`.
+    """
+
+    def __init__(self, config: STConfig, n_categories: Mapping[str, int | None]) -> None:
+        super().__init__()
+        hidden = config.hidden
+        self.config = config
+        self.pert_encoder = _mlp(config.n_perturbations, hidden, config.dropout)
+        self.basal_encoder = _mlp(config.n_genes, hidden, config.dropout)
+        self.covariate_encoder = (
+            MultiCovariateEncoder(n_categories, hidden, embed_dim=64, hidden_dims=(hidden,)) if n_categories else None
+        )
+        self.transformer_backbone = GPT2Backbone(hidden, config.n_layers, config.n_heads, config.dropout)
+        self.project_out = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, config.n_genes))
+        last = self.project_out[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def represent(self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
+        """Representation of cells before the head, ``(n_sets, n_cells, hidden)``. Arguments as in :meth:`forward`."""
+        n_sets, n_cells, _ = control.shape
+        one_hot = nn.functional.one_hot(pert, self.config.n_perturbations).to(control.dtype)  # (n_sets, n_perts)
+        tokens = self.basal_encoder(control) + self.pert_encoder(one_hot).unsqueeze(1)
+        if self.covariate_encoder is not None:
+            flat = {name: values.reshape(-1) for name, values in covariates.items()}  # (n_sets * n_cells,)
+            tokens = tokens + self.covariate_encoder(flat).view(n_sets, n_cells, -1)
+        return self.transformer_backbone(tokens)
+
+    def forward(self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
+        """Predict perturbed cells.
+
+        Parameters
+        ----------
+        control
+            log1p expression of control cells, ``(n_sets, n_cells, n_genes)``.
+        pert
+            Code of each set's perturbation, int64 ``(n_sets,)``.
+        covariates
+            Codes or standardised numbers of each cell, ``(n_sets, n_cells)`` each.
+
+        Returns
+        -------
+        log1p expression of the same cells, perturbed, ``(n_sets, n_cells, n_genes)``.
+        """
+        change = self.project_out(self.represent(control, pert, covariates))
+        # clamp, not relu: its slope at exactly zero is one, so an unexpressed gene can be learned to rise.
+        return torch.clamp(control + change, min=0)
+
+
+def _mlp(n_in: int, hidden: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(n_in, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, hidden))
