@@ -1,0 +1,265 @@
+"""Save a model as a directory of JSON and safetensors, all of it or nothing, and load it with clear errors."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+FORMAT_VERSION = 1
+"""Version of the directory's layout; a directory of a newer one is refused."""
+
+_METADATA = "model.json"
+
+
+def save_directory(
+    path: str | Path,
+    *,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Write a model directory, or leave what was there as it was.
+
+    The directory is built beside ``path``, flushed to disk, and moved into place at the end. A model saved there
+    before is replaced.
+
+    Parameters
+    ----------
+    path
+        Directory to write. Missing parents are made.
+    metadata
+        What ``model.json`` holds, JSON-able; ``format_version``, ``package_version`` and ``files`` are added.
+    tensors
+        File name without its ending to a state dict; each is written to ``<name>.safetensors``.
+    texts
+        File name to its text, for instance ``NOTICE``.
+
+    Raises
+    ------
+    FileExistsError
+        If ``path`` exists and is not a directory that this function wrote, or holds further files.
+    OSError
+        If writing fails, for instance on a full disk.
+    """
+    path = Path(path).expanduser().resolve()
+    texts = texts or {}
+    files = sorted([_METADATA, *texts, *(f"{name}.safetensors" for name in tensors)])
+    document = json.dumps(
+        {**metadata, "format_version": FORMAT_VERSION, "package_version": version("scstate-lora"), "files": files},
+        indent=2,
+        ensure_ascii=False,
+        allow_nan=False,
+    )
+    _refuse_foreign(path)
+    work: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        new, old = work / "new", work / "old"
+        new.mkdir()
+        for name, text in {**texts, _METADATA: document}.items():
+            (new / name).write_text(text, encoding="utf-8")
+        for name, state in tensors.items():
+            save_file(_storable(state), new / f"{name}.safetensors")
+        for file in [*new.iterdir(), new]:
+            _flush(file)
+        _swap(new, path, old)
+    except (OSError, SafetensorError) as error:
+        # OSError picks its subclass by number; safetensors reports a full disk as an error of its own, without one.
+        number = error.errno if isinstance(error, OSError) and error.errno else 0
+        msg = f"Saving to {path} failed: {error}. What was there is unchanged. Free some space or save elsewhere."
+        raise OSError(number, msg) from error
+    else:
+        _flush(path.parent)
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def load_directory(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Read what :func:`save_directory` wrote.
+
+    Parameters
+    ----------
+    path
+        The directory.
+
+    Returns
+    -------
+    metadata
+        Contents of ``model.json``.
+    tensors
+        File name without its ending to its tensors, on the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the directory or one of its files is missing.
+    ValueError
+        If a file is damaged or the format is newer than this package.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"There is no directory {path}.{_interrupted(path)} Check the path given to load().")
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is a file; a saved model is a directory that holds {_METADATA}. Give that.")
+    if not (path / _METADATA).is_file():
+        msg = (
+            f"{path} holds no {_METADATA}, so it is not a saved model. Give the directory that save() was called with."
+        )
+        raise FileNotFoundError(msg)
+    metadata = _read_metadata(path / _METADATA)
+    present = {file.name for file in path.iterdir()}
+    missing = sorted(set(metadata["files"]) - present)
+    if missing:
+        raise FileNotFoundError(
+            f"{path} lacks {', '.join(missing)}. Copy the whole directory, or save the model again."
+        )
+    tensors = {}
+    for name in metadata["files"]:
+        if name.endswith(".safetensors"):
+            try:
+                tensors[name.removesuffix(".safetensors")] = load_file(path / name)
+            except (SafetensorError, OSError) as error:
+                msg = f"{path / name} is truncated or damaged ({error}). Copy it again, or save the model again."
+                raise ValueError(msg) from error
+    return metadata, tensors
+
+
+def check_state(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], *, what: str) -> None:
+    """Compare every name and shape before anything is copied.
+
+    Parameters
+    ----------
+    expected
+        State dict of the network that is to receive the tensors.
+    stored
+        Tensors that were read.
+    what
+        What they are, for the message, such as a file's name.
+
+    Raises
+    ------
+    ValueError
+        Naming all missing, unexpected and differently shaped tensors.
+    """
+    missing = [f"missing: {name} {_shape(expected[name])}" for name in expected if name not in stored]
+    unexpected = [f"unexpected: {name} {_shape(stored[name])}" for name in stored if name not in expected]
+    shapes = [
+        f"shape: {name} is {_shape(stored[name])}, the model has {_shape(expected[name])}"
+        for name in expected
+        if name in stored and stored[name].shape != expected[name].shape
+    ]
+    problems = missing + unexpected + shapes
+    if problems:
+        listed = "\n  ".join(problems)
+        msg = (
+            f"The tensors of {what} do not fit the model, nothing was loaded:\n  {listed}\n"
+            "Load it with the class, settings and package version it was saved with."
+        )
+        raise ValueError(msg)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise unless ``path`` is free, an empty directory, or one of our saves and nothing else."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / _METADATA).is_file():
+        msg = f"{path} exists and is not a saved model (no {_METADATA}). Choose another path, or remove it first."
+        raise FileExistsError(msg)
+    try:
+        ours = set(_read_metadata(path / _METADATA)["files"])
+    except ValueError as error:
+        msg = f"{path} exists and cannot be told to be a saved model: {error} Choose another path, or remove it first."
+        raise FileExistsError(msg) from error
+    further = sorted(file.name for file in path.iterdir() if file.name not in ours)
+    if further:
+        msg = (
+            f"{path} holds more than a saved model, and saving would delete: {', '.join(further)}. "
+            "Move them elsewhere, or choose another path."
+        )
+        raise FileExistsError(msg)
+
+
+def _read_metadata(file: Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # also bytes that are not text
+        msg = f"{file} is not valid JSON ({error}). Copy it again, or save the model again."
+        raise ValueError(msg) from error
+    found = metadata.get("format_version") if isinstance(metadata, dict) else None
+    if not isinstance(found, int):
+        msg = f"{file} has no format_version, so scstate_lora did not write it. Give a directory made by save()."
+        raise ValueError(msg)
+    if found > FORMAT_VERSION:
+        msg = (
+            f"{file} has format version {found}, written by scstate-lora {metadata.get('package_version', '?')}; "
+            f"this one, {version('scstate-lora')}, reads up to {FORMAT_VERSION}. Upgrade scstate-lora."
+        )
+        raise ValueError(msg)
+    files = metadata.get("files")
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        raise ValueError(f"{file} does not list its files under 'files'. Copy it again, or save the model again.")
+    return metadata
+
+
+def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and no two tensors in one storage, which safetensors refuses."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in state.items():
+        plain = tensor.detach().cpu().contiguous()
+        if plain.untyped_storage().data_ptr() in seen:
+            plain = plain.clone()
+        seen.add(plain.untyped_storage().data_ptr())
+        result[name] = plain
+    return result
+
+
+def _swap(new: Path, path: Path, old: Path) -> None:
+    """Move ``new`` to ``path``, and what was there to ``old``; back again if that fails."""
+    replaces = path.exists()
+    if replaces:
+        path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:  # Ctrl-C too
+        if replaces:
+            old.rename(path)
+        raise
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or directory to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a directory
+        return
+    # Windows flushes only what is open for writing; a directory opens only for reading.
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _interrupted(path: Path) -> str:
+    """Where a save that was killed between its two moves has left the model, as a sentence, or nothing."""
+    left = sorted(path.parent.glob(f".{glob.escape(path.name)}.*/old")) if path.parent.is_dir() else []
+    return f" A save was interrupted; the model before it is at {left[-1]}, rename that." if left else ""
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
