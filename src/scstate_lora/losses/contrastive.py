@@ -22,7 +22,8 @@ def supervised_contrastive(z: Tensor, labels: Tensor, *, temperature: float = 0.
     -------
     Mean over cells, a scalar; zero with gradient when no two cells share a label.
     """
-    similarity = z @ z.T / temperature  # (n, n)
+    with torch.autocast(device_type=z.device.type, enabled=False):
+        similarity = z.float() @ z.float().T / temperature  # (n, n); bfloat16 would leave two digits of it
     self_pair = torch.eye(len(z), dtype=torch.bool, device=z.device)
     log_prob = similarity - similarity.masked_fill(self_pair, float("-inf")).logsumexp(dim=1, keepdim=True)
     positive = (labels.unsqueeze(0) == labels.unsqueeze(1)) & ~self_pair

@@ -37,8 +37,10 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 
 def _distances(x: Tensor, y: Tensor, *, same: bool = False) -> Tensor:
     """Euclidean distances ``(..., n, m)``, with gradient zero where the distance is zero."""
-    squared = x.square().sum(-1).unsqueeze(-1) - 2 * x @ y.transpose(-1, -2) + y.square().sum(-1).unsqueeze(-2)
-    zero = squared <= 0
+    norms = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2)
+    squared = norms - 2 * x @ y.transpose(-1, -2)
+    # What is left of the norms' digits is rounding: a cell and its copy in the other set are at distance zero.
+    zero = squared <= 1e-6 * norms
     if same:
         zero = zero | torch.eye(x.shape[-2], dtype=torch.bool, device=x.device)
     # The square root's slope at zero is infinite: those entries never enter it.

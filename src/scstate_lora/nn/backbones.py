@@ -28,10 +28,11 @@ class GPT2Backbone(nn.Module):
             resid_pdrop=dropout,
             attn_implementation="sdpa",
         )
-        self.h = nn.ModuleList(GPT2Block(config, layer_idx=i) for i in range(n_layers))
-        self.ln_f = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
-        for block in self.h:
+        blocks = [GPT2Block(config, layer_idx=i) for i in range(n_layers)]
+        for block in blocks:
             block.attn.is_causal = False
+        self.h = nn.ModuleList(blocks)
+        self.ln_f = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
         self._initialise(config.initializer_range, n_layers)
 
     def _initialise(self, std: float, n_layers: int) -> None:
@@ -41,7 +42,7 @@ class GPT2Backbone(nn.Module):
                 nn.init.normal_(parameter, std=std / (2 * n_layers) ** 0.5 if "c_proj" in name else std)
 
     def forward(self, cells: Tensor) -> Tensor:
-        """Sets of cells ``(n_sets, n_cells, hidden)`` to the same shape."""
+        """Mix the cells of each set, ``(n_sets, n_cells, hidden)`` to the same shape."""
         for block in self.h:
             cells = block(cells)
         return self.ln_f(cells)

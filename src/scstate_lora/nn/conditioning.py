@@ -26,7 +26,7 @@ class Conditioner(nn.Module):
         with torch.no_grad():
             self.linear.bias.zero_()
             self.linear.weight[:, :dim] = torch.eye(dim)
-            self.linear.weight[:, dim:].normal_(std=0.01 / dim**0.5)
+            self.linear.weight[:, dim:].normal_(std=0.1 / dim)  # a tenth of the base's length, at any width
             self.norm.weight.fill_(0.1)
 
     def forward(self, base: Tensor, covariates: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,7 +67,7 @@ class CombinationMLP(nn.Module):
         super().__init__()
         widths = [input_dim, *hidden_dims]
         layers: list[nn.Module] = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in pairwise(widths):
             layers += [nn.Linear(a, b), nn.SiLU()]
         self.net = nn.Sequential(*layers, nn.Linear(widths[-1], output_dim), nn.LayerNorm(output_dim))
 

@@ -71,10 +71,32 @@ class EncoderLayer(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens ``(n, T, d)`` to ``(n, T, d)``, or to ``(n, K, d)`` when only the positions ``keep (K,)`` are wanted."""
+        """Tokens ``(n, T, d)`` to the same shape, or to ``(n, K, d)`` when only positions ``keep (K,)`` are wanted."""
         kept = tokens if keep is None else tokens[:, keep]
         h = self.norm1(kept + self.drop(self.self_attn(kept, tokens)))
         return self.norm2(h + self.drop(self.linear2(F.gelu(self.linear1(h)))))
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of :class:`EncoderLayer` that ends with the positions that are read.
+
+    Parameters
+    ----------
+    dim, n_heads, d_hid, dropout
+        As in :class:`EncoderLayer`.
+    n_layers
+        Depth, at least one.
+    """
+
+    def __init__(self, dim: int, n_layers: int, n_heads: int, d_hid: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(dim, n_heads, d_hid, dropout) for _ in range(n_layers))
+
+    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens ``(n, T, d)`` to ``(n, K, d)``; the last layer computes the positions ``keep (K,)`` only."""
+        for layer in self.layers[:-1]:
+            tokens = layer(tokens)
+        return self.layers[-1](tokens, keep)
 
 
 class SkipBlock(nn.Module):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor, nn
 
 # Linear layers an adapter may sit on, by what a user calls them.
@@ -34,7 +38,16 @@ def add_lora(module: nn.Module, *, r: int, alpha: int, dropout: float, targets: 
         Rank, scale, and dropout before the adapter.
     targets
         Some of ``q``, ``k``, ``v``, ``out``, ``linear1``, ``linear2``.
+
+    Raises
+    ------
+    ValueError
+        If a target is none of these, or none is given.
     """
+    unknown = [t for t in targets if t not in SE_TARGETS]
+    if unknown or not targets:
+        msg = f"LoRA targets {list(targets)}: {unknown or 'none given'}. Give at least one of {list(SE_TARGETS)}."
+        raise ValueError(msg)
     suffixes = "|".join(SE_TARGETS[t].replace(".", r"\.") for t in targets)
     config = PeftLoraConfig(
         r=r,
@@ -59,3 +72,16 @@ def split_adapters(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     """Separate a state dict into the base's tensors, under their names without adapters, and the adapters' tensors."""
     base = {k.replace(".base_layer.", "."): v for k, v in state.items() if "lora_" not in k}
     return base, {k: v for k, v in state.items() if "lora_" in k}
+
+
+@contextmanager
+def adapters_off(module: nn.Module) -> Iterator[None]:
+    """Within this context the module computes what its frozen base does."""
+    layers = [child for child in module.modules() if isinstance(child, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scstate_lora.nn.layers import EncoderLayer, SkipBlock
+from scstate_lora.nn.layers import SkipBlock, TransformerEncoder
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,7 @@ class SEEncoder(nn.Module):
         self.encoder = nn.Sequential(nn.Linear(config.token_dim, d), nn.LayerNorm(d), nn.SiLU())
         self.count_encoder = nn.Sequential(nn.Linear(1, 512), nn.LeakyReLU(0.01), nn.Linear(512, 10))
         self.bin_encoder = nn.Embedding(10, d)
-        self.transformer_encoder = nn.Module()
-        self.transformer_encoder.layers = nn.ModuleList(
-            EncoderLayer(d, config.n_heads, config.d_hid, config.dropout) for _ in range(config.n_layers)
-        )
+        self.transformer_encoder = TransformerEncoder(d, config.n_layers, config.n_heads, config.d_hid, config.dropout)
         self.decoder = nn.Sequential(SkipBlock(d), nn.Linear(d, out))
         width = out + d + 1  # cell embedding, gene, read depth
         self.binary_decoder = nn.Sequential(SkipBlock(width), SkipBlock(width), nn.Linear(width, 1))
@@ -100,11 +97,8 @@ class SEEncoder(nn.Module):
         cls = self.encoder(self.cls_token)  # (1, d)
         h = torch.cat([cls.expand(len(genes), 1, d), F.embedding(genes, table)], dim=1) * d**0.5  # (n, T, d)
         h = h + self.count_encoder(values.unsqueeze(-1)).softmax(-1) @ self.bin_encoder.weight
-        layers = self.transformer_encoder.layers
-        for layer in layers[:-1]:
-            h = layer(h)
         # Only the CLS position is read, so the last layer computes only that one.
-        h = layers[-1](h, keep=torch.zeros(1, dtype=torch.long, device=h.device))
+        h = self.transformer_encoder(h, keep=torch.zeros(1, dtype=torch.long, device=h.device))  # (n, 1, d)
         return F.normalize(self.decoder(h[:, 0]), dim=1)
 
     def predict_expression(self, embedding: Tensor, genes: Tensor, read_depth: Tensor) -> Tensor:

@@ -68,10 +68,10 @@ class StateTransition(nn.Module):
             MultiCovariateEncoder(n_categories, hidden, embed_dim=64, hidden_dims=(hidden,)) if n_categories else None
         )
         self.transformer_backbone = GPT2Backbone(hidden, config.n_layers, config.n_heads, config.dropout)
-        self.project_out = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, config.n_genes))
-        last = self.project_out[-1]
+        first, last = nn.Linear(hidden, hidden), nn.Linear(hidden, config.n_genes)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+        self.project_out = nn.Sequential(first, nn.GELU(), last)
 
     def represent(self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
         """Representation of cells before the head, ``(n_sets, n_cells, hidden)``. Arguments as in :meth:`forward`."""
