@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+
+from scstate_lora.losses import energy_distance
+
+
+def _sets(mean: float = 0.0, shift: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 40, 60, generator=generator) + mean
+    y = 1.2 * torch.randn(3, 30, 60, generator=generator) + mean + shift
+    return x, y
+
+
+def _reference(x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
+    """The V-statistic in float64, set by set."""
+    a, b = x.detach().double().numpy(), y.detach().double().numpy()
+    return np.array(
+        [2 * cdist(i, j).mean() - cdist(i, i).mean() - cdist(j, j).mean() for i, j in zip(a, b, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("mean", [0.0, 5.0, 30.0])
+def test_equals_the_float64_reference_wherever_the_data_lie(mean: float) -> None:
+    x, y = _sets(mean)
+    ours = energy_distance(x, y)
+    assert ours.shape == (3,)
+    assert ours.dtype == torch.float32
+    assert np.abs(ours.numpy() - _reference(x, y)).max() < 1e-4
+    assert torch.equal(energy_distance(x[0], y[0]), ours[0])
+
+
+def test_of_one_number_a_cell_by_hand() -> None:
+    x, y = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [5.0]])
+    # Between: |0-1|, |0-5|, |2-1|, |2-5| have mean 2.5; within: 1 and 2.
+    assert energy_distance(x, y).item() == pytest.approx(2 * 2.5 - 1 - 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_is_zero_for_equal_sets_and_symmetric(mean: float) -> None:
+    x, y = _sets(mean)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(energy_distance(x, x), torch.zeros(3))
+    assert energy_distance(x, x[:, order]).abs().max() < 1e-5
+    assert torch.allclose(energy_distance(x, y), energy_distance(y, x), atol=1e-5)
+
+
+def test_is_never_negative() -> None:
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        x = torch.randn(1, 50, 200, generator=generator)
+        near = x + 1e-4 * torch.randn(1, 50, 200, generator=generator)
+        assert energy_distance(x, near) >= 0
+    assert energy_distance(torch.zeros(4, 6), torch.zeros(5, 6)) == 0
+
+
+def test_gradient_equals_the_float64_one() -> None:
+    x, y = _sets(5.0)
+    leaf = x.clone().requires_grad_()
+    energy_distance(leaf, y).sum().backward()
+    slow = x.double().requires_grad_()
+    eye = torch.eye(40, dtype=torch.float64)
+    between = (slow.unsqueeze(-2) - y.double().unsqueeze(-3)).norm(dim=-1).mean(dim=(1, 2))
+    within = ((slow.unsqueeze(-2) - slow.unsqueeze(-3)).square().sum(-1) + eye).sqrt() - eye
+    (2 * between - within.mean(dim=(1, 2))).sum().backward()
+    assert (leaf.grad - slow.grad).abs().max() < 1e-6
+    assert slow.grad.abs().max() > 1e-3
+
+
+def test_gradient_is_finite_with_duplicated_cells() -> None:
+    x, y = _sets()
+    x = torch.cat([x, x[:, :10]], dim=1)
+    y = torch.cat([y, x[:, :5]], dim=1)  # also in both sets
+    for a, b in [(x, y), (x, x.clone()), (torch.zeros_like(x), torch.zeros_like(y))]:
+        left, right = a.clone().requires_grad_(), b.clone().requires_grad_()
+        energy_distance(left, right).sum().backward()
+        assert left.grad.isfinite().all()
+        assert right.grad.isfinite().all()
+
+
+def test_autocast_changes_nothing() -> None:
+    x, y = _sets(30.0)
+    plain = energy_distance(x, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (x[0] @ y[0].T).dtype == torch.bfloat16
+        inside = energy_distance(x, y)
+    assert torch.equal(inside, plain)
+
+
+def test_half_precision_input_is_computed_in_float32() -> None:
+    x, y = (t.bfloat16() for t in _sets())
+    ours = energy_distance(x, y)
+    assert ours.dtype == torch.float32
+    assert np.abs(ours.numpy() - _reference(x.float(), y.float())).max() < 1e-4
