@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scstate_lora import datasets, pl, pp, tl
+    from scstate_lora import datasets, pl, tl
     from scstate_lora.model import LoRACovariateSE, Models, STTransition, setup_anndata
     from scstate_lora.report import report
 
@@ -20,13 +20,12 @@ __all__ = [
     "__version__",
     "datasets",
     "pl",
-    "pp",
     "report",
     "setup_anndata",
     "tl",
 ]
 
-_SUBMODULES = frozenset({"datasets", "pl", "pp", "tl"})
+_SUBMODULES = frozenset({"datasets", "pl", "tl"})
 _DEFINED_IN = {
     "LoRACovariateSE": "scstate_lora.model",
     "Models": "scstate_lora.model",

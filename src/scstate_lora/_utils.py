@@ -1,12 +1,15 @@
-"""Small helpers without a subject of their own: suggestions for mistyped names and progress bars."""
+"""Suggestions for mistyped names, for use in error messages."""
 
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from tqdm.auto import tqdm
 
 
 def did_you_mean(name: str, known: Iterable[str], *, limit: int = 10) -> str:
@@ -30,3 +33,16 @@ def did_you_mean(name: str, known: Iterable[str], *, limit: int = 10) -> str:
         return "There are none."
     listed = ", ".join(repr(k) for k in known[:limit])
     return f"There are: {listed}{', …' if len(known) > limit else ''}."
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, **kwargs: Any) -> tqdm:
+    """A tqdm bar that redraws often on a terminal or in a notebook, and seldom in a log file.
+
+    Parameters
+    ----------
+    iterable, kwargs
+        As for ``tqdm``.
+    """
+    from tqdm.auto import tqdm
+
+    return tqdm(iterable, mininterval=0.2 if sys.stderr.isatty() else 15, dynamic_ncols=True, **kwargs)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
+import pandas as pd
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -45,7 +46,7 @@ class Group:
 def make_groups(
     contexts: np.ndarray, perts: np.ndarray, control: int, cells: np.ndarray, *, min_cells: int
 ) -> list[Group]:
-    """Pair the perturbed cells of every context with its control cells.
+    """Pair the perturbed cells of every context with its control cells, sorted by context and perturbation.
 
     Parameters
     ----------
@@ -58,14 +59,15 @@ def make_groups(
     min_cells
         Groups with fewer control or perturbed cells are left out.
     """
+    rows = np.flatnonzero(cells)
+    found = pd.DataFrame({"context": contexts[rows], "pert": perts[rows], "row": rows})
+    by_group = found.groupby(["context", "pert"], sort=True)["row"]
+    members = {cast("tuple[str, int]", key): group.to_numpy() for key, group in by_group}
     groups = []
-    for context in sorted(set(contexts[cells])):
-        inside = cells & (contexts == context)
-        controls = np.flatnonzero(inside & (perts == control))
-        for pert in sorted(set(perts[inside]) - {control}):
-            perturbed = np.flatnonzero(inside & (perts == pert))
-            if min(len(controls), len(perturbed)) >= min_cells:
-                groups.append(Group(str(context), int(pert), controls, perturbed))
+    for (context, pert), perturbed in members.items():
+        controls = members.get((context, control), np.zeros(0, dtype=np.int64))
+        if pert != control and min(len(controls), len(perturbed)) >= min_cells:
+            groups.append(Group(str(context), int(pert), controls, perturbed))
     return groups
 
 
@@ -85,6 +87,13 @@ class SetSampler:
         Sets a batch, cells a set. A group with fewer cells is drawn from with replacement.
     seed
         Seed of the draws.
+    steps_per_epoch
+        Batches an epoch.
+
+    Raises
+    ------
+    ValueError
+        There is no group to draw from.
     """
 
     def __init__(
@@ -96,13 +105,21 @@ class SetSampler:
         n_sets: int,
         set_len: int,
         seed: int,
+        steps_per_epoch: int = 20,
     ) -> None:
+        if not groups:
+            msg = (
+                "There is no group of control and perturbed cells to draw sets from; the split table counts the cells. "
+                "Hold out fewer cells, or compare within coarser contexts: context_keys=[...]."
+            )
+            raise ValueError(msg)
         self.x = x
         self.covariates = covariates
         self.groups = groups
         self.n_sets = n_sets
         self.set_len = set_len
         self.seed = seed
+        self.steps_per_epoch = steps_per_epoch
         weights = np.sqrt([len(g.perturbed) for g in groups])
         self.weights = weights / weights.sum()
 

@@ -1,0 +1,138 @@
+"""`setup_anndata`: one call from an AnnData to both models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from scstate_lora.model._register import register
+from scstate_lora.model.covariate_se import LoRACovariateSE
+from scstate_lora.model.transition import STTransition
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from mudata import MuData
+
+
+class Models(NamedTuple):
+    """The models of one experiment."""
+
+    se: LoRACovariateSE
+    """Embeddings that know the covariates."""
+    st: STTransition | None
+    """Perturbation prediction; None without ``pert_key``."""
+
+
+def setup_anndata(
+    adata: AnnData | MuData,
+    *,
+    covariate_keys: str | list[str] | Mapping[str, str],
+    pert_key: str | None = None,
+    control: str | None = None,
+    cell_type_key: str | None = None,
+    batch_key: str | None = None,
+    context_keys: Sequence[str] | None = None,
+    layer: str | None = None,
+    input_scale: str | None = None,
+    gene_key: str | None = None,
+    modality: str | None = None,
+    holdout: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    split_key: str | None = None,
+    test_size: float = 0.2,
+    val_size: float = 0.1,
+    base: Any = None,
+    seed: int = 0,
+) -> Models:
+    """Validate and register an experiment, and make the models for it. Nothing is trained yet.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, counts or log1p values; may be a view, backed, sparse or dense. Or a MuData with ``modality``.
+    covariate_keys
+        Columns of ``adata.obs`` that describe a cell's condition: a key, a list, or a mapping from key to
+        ``"categorical"`` or ``"continuous"``. Undeclared numeric columns with more than 8 different values are
+        continuous, all others categorical.
+    pert_key, control
+        Column of the perturbation and its unperturbed level; both or neither.
+    cell_type_key
+        Column of the cell type.
+    batch_key
+        Column of the batch.
+    context_keys
+        Columns within whose combinations perturbed cells are compared to controls. By default the cell type and every
+        covariate that groups cells, the perturbation excepted.
+    layer
+        Layer of the expression; ``adata.X`` by default.
+    input_scale
+        ``"counts"`` or ``"log1p"``; by default decided once, from all of the matrix.
+    gene_key
+        Column of ``adata.var`` with gene names; ``adata.var_names`` by default.
+    modality
+        Which modality of a MuData.
+    holdout
+        Conditions whose cells no model may see in training, for instance
+        ``{"cell_type": "B cells", "condition": "stim"}``, or a list of such. By default a random share.
+    split_key
+        Column of ``adata.obs`` with ``train``, ``val`` and ``test``, in place of ``holdout``.
+    test_size, val_size
+        Share of the cells held out at random, stratified by context and perturbation, and share of the rest that
+        validates.
+    base
+        Pretrained SE base: a directory that ``LoRACovariateSE.save`` wrote, or an ``SEBase``. None: a compact base is
+        trained on these cells.
+    seed
+        Seed of the split, of initialisation and of training.
+
+    Returns
+    -------
+    The named pair ``(se, st)``; ``st`` is None without ``pert_key``.
+
+    Raises
+    ------
+    TypeError
+        An argument or the matrix is of the wrong type.
+    KeyError
+        A key is not in ``adata.obs``, ``adata.var`` or ``adata.layers``; near names are suggested.
+    ValueError
+        Values are missing, infinite or negative; the control or a level is absent; a context has no controls; a
+        covariate has one level only; names are not unique; ``input_scale`` contradicts the values. Nothing is written
+        then.
+
+    Notes
+    -----
+    Adds to ``adata``: ``adata.uns["scstate_lora"]["registry"]`` (JSON) and ``adata.obs["scstate_split"]``.
+
+    Examples
+    --------
+    >>> import scstate_lora as ssl
+    >>> adata = ssl.datasets.wound_healing()
+    >>> se, st = ssl.setup_anndata(
+    ...     adata,
+    ...     covariate_keys=["condition", "timepoint"],
+    ...     pert_key="condition",
+    ...     control="sham",
+    ...     cell_type_key="cell_type",
+    ... )
+    """
+    cells, registry = register(
+        adata,
+        covariate_keys=covariate_keys,
+        pert_key=pert_key,
+        control=control,
+        cell_type_key=cell_type_key,
+        batch_key=batch_key,
+        context_keys=context_keys,
+        layer=layer,
+        input_scale=input_scale,
+        gene_key=gene_key,
+        modality=modality,
+        holdout=holdout,
+        split_key=split_key,
+        test_size=test_size,
+        val_size=val_size,
+        seed=seed,
+    )
+    se = LoRACovariateSE(cells, base=base, seed=seed)
+    return Models(se, STTransition(cells, seed=seed) if registry.pert_key is not None else None)

@@ -1,0 +1,54 @@
+"""The network of LoRACovariateSE: a frozen SE encoder with adapters, the covariate encoder and the conditioning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from scstate_lora.nn.conditioning import Conditioner
+from scstate_lora.nn.covariates import MultiCovariateEncoder
+from scstate_lora.nn.lora import train_adapters_only
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scstate_lora.nn.se_encoder import SEEncoder
+
+
+class ConditionedSE(nn.Module):
+    """SE embedding that knows the cell's covariates.
+
+    Parameters
+    ----------
+    encoder
+        SE network, its weights frozen, adapters injected (see :func:`scstate_lora.nn.lora.add_lora`).
+    n_categories
+        Covariates, as in :class:`~scstate_lora.nn.covariates.MultiCovariateEncoder`.
+    embed_dim
+        Width of every covariate's own vector.
+    """
+
+    def __init__(self, encoder: SEEncoder, n_categories: Mapping[str, int | None], *, embed_dim: int = 256) -> None:
+        super().__init__()
+        dim = encoder.config.output_dim
+        self.encoder = encoder
+        self.covariate_encoder = MultiCovariateEncoder(n_categories, dim, embed_dim=embed_dim)
+        self.conditioner = Conditioner(dim)
+
+    def train(self, mode: bool = True) -> ConditionedSE:  # noqa: FBT001, FBT002 (torch's own signature)
+        """As in torch, but the frozen encoder stays in ``eval``, its adapters' dropout excepted."""
+        super().train(mode)
+        if mode:
+            train_adapters_only(self.encoder)
+        return self
+
+    def forward(self, genes: Tensor, values: Tensor, covariates: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Embed cells: sentences ``(n, T - 1)``, ``(n, T)`` and covariates ``(n,)`` each.
+
+        Returns
+        -------
+        The adapted encoder's embedding and the conditioned one, both ``(n, output_dim)`` of unit length.
+        """
+        adapted = self.encoder(genes, values)
+        return adapted, self.conditioner(adapted, self.covariate_encoder(covariates))

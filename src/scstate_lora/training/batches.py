@@ -1,0 +1,140 @@
+"""Batch sources: numbered batches, each determined by its seed and number, fed to Lightning by a loader."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from scstate_lora.data.tokens import tokenize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from scipy import sparse
+
+
+class BatchSource(Protocol):
+    """Numbered batches of numpy arrays."""
+
+    steps_per_epoch: int
+
+    def __getitem__(self, step: int) -> Mapping[str, Any]: ...
+
+
+class _StepSampler(Sampler[int]):
+    """Yield the batch numbers of one epoch, continuing where the last epoch ended (or the same ones every time)."""
+
+    def __init__(self, n_steps: int, *, advance: bool) -> None:
+        self.n_steps = n_steps
+        self.advance = advance
+        self.start = 0
+
+    def __iter__(self) -> Iterator[int]:
+        start = self.start
+        if self.advance:
+            self.start += self.n_steps
+        return iter(range(start, start + self.n_steps))
+
+    def __len__(self) -> int:
+        return self.n_steps
+
+
+def make_loader(source: BatchSource, *, train: bool) -> DataLoader:
+    """Loader over a source's batches: new ones every epoch for training, the same ones for validation."""
+    dataset: Dataset = source  # type: ignore[assignment]  # anything indexable serves
+    sampler = _StepSampler(source.steps_per_epoch, advance=train)
+    return DataLoader(dataset, sampler=sampler, batch_size=None, collate_fn=to_tensors)
+
+
+def to_tensors(batch: Any) -> Any:
+    """Numpy arrays in nested dicts to tensors."""
+    if isinstance(batch, dict):
+        return {key: to_tensors(value) for key, value in batch.items()}
+    return torch.from_numpy(batch)
+
+
+class CellBatches:
+    """Batches of tokenised cells with expression targets, for the SE network.
+
+    Parameters
+    ----------
+    x
+        log1p expression without library-size scaling, CSR ``(n_cells, n_genes)``.
+    seeds
+        Seed of every cell's sentence, ``(n_cells,)``.
+    rows
+        Cells to draw from.
+    n_tokens
+        Length of a sentence.
+    batch_size
+        Cells a batch; fewer when there are fewer.
+    n_targets
+        Genes whose expression is asked for, the same for all cells of a batch: half drawn at random, half in
+        proportion to their mean expression.
+    seed
+        Seed of the order and of the targets.
+    steps_per_epoch
+        Batches an epoch; a pass over the cells by default.
+    extra
+        Further arrays ``(n_cells, ...)``, or dicts of such, that travel with the cells.
+    """
+
+    def __init__(
+        self,
+        x: sparse.csr_matrix,
+        seeds: np.ndarray,
+        rows: np.ndarray,
+        *,
+        n_tokens: int,
+        batch_size: int,
+        n_targets: int,
+        seed: int,
+        steps_per_epoch: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.x = x
+        self.seeds = seeds
+        self.rows = rows
+        self.n_tokens = n_tokens
+        self.batch_size = min(batch_size, len(rows))
+        self.n_targets = min(n_targets, x.shape[1])
+        self.seed = seed
+        self.extra = dict(extra or {})
+        self.n_batches = len(rows) // self.batch_size
+        self.steps_per_epoch = steps_per_epoch or self.n_batches
+        mean = np.asarray(x[rows].mean(axis=0)).ravel()
+        self.gene_weights = 0.5 / len(mean) + 0.5 * mean / mean.sum()
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        epoch, position = divmod(step, self.n_batches)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)  # one pass over the cells
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        rng = np.random.default_rng([self.seed, epoch, position])
+        cells = self.x[chosen]
+        genes, values = tokenize(cells, self.seeds[chosen], n_tokens=self.n_tokens)
+        targets = rng.choice(self.x.shape[1], size=self.n_targets, replace=False, p=self.gene_weights)
+        wanted = cells[:, targets].toarray()  # (batch, n_targets)
+        depth = wanted.sum(1) / np.maximum((wanted > 0).sum(1), 1)
+        return {
+            "genes": genes,
+            "values": values,
+            "target_genes": targets,
+            "targets": wanted,
+            "read_depth": depth.astype(np.float32),
+            **take(self.extra, chosen),
+        }
+
+
+def take(arrays: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
+    """Rows of every array in a nested dict; sparse matrices become dense."""
+    taken: dict[str, Any] = {}
+    for key, value in arrays.items():
+        if isinstance(value, dict):
+            taken[key] = take(value, rows)
+        else:
+            picked = value[rows]
+            taken[key] = picked.toarray() if hasattr(picked, "toarray") else picked
+    return taken

@@ -1,0 +1,170 @@
+"""Make a compact SE base from the user's own cells: gene tokens from an SVD, a warm start, self-supervised training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.decomposition import PCA
+from torch import nn
+
+from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
+from scstate_lora.training.batches import CellBatches
+from scstate_lora.training.embed import embed_cells
+from scstate_lora.training.plans import BasePlan
+from scstate_lora.training.runner import TrainerOptions, fit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scstate_lora.config import CompactBaseConfig
+
+# Genes the linear readout is asked for, and the PCA of the warm start is made of.
+_N_READOUT = 2000
+
+
+def gene_tokens(logged: sparse.csr_matrix, n_components: int) -> np.ndarray:
+    """Token vector of every gene: its loadings on the main components of the standardised co-expression.
+
+    Parameters
+    ----------
+    logged
+        log1p of counts per 10,000, CSR ``(n_cells, n_genes)``.
+    n_components
+        Width of the tokens; less when cells or genes are fewer.
+
+    Returns
+    -------
+    float32 ``(n_genes, n_components)``, components weighted by their standard deviation.
+    """
+    standardised = logged @ sparse.diags(1 / np.maximum(_std(logged), 1e-2))
+    pca = _pca(standardised, n_components)
+    return (pca.components_ * np.sqrt(pca.explained_variance_)[:, None]).T.astype(np.float32)
+
+
+def _std(matrix: sparse.csr_matrix) -> np.ndarray:
+    mean = np.asarray(matrix.mean(axis=0)).ravel()
+    square = np.asarray(matrix.multiply(matrix).mean(axis=0)).ravel()
+    return np.sqrt(np.maximum(square - mean**2, 0))
+
+
+def _pca(matrix: sparse.csr_matrix, n_components: int) -> PCA:
+    n = min(n_components, min(matrix.shape) - 1)
+    # arpack centres implicitly: the matrix stays sparse.
+    return PCA(n, svd_solver="arpack", random_state=0).fit(sparse.csr_matrix(matrix))
+
+
+def fit_compact_base(
+    x: sparse.csr_matrix,
+    logged: sparse.csr_matrix,
+    seeds: np.ndarray,
+    train_rows: np.ndarray,
+    val_rows: np.ndarray,
+    *,
+    config: CompactBaseConfig,
+    options: TrainerOptions,
+    seed: int,
+) -> tuple[SEEncoder, pd.DataFrame]:
+    """Train a compact SE network on cells, without labels.
+
+    The last linear layer starts as the ridge regression from the untrained network's features to the principal
+    components of the expression, which saves most of the training: features of a random transformer already tell cells
+    apart, only their directions are arbitrary.
+
+    Parameters
+    ----------
+    x
+        The network's input: log1p without library-size scaling, CSR ``(n_cells, n_genes)``.
+    logged
+        log1p of counts per 10,000, of the same shape.
+    seeds
+        Seeds of the cells' sentences, ``(n_cells,)``.
+    train_rows, val_rows
+        Cells that train and validate; no other cell is looked at.
+    config, options
+        Sizes and steps; what goes to Lightning.
+    seed
+        Seed of initialisation and batches.
+
+    Returns
+    -------
+    The network, and its history.
+    """
+    n_genes = x.shape[1]
+    tokens = gene_tokens(logged[train_rows], config.token_dim)
+    sizes = SEConfig(
+        token_dim=tokens.shape[1],
+        d_model=config.d_model,
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        d_hid=config.d_hid,
+        output_dim=config.output_dim,
+        n_tokens=min(config.n_tokens, n_genes + 1),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = SEEncoder(sizes, torch.from_numpy(tokens))
+    variable = np.sort(np.argsort(-_std(logged[train_rows]))[:_N_READOUT])
+    shown = logged[:, variable]
+    readout = _warm_start(encoder, x[train_rows], shown[train_rows], seeds[train_rows])
+
+    def batches(rows: np.ndarray, order_seed: int, steps_per_epoch: int | None = None) -> CellBatches:
+        return CellBatches(
+            x,
+            seeds,
+            rows,
+            n_tokens=sizes.n_tokens,
+            batch_size=config.batch_size,
+            n_targets=config.n_targets,
+            seed=order_seed,
+            steps_per_epoch=steps_per_epoch,
+            extra={"readout": shown},
+        )
+
+    # Steps, not passes, are what training needs: ten epochs of as many steps, whatever the number of cells.
+    n_epochs = min(10, config.n_steps)
+    train = batches(train_rows, seed, config.n_steps // n_epochs)
+    plan = BasePlan(
+        encoder, readout, lr=config.lr, weight_decay=0.01, warmup_steps=20, weights={"expression": 1.0, "readout": 1.0}
+    )
+    history = fit(
+        plan,
+        train,
+        batches(val_rows, seed + 1) if len(val_rows) > 1 else None,
+        max_epochs=n_epochs,
+        options=options,
+        title="Compact base",
+        seed=seed,
+    )
+    return encoder.cpu(), history
+
+
+def _warm_start(encoder: SEEncoder, x: sparse.csr_matrix, shown: sparse.csr_matrix, seeds: np.ndarray) -> nn.Linear:
+    """Set the encoder's last layer, and return the linear readout that matches it."""
+    pca = _pca(shown, encoder.config.output_dim)
+    scores = pca.transform(shown)  # (n_cells, n_components)
+    features = []
+    skip_block, last = encoder.decoder[0], encoder.decoder[1]
+    hook = skip_block.register_forward_hook(lambda _module, _inputs, output: features.append(output.cpu().numpy()))
+    embed_cells(encoder, x, seeds)
+    hook.remove()
+    f = np.concatenate(features).astype(np.float64)  # (n_cells, d_model)
+    mean = f.mean(0)
+    f = f - mean
+    gram = f.T @ f
+    ridge = 1e-3 * np.trace(gram) / len(gram)
+    weight = np.linalg.solve(gram + ridge * np.eye(len(gram)), f.T @ scores)  # (d_model, n_components)
+    readout = nn.Linear(encoder.config.output_dim, shown.shape[1])
+    n = scores.shape[1]
+    # The embedding has unit length, so the readout carries the scores' typical length.
+    length = float(np.linalg.norm(scores, axis=1).mean())
+    with torch.no_grad():
+        for tensor in (last.weight, last.bias, readout.weight):
+            tensor.zero_()
+        last.weight[:n] = torch.from_numpy(weight.T)
+        last.bias[:n] = torch.from_numpy(-mean @ weight)
+        readout.weight[:, :n] = torch.from_numpy(pca.components_.T * length)
+        readout.bias.copy_(torch.from_numpy(pca.mean_))
+    return readout
