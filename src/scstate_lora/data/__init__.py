@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scipy import sparse
-
 from scstate_lora._constants import UNS_KEY
-from scstate_lora.data.registry import Registry
+from scstate_lora.data.matrix import read_matrix
+from scstate_lora.data.registry import REGISTRY_KEY, Registry
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from scipy import sparse
 
 __all__ = ["Registry", "log_expression"]
 
@@ -27,6 +27,7 @@ def log_expression(adata: AnnData) -> sparse.csr_matrix:
     KeyError
         The AnnData is neither set up nor a prediction.
     """
-    if "predict" in adata.uns.get(UNS_KEY, {}):
-        return sparse.csr_matrix(adata.X)
+    stored = adata.uns.get(UNS_KEY, {})
+    if "predict" in stored and REGISTRY_KEY not in stored:
+        return read_matrix(adata)
     return Registry.from_adata(adata).log_expression(adata)

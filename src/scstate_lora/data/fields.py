@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,8 +13,6 @@ from pandas.api import types as pdt
 from scstate_lora._utils import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from anndata import AnnData
 
 # A numeric column with at most this many different values is taken as categorical.
@@ -30,7 +29,7 @@ def obs_column(adata: AnnData, key: str) -> pd.Series:
     KeyError
         There is no such column; near names are suggested.
     ValueError
-        Values are missing.
+        Values are missing, or several columns have that name.
     """
     if not isinstance(key, str):
         msg = f"A key of adata.obs must be a string, found {key!r} ({type(key).__name__})."
@@ -39,27 +38,45 @@ def obs_column(adata: AnnData, key: str) -> pd.Series:
         msg = f"adata.obs[{key!r}] does not exist. {did_you_mean(key, adata.obs.columns)}"
         raise KeyError(msg)
     column = adata.obs[key]
-    missing = int(column.isna().sum())
-    if missing:
-        msg = (
-            f"adata.obs[{key!r}] has {missing} missing values of {len(column)}. Fill them in, or leave those cells "
-            f"out: adata[adata.obs[{key!r}].notna()]."
-        )
+    if isinstance(column, pd.DataFrame):
+        msg = f"adata.obs has {column.shape[1]} columns named {key!r}. Rename or drop all but one."
         raise ValueError(msg)
+    _check_present(column, key)
     return column
 
 
+def _check_present(column: pd.Series, name: str) -> None:
+    missing = int(column.isna().sum())
+    if missing:
+        msg = (
+            f"adata.obs[{name!r}] has {missing} missing values of {len(column)}. Fill them in, or leave those cells "
+            f"out: adata[adata.obs[{name!r}].notna()]."
+        )
+        raise ValueError(msg)
+
+
+def _check_no_dates(column: pd.Series, name: str) -> None:
+    values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+    if pdt.infer_dtype(values) in ("datetime64", "datetime", "date", "timedelta64", "timedelta", "period"):
+        msg = (
+            f"adata.obs[{name!r}] holds dates or durations ({column.dtype}), which are neither levels nor numbers. "
+            f"Turn them into a number, for instance days since the first: "
+            f"(adata.obs[{name!r}] - adata.obs[{name!r}].min()).dt.days."
+        )
+        raise TypeError(msg)
+
+
 def as_labels(column: pd.Series) -> pd.Series:
-    """Category, string, bool or number to plain strings; 10 and 10.0 both become ``"10"``."""
-    return column.astype(object).map(label_of).astype(str)
+    """Turn categories, strings, bools or numbers into plain strings; 10 and 10.0 both become ``"10"``."""
+    codes, levels = pd.factorize(column, use_na_sentinel=False)
+    labels = np.array([label_of(level) for level in np.asarray(levels)], dtype=object)
+    return pd.Series(labels[codes], index=column.index, name=column.name, dtype=object)
 
 
 def label_of(value: Any) -> str:
-    """The category name of one value."""
-    if isinstance(value, (bool, np.bool_, str)):
-        return str(value)
-    if isinstance(value, (int, float, np.number)):
-        return format(float(value), ".10g")
+    """Name the category of one value: ``"burn"``, ``"True"``, ``"10"`` for 10 and 10.0, ``"0.5"``."""
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(int(value))
     return str(value)
 
 
@@ -82,8 +99,9 @@ class CategoricalCovariate:
     @classmethod
     def fit(cls, adata: AnnData, name: str) -> CategoricalCovariate:
         """Read the levels from ``adata.obs[name]``; at least two are needed."""
-        labels = as_labels(obs_column(adata, name))
-        categories = tuple(sorted(labels.unique()))
+        column = obs_column(adata, name)
+        _check_no_dates(column, name)
+        categories = tuple(sorted(as_labels(column).unique()))
         if len(categories) < 2:
             msg = (
                 f"adata.obs[{name!r}] has one category only, {categories[0]!r}: there is nothing to learn from it. "
@@ -98,13 +116,14 @@ class CategoricalCovariate:
         return len(self.categories)
 
     def encode(self, values: pd.Series) -> np.ndarray:
-        """Labels to integer codes ``(n_cells,)``; a level never seen in training is a ValueError."""
+        """Turn labels into int64 codes ``(n_cells,)``; a missing value or a level never seen is a ValueError."""
+        _check_present(values, self.name)
         labels = as_labels(values)
         codes = pd.Categorical(labels, categories=list(self.categories)).codes.astype(np.int64)
         if (codes < 0).any():
             unseen = sorted(set(labels[codes < 0]))
             msg = (
-                f"adata.obs[{self.name!r}] holds {unseen[0]!r}, which the model has never seen. "
+                f"adata.obs[{self.name!r}] holds {', '.join(map(repr, unseen[:5]))}, which the model has never seen. "
                 f"{did_you_mean(unseen[0], self.categories)}"
             )
             raise ValueError(msg)
@@ -136,25 +155,28 @@ class ContinuousCovariate:
     def fit(cls, adata: AnnData, name: str) -> ContinuousCovariate:
         """Read the scaling from ``adata.obs[name]``, which must be numeric, finite and not constant."""
         values = cls._numbers(obs_column(adata, name), name)
-        if values.std() == 0:
+        if values.min() == values.max():
             msg = f"adata.obs[{name!r}] has one value only, {values[0]:g}: leave it out of the covariates."
             raise ValueError(msg)
         return cls(name, float(values.mean()), float(values.std()), float(values.min()), float(values.max()))
 
     @staticmethod
     def _numbers(column: pd.Series, name: str) -> np.ndarray:
+        _check_present(column, name)
+        _check_no_dates(column, name)
         try:
             values = pd.to_numeric(column.astype(object)).to_numpy(dtype=np.float64)
         except (ValueError, TypeError) as error:
             msg = f"adata.obs[{name!r}] is declared continuous, but is not numeric: {error}. Declare it 'categorical'."
             raise ValueError(msg) from error
         if not np.isfinite(values).all():
-            msg = f"adata.obs[{name!r}] holds {int((~np.isfinite(values)).sum())} values that are not finite."
+            infinite = int((~np.isfinite(values)).sum())
+            msg = f"adata.obs[{name!r}] holds {infinite} infinite values of {len(values)}. Give finite numbers."
             raise ValueError(msg)
         return values
 
     def encode(self, values: pd.Series) -> np.ndarray:
-        """Values in the column's units to standardised float32 numbers ``(n_cells,)``."""
+        """Standardise values in the column's units to float32 numbers ``(n_cells,)``."""
         return ((self._numbers(values, self.name) - self.mean) / self.std).astype(np.float32)
 
 
@@ -175,7 +197,7 @@ def covariate_to_dict(covariate: Covariate) -> dict[str, Any]:
     return asdict(covariate)
 
 
-def fit_covariates(adata: AnnData, covariate_keys: str | list[str] | Mapping[str, str]) -> tuple[Covariate, ...]:
+def fit_covariates(adata: AnnData, covariate_keys: str | Iterable[str] | Mapping[str, str]) -> tuple[Covariate, ...]:
     """Validate the covariates and read their levels or scaling from ``adata.obs``.
 
     Parameters
@@ -191,28 +213,40 @@ def fit_covariates(adata: AnnData, covariate_keys: str | list[str] | Mapping[str
     TypeError, KeyError, ValueError
         A key is not a string, missing, given twice, of an unknown kind, or its column is unusable.
     """
-    if isinstance(covariate_keys, str):
-        covariate_keys = [covariate_keys]
-    if not hasattr(covariate_keys, "__iter__"):
-        msg = f"covariate_keys must be a list of keys or a mapping key -> kind, found {type(covariate_keys).__name__}."
-        raise TypeError(msg)
-    declared = dict(covariate_keys) if hasattr(covariate_keys, "items") else dict.fromkeys(covariate_keys)
-    if not hasattr(covariate_keys, "items") and len(declared) != len(list(covariate_keys)):
-        msg = f"covariate_keys names a key twice: {list(covariate_keys)}."
-        raise ValueError(msg)
     covariates: list[Covariate] = []
-    for key, kind in declared.items():
-        column = obs_column(adata, key)
-        if kind is None:
-            numeric = pdt.is_numeric_dtype(column) and not pdt.is_bool_dtype(column)
-            kind = "continuous" if numeric and column.nunique() > HANDFUL else "categorical"
+    for key, declared in _declared_kinds(covariate_keys).items():
+        kind = _guess_kind(obs_column(adata, key)) if declared is None else declared
         if kind == "categorical":
             covariates.append(CategoricalCovariate.fit(adata, key))
         elif kind == "continuous":
             covariates.append(ContinuousCovariate.fit(adata, key))
         else:
-            msg = (
-                f"covariate_keys[{key!r}]={kind!r} is unknown. {did_you_mean(str(kind), ['categorical', 'continuous'])}"
-            )
+            msg = f"covariate_keys[{key!r}]={kind!r} is unknown. {did_you_mean(kind, ['categorical', 'continuous'])}"
             raise ValueError(msg)
     return tuple(covariates)
+
+
+def _declared_kinds(covariate_keys: str | Iterable[str] | Mapping[str, str]) -> dict[str, str | None]:
+    """Bring the accepted forms to a dict key -> kind, None where no kind is declared."""
+    if isinstance(covariate_keys, str):
+        return {covariate_keys: None}
+    if isinstance(covariate_keys, Mapping):
+        return dict(covariate_keys)
+    if not isinstance(covariate_keys, Iterable):
+        msg = f"covariate_keys must be a list of keys or a mapping key -> kind, found {type(covariate_keys).__name__}."
+        raise TypeError(msg)
+    keys = list(covariate_keys)
+    for key in keys:
+        if not isinstance(key, str):
+            msg = f"covariate_keys holds {key!r} ({type(key).__name__}); each must be a column name of adata.obs."
+            raise TypeError(msg)
+    repeated = [key for i, key in enumerate(keys) if key in keys[:i]]
+    if repeated:
+        msg = f"covariate_keys names {repeated[0]!r} more than once: {keys}. Name it once."
+        raise ValueError(msg)
+    return dict.fromkeys(keys)
+
+
+def _guess_kind(column: pd.Series) -> Literal["categorical", "continuous"]:
+    numeric = pdt.is_numeric_dtype(column.infer_objects()) and not pdt.is_bool_dtype(column.infer_objects())
+    return "continuous" if numeric and column.nunique() > HANDFUL else "categorical"

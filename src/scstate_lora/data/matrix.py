@@ -1,4 +1,4 @@
-"""Expression matrices: read from any AnnData, checked, their scale decided once, brought to log1p of counts per 10,000."""
+"""Expression matrices: read from any AnnData, checked, their scale decided once, brought to log1p of CP10k."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ SCALES: tuple[Scale, ...] = ("counts", "log1p")
 # log1p of a library-size-normalised count cannot exceed log1p of the library size; e^20 is half a billion counts.
 _LOG_MAX = 20.0
 _WHOLE = "every value is a whole number"
+_GIVEN = "as given by input_scale"
 
 
 def read_matrix(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
@@ -48,9 +49,7 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
     if layer is not None and layer not in adata.layers:
         msg = f"{name} does not exist. {did_you_mean(layer, adata.layers.keys())}"
         raise KeyError(msg)
-    if adata.n_obs == 0 or adata.n_vars == 0:
-        msg = f"The AnnData is empty: {adata.n_obs} cells x {adata.n_vars} genes. Give one with cells and genes."
-        raise ValueError(msg)
+    check_not_empty(adata)
     stored: Any = adata.X if layer is None else adata.layers[layer]
     if stored is None:
         msg = f"{name} is None: there is no expression matrix. Put counts or log1p values there, or name a layer=."
@@ -69,8 +68,15 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
     return matrix
 
 
+def check_not_empty(adata: AnnData) -> None:
+    """Raise a ValueError for an AnnData without cells or without genes."""
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        msg = f"The AnnData is empty: {adata.n_obs} cells x {adata.n_vars} genes. Give one with cells and genes."
+        raise ValueError(msg)
+
+
 def matrix_name(layer: str | None) -> str:
-    """Name of the matrix as a user would write it."""
+    """Name the matrix as a user would write it."""
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
@@ -89,7 +95,7 @@ def _check_values(matrix: sparse.csr_matrix, name: str) -> None:
         )
         raise ValueError(msg)
     if values.size == 0:
-        msg = f"{name} holds only zeros."
+        msg = f"{name} holds only zeros: nothing was measured in these cells. Check the cells, or name another layer=."
         raise ValueError(msg)
 
 
@@ -127,25 +133,25 @@ def resolve_scale(matrix: sparse.csr_matrix, input_scale: str | None, name: str)
         if largest > _LOG_MAX:
             msg = f"input_scale='log1p', but {name} reaches {largest:g}, and log1p values stay below {_LOG_MAX:g}."
             raise ValueError(msg)
-        return "log1p", "as given by input_scale"
+        return "log1p", _GIVEN
     if input_scale == "counts":
-        if not whole and largest <= _LOG_MAX and _constant_row_sums(matrix, np.expm1):
+        if not whole and largest <= _LOG_MAX and _constant_row_sums(matrix, log1p=True):
             msg = (
                 f"input_scale='counts', but {name} is log1p of normalised counts (expm1 sums to the same number in "
                 "every cell): use input_scale='log1p', or name the layer that holds the counts."
             )
             raise ValueError(msg)
-        return "counts", "as given by input_scale"
+        return "counts", f"{_GIVEN}; {_WHOLE}" if whole else _GIVEN
     if whole:
         return "counts", f"{_WHOLE}, up to {largest:g}"
-    if largest <= _LOG_MAX:
-        return "log1p", f"values are fractional and at most {largest:.3g}"
-    if _constant_row_sums(matrix, lambda x: x):
+    if _constant_row_sums(matrix):
         msg = (
             f"{name} is neither counts nor log1p: fractional values up to {largest:g} that sum to the same number in "
             "every cell, so normalised but not log-transformed. Run sc.pp.log1p, or name the layer of the counts."
         )
         raise ValueError(msg)
+    if largest <= _LOG_MAX:
+        return "log1p", f"values are fractional and at most {largest:.3g}"
     return "counts", f"values are fractional, but reach {largest:g}, too large for log1p"
 
 
@@ -168,27 +174,33 @@ def check_scale(matrix: sparse.csr_matrix, scale: Scale, reason: str, name: str)
     whole = _whole(matrix.data)
     looks_counts = (whole and largest > 1) or largest > _LOG_MAX
     looks_log = not whole and largest <= _LOG_MAX
-    if (scale == "log1p" and looks_counts) or (scale == "counts" and looks_log and reason.startswith(_WHOLE)):
-        msg = (
-            f"{name} looks like {'counts' if looks_counts else 'log1p values'} (up to {largest:.3g}), but the model "
-            f"was set up on {scale}. Give the same scale."
-        )
-        raise ValueError(msg)
+    # Fractional counts exist (ambient RNA removed), so log1p values are told from them only where all were whole.
+    if (scale == "log1p" and looks_counts) or (scale == "counts" and looks_log and _WHOLE in reason):
+        found = "counts" if looks_counts else "log1p values"
+    elif scale == "counts" and _WHOLE in reason and not whole and _constant_row_sums(matrix):
+        found = "normalised counts"
+    else:
+        return
+    msg = (
+        f"{name} looks like {found} (up to {largest:.3g}), but the model was set up on {scale} ({reason}). "
+        f"Put {'raw counts' if scale == 'counts' else 'log1p values'} there."
+    )
+    raise ValueError(msg)
 
 
 def _whole(values: np.ndarray) -> bool:
     return bool((values == np.rint(values)).all())
 
 
-def _constant_row_sums(matrix: sparse.csr_matrix, function: Any) -> bool:
-    transformed = matrix.copy()
-    transformed.data = function(transformed.data.astype(np.float64))
-    sums = np.asarray(transformed.sum(axis=1)).ravel()
+def _constant_row_sums(matrix: sparse.csr_matrix, *, log1p: bool = False) -> bool:
+    """Whether all cells with any expression have one total, as after normalisation; ``log1p``: undo a logarithm."""
+    values = np.expm1(matrix.data, dtype=np.float64) if log1p else matrix.data.astype(np.float64)
+    sums = np.add.reduceat(values, matrix.indptr[:-1][np.diff(matrix.indptr) > 0])
     return len(sums) > 1 and bool(sums.std() < 1e-3 * sums.mean())
 
 
 def log_raw(matrix: sparse.csr_matrix, scale: Scale) -> sparse.csr_matrix:
-    """The STATE embedding's input: log1p of counts without library-size scaling; log1p values as they are."""
+    """Give the STATE embedding's input: log1p of counts without library-size scaling; log1p values as they are."""
     if scale == "log1p":
         return matrix
     logged = matrix.copy()
@@ -197,7 +209,7 @@ def log_raw(matrix: sparse.csr_matrix, scale: Scale) -> sparse.csr_matrix:
 
 
 def log_normalize(matrix: sparse.csr_matrix, scale: Scale, totals: np.ndarray | None = None) -> sparse.csr_matrix:
-    """Counts to log1p of counts per 10,000; log1p values are kept as they are.
+    """Turn counts into log1p of counts per 10,000; log1p values are kept as they are.
 
     Parameters
     ----------
@@ -207,6 +219,10 @@ def log_normalize(matrix: sparse.csr_matrix, scale: Scale, totals: np.ndarray | 
         What it holds.
     totals
         Counts of every cell ``(n_cells,)``, when the matrix is a subset of the genes. Cells without counts stay zero.
+
+    Returns
+    -------
+    float32 CSR ``(n_cells, n_genes)``; the input itself where it is log1p already.
     """
     if scale == "log1p":
         return matrix

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
 from scstate_lora._constants import UNS_KEY
 from scstate_lora._utils import did_you_mean
@@ -22,15 +22,24 @@ from scstate_lora.data.fields import (
     label_of,
     obs_column,
 )
-from scstate_lora.data.matrix import Scale, check_scale, log_normalize, matrix_name, read_matrix, resolve_scale
+from scstate_lora.data.genes import gene_names, match_genes, take_columns, unique_names
+from scstate_lora.data.matrix import (
+    Scale,
+    check_not_empty,
+    check_scale,
+    log_normalize,
+    matrix_name,
+    read_matrix,
+    resolve_scale,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
+    from scipy import sparse
 
-_MIN_COVERAGE = 0.1
 REGISTRY_KEY = "registry"
 
 
@@ -78,7 +87,7 @@ class Registry:
         cls,
         adata: AnnData,
         *,
-        covariate_keys: str | list[str] | Mapping[str, str] = (),
+        covariate_keys: str | Iterable[str] | Mapping[str, str] = (),
         pert_key: str | None = None,
         control: str | None = None,
         cell_type_key: str | None = None,
@@ -95,30 +104,26 @@ class Registry:
         TypeError, KeyError, ValueError
             See :func:`scstate_lora.setup_anndata`.
         """
-        _unique(adata.obs_names, "adata.obs_names", "adata.obs_names_make_unique()")
+        check_not_empty(adata)
+        unique_names(adata.obs_names, "adata.obs_names", "adata.obs_names_make_unique()")
         genes = gene_names(adata, gene_key)
-        matrix = read_matrix(adata, layer)
-        scale, reason = resolve_scale(matrix, input_scale, matrix_name(layer))
         covariates = fit_covariates(adata, covariate_keys)
-        for key in (cell_type_key, batch_key):
+        for name, key in (("cell_type_key", cell_type_key), ("batch_key", batch_key)):
             if key is not None:
                 obs_column(adata, key)
-        perturbations: list[str] = []
-        if pert_key is not None:
-            perturbations = list(CategoricalCovariate.fit(adata, pert_key).categories)
-            if control is None:
-                msg = f"pert_key={pert_key!r} needs control=, the level of unperturbed cells. Found: {perturbations}."
-                raise ValueError(msg)
-            control = label_of(control)
-            if control not in perturbations:
-                msg = f"control={control!r} is not in adata.obs[{pert_key!r}]. {did_you_mean(control, perturbations)}"
-                raise ValueError(msg)
-        elif control is not None:
-            msg = f"control={control!r} is given without pert_key=, the column it belongs to."
-            raise ValueError(msg)
+                if key == pert_key:
+                    msg = f"{name} and pert_key are both {key!r}. Name two different columns of adata.obs."
+                    raise ValueError(msg)
+        perturbations, control = _perturbations(adata, pert_key, control)
         if context_keys is None:
             context_keys = _default_context(adata, covariates, pert_key, cell_type_key)
-        registry = cls(
+        elif isinstance(context_keys, str):
+            context_keys = [context_keys]
+        if pert_key is not None:
+            _check_contexts(adata, pert_key, control, context_keys)
+        matrix = read_matrix(adata, layer)  # last, as it takes longest
+        scale, reason = resolve_scale(matrix, input_scale, matrix_name(layer))
+        return cls(
             var_names=genes,
             scale=scale,
             scale_reason=reason,
@@ -130,30 +135,8 @@ class Registry:
             perturbations=perturbations,
             cell_type_key=cell_type_key,
             batch_key=batch_key,
-            context_keys=[context_keys] if isinstance(context_keys, str) else list(context_keys),
+            context_keys=list(context_keys),
         )
-        if pert_key is not None:
-            registry._check_controls(adata)
-        return registry
-
-    def _check_controls(self, adata: AnnData) -> None:
-        contexts = self.contexts(adata)
-        perturbed = self.labels(adata, self._pert_key()) != self.control
-        lacking = sorted(set(contexts[perturbed]) - set(contexts[~perturbed]))
-        if lacking:
-            listed = "; ".join(lacking[:5]) + (f"; and {len(lacking) - 5} more" if len(lacking) > 5 else "")
-            msg = (
-                f"{len(lacking)} contexts ({' x '.join(self.context_keys)}) have perturbed cells, but no control "
-                f"({self.control!r} in adata.obs[{self.pert_key!r}]): {listed}. Leave those cells out, or compare "
-                "within coarser contexts: context_keys=[...]."
-            )
-            raise ValueError(msg)
-
-    def _pert_key(self) -> str:
-        if self.pert_key is None:
-            msg = "This data was set up without pert_key=, which a perturbation model needs."
-            raise ValueError(msg)
-        return self.pert_key
 
     @property
     def targets(self) -> list[str]:
@@ -161,7 +144,7 @@ class Registry:
         return [p for p in self.perturbations if p != self.control]
 
     def covariate(self, name: str) -> Covariate:
-        """The fitted covariate of that name; a KeyError suggests near ones."""
+        """Return the fitted covariate of that name; a KeyError suggests near ones."""
         for covariate in self.covariates:
             if covariate.name == name:
                 return covariate
@@ -169,22 +152,32 @@ class Registry:
         raise KeyError(msg)
 
     def labels(self, adata: AnnData, key: str) -> np.ndarray:
-        """Values of a column as strings, shape ``(n_cells,)``."""
+        """Return a column's values as strings, shape ``(n_cells,)``."""
         return as_labels(obs_column(adata, key)).to_numpy(dtype=object)
 
     def contexts(self, adata: AnnData) -> np.ndarray:
-        """Context of every cell as one string, shape ``(n_cells,)``; ``"all"`` without context keys."""
-        if not self.context_keys:
-            return np.full(adata.n_obs, "all", dtype=object)
-        columns = [self.labels(adata, key) for key in self.context_keys]
-        return np.array([" | ".join(values) for values in zip(*columns, strict=True)], dtype=object)
+        """Name the context of every cell, shape ``(n_cells,)``; ``"all"`` without context keys."""
+        return _contexts(adata, self.context_keys)
 
-    def encode(self, obs: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Covariates of cells as numbers: int64 codes or standardised float32, each of shape ``(n_cells,)``."""
+    def encode(self, obs: pd.DataFrame, *, without: str | None = None) -> dict[str, np.ndarray]:
+        """Turn the covariates of cells into int64 codes or standardised float32, each of shape ``(n_cells,)``.
+
+        Parameters
+        ----------
+        obs
+            Table with the covariates' columns.
+        without
+            A covariate to leave out.
+        """
         encoded = {}
         for covariate in self.covariates:
+            if covariate.name == without:
+                continue
             if covariate.name not in obs:
-                msg = f"adata.obs[{covariate.name!r}] does not exist, and the model was trained with this covariate."
+                msg = (
+                    f"adata.obs[{covariate.name!r}] does not exist, and the model was set up with this covariate. "
+                    f"{did_you_mean(covariate.name, obs.columns)}"
+                )
                 raise KeyError(msg)
             encoded[covariate.name] = covariate.encode(obs[covariate.name])
         return encoded
@@ -205,12 +198,24 @@ class Registry:
 
         Raises
         ------
-        ValueError
-            Under 10 % of the genes are found, or the new matrix is of another scale than the registered one.
+        KeyError, ValueError
+            The layer or ``gene_key`` is not there, under 10 % of the genes are found, or the new matrix is of another
+            scale than the registered one.
+
+        Warns
+        -----
+        UserWarning
+            Some registered genes are not in the data.
         """
-        _unique(adata.obs_names, "adata.obs_names", "adata.obs_names_make_unique()")
+        check_not_empty(adata)
+        unique_names(adata.obs_names, "adata.obs_names", "adata.obs_names_make_unique()")
         found = gene_names(adata, self.gene_key)
         positions = match_genes(found, self.var_names)
+        absent = np.flatnonzero(positions < 0)
+        if len(absent):
+            names = ", ".join(self.var_names[i] for i in absent[:3]) + (", …" if len(absent) > 3 else "")
+            msg = f"{len(absent)} of the model's {len(positions)} genes are not in the data and count as 0: {names}"
+            warnings.warn(msg, UserWarning, stacklevel=2)
         matrix = read_matrix(adata, self.layer)
         check_scale(matrix, self.scale, self.scale_reason, matrix_name(self.layer))
         aligned = take_columns(matrix, positions)
@@ -219,11 +224,11 @@ class Registry:
         return take_columns(aligned, match_genes(self.var_names, list(genes)))
 
     def log_expression(self, adata: AnnData) -> sparse.csr_matrix:
-        """log1p of counts per 10,000 (or the registered log1p values), float32 CSR ``(n_cells, n_genes)``."""
+        """Return log1p of counts per 10,000, or registered log1p values, as float32 CSR ``(n_cells, n_genes)``."""
         return log_normalize(self.matrix(adata), self.scale)
 
     def to_json(self) -> str:
-        """The registry as JSON text."""
+        """Turn the registry into JSON text."""
         stored = {k: v for k, v in self.__dict__.items() if k != "covariates"}
         return json.dumps({**stored, "covariates": [covariate_to_dict(c) for c in self.covariates]})
 
@@ -236,7 +241,8 @@ class Registry:
 
     def write(self, adata: AnnData) -> None:
         """Store the registry in ``adata.uns["scstate_lora"]["registry"]``."""
-        adata.uns.setdefault(UNS_KEY, {})[REGISTRY_KEY] = self.to_json()
+        # A new dict: those of a view belong to its parent.
+        adata.uns[UNS_KEY] = {**adata.uns.get(UNS_KEY, {}), REGISTRY_KEY: self.to_json()}
 
     @classmethod
     def from_adata(cls, adata: AnnData) -> Registry:
@@ -246,6 +252,58 @@ class Registry:
             msg = "This AnnData was not set up. Run ssl.setup_anndata(adata, covariate_keys=[...]) first."
             raise KeyError(msg)
         return cls.from_json(stored)
+
+
+def _perturbations(adata: AnnData, pert_key: str | None, control: Any) -> tuple[list[str], str | None]:
+    """Levels of ``adata.obs[pert_key]``, and the control as one of them."""
+    if pert_key is None:
+        if control is not None:
+            msg = f"control={control!r} is given without pert_key=, the column of adata.obs it belongs to."
+            raise ValueError(msg)
+        return [], None
+    levels = list(CategoricalCovariate.fit(adata, pert_key).categories)
+    if control is None:
+        listed = ", ".join(map(repr, levels[:10])) + (", …" if len(levels) > 10 else "")
+        msg = (
+            f"pert_key={pert_key!r} needs control=, the level of the unperturbed cells; adata.obs[{pert_key!r}] holds "
+            f"{listed}."
+        )
+        raise ValueError(msg)
+    if label_of(control) not in levels:
+        msg = f"control={control!r} is not in adata.obs[{pert_key!r}]. {did_you_mean(label_of(control), levels)}"
+        raise ValueError(msg)
+    return levels, label_of(control)
+
+
+def _contexts(adata: AnnData, context_keys: Sequence[str]) -> np.ndarray:
+    if not context_keys:
+        return np.full(adata.n_obs, "all", dtype=object)
+    columns = [as_labels(obs_column(adata, key)) for key in context_keys]
+    return np.array([" | ".join(values) for values in zip(*columns, strict=True)], dtype=object)
+
+
+def _check_contexts(adata: AnnData, pert_key: str, control: str | None, context_keys: Sequence[str]) -> None:
+    """Every context with perturbed cells must have control cells; the message names coarser contexts that do."""
+    if pert_key in context_keys:
+        msg = f"context_keys holds {pert_key!r}, which is pert_key: cells are compared across it. Leave it out."
+        raise ValueError(msg)
+    perturbed = (as_labels(obs_column(adata, pert_key)) != control).to_numpy()
+
+    def lacking(keys: Sequence[str]) -> list[str]:
+        contexts = _contexts(adata, keys)
+        return sorted(set(contexts[perturbed]) - set(contexts[~perturbed]))
+
+    missing = lacking(context_keys)
+    if missing:
+        fewer = [[k for k in context_keys if k != dropped] for dropped in reversed(context_keys)]
+        enough = next(keys for keys in [*fewer, []] if not lacking(keys))
+        listed = "; ".join(missing[:5]) + (f"; and {len(missing) - 5} more" if len(missing) > 5 else "")
+        msg = (
+            f"{len(missing)} contexts ({' x '.join(context_keys)}) have perturbed cells, but no control "
+            f"({control!r} in adata.obs[{pert_key!r}]): {listed}. Leave those cells out, or compare within coarser "
+            f"contexts, which all have controls: context_keys={enough}."
+        )
+        raise ValueError(msg)
 
 
 def _default_context(
@@ -258,65 +316,3 @@ def _default_context(
         if groups and covariate.name not in (pert_key, cell_type_key):
             keys.append(covariate.name)
     return keys
-
-
-def gene_names(adata: AnnData, gene_key: str | None = None) -> list[str]:
-    """Gene names from ``adata.var_names`` or ``adata.var[gene_key]``; they must be unique."""
-    if gene_key is None:
-        return _unique(adata.var_names, "adata.var_names", "adata.var_names_make_unique()")
-    if gene_key not in adata.var:
-        msg = f"adata.var[{gene_key!r}] does not exist. {did_you_mean(gene_key, adata.var.columns)}"
-        raise KeyError(msg)
-    return _unique(adata.var[gene_key].astype(str), f"adata.var[{gene_key!r}]", "keep one column of each gene")
-
-
-def _unique(names: Any, what: str, fix: str) -> list[str]:
-    listed = [str(n) for n in names]
-    if len(set(listed)) < len(listed):
-        seen: set[str] = set()
-        repeated = next(n for n in listed if n in seen or seen.add(n))  # type: ignore[func-returns-value]
-        msg = f"{what} holds {repeated!r} more than once. Names must be unique: {fix}."
-        raise ValueError(msg)
-    return listed
-
-
-def match_genes(found: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
-    """Position of every wanted gene among those found, -1 where absent, shape ``(n_wanted,)``.
-
-    Raises
-    ------
-    ValueError
-        Under 10 % of the wanted genes are found; the message shows both kinds of identifiers.
-    """
-    lookup = {name: i for i, name in enumerate(found)}
-    positions = np.array([lookup.get(name, -1) for name in wanted], dtype=np.int64)
-    coverage = float((positions >= 0).mean())
-    if coverage < _MIN_COVERAGE:
-        upper = {name.upper() for name in found}
-        by_case = np.mean([name.upper() in upper for name in wanted])
-        hint = (
-            f" Ignoring case {by_case:.0%} would match: mouse symbols (Actb) against human ones (ACTB)? Convert them "
-            "to orthologues."
-            if by_case >= _MIN_COVERAGE
-            else " Name the var column that holds such names: gene_key=..."
-        )
-        msg = (
-            f"Only {coverage:.1%} of the model's {len(wanted)} genes are in the data (at least {_MIN_COVERAGE:.0%} "
-            f"needed). The data has {', '.join(found[:3])}, …; the model has {', '.join(wanted[:3])}, ….{hint}"
-        )
-        raise ValueError(msg)
-    return positions
-
-
-def take_columns(matrix: sparse.csr_matrix, positions: np.ndarray) -> sparse.csr_matrix:
-    """Columns of a CSR matrix in the order asked for; position -1 gives an empty column."""
-    if len(positions) == matrix.shape[1] and np.array_equal(positions, np.arange(matrix.shape[1])):
-        return matrix
-    present = np.flatnonzero(positions >= 0)
-    selector = sparse.csr_matrix(
-        (np.ones(len(present), dtype=matrix.dtype), (positions[present], present)),
-        shape=(matrix.shape[1], len(positions)),
-    )
-    taken = sparse.csr_matrix(matrix @ selector)
-    taken.sort_indices()
-    return taken

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pytest
+from scipy import sparse
+
+from scstate_lora.data import log_expression
+from scstate_lora.data.matrix import check_scale, log_normalize, log_raw, read_matrix, resolve_scale
+from scstate_lora.data.registry import Registry
+
+COUNTS = np.random.default_rng(1).poisson(2.0, (20, 8))
+
+
+def _log(counts, target=1e4):
+    return np.log1p(counts / counts.sum(axis=1, keepdims=True) * target)
+
+
+def _csr(values):
+    return sparse.csr_matrix(np.asarray(values, dtype=np.float32))
+
+
+def _plain(x):
+    matrix = read_matrix(ad.AnnData(x))
+    assert isinstance(matrix, sparse.csr_matrix)
+    assert matrix.dtype == np.float32
+    assert matrix.has_sorted_indices
+    assert (matrix.data != 0).all()
+    return matrix.toarray()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "float16", "float32", "float64"])
+@pytest.mark.parametrize("form", [np.asarray, np.asfortranarray, sparse.csr_matrix, sparse.csc_matrix])
+def test_every_number_type_and_form_is_read(dtype, form):
+    if dtype == "float16" and form in (sparse.csr_matrix, sparse.csc_matrix):
+        form = np.asarray  # scipy has no sparse float16
+    assert (_plain(form(COUNTS.astype(dtype))) == COUNTS).all()
+
+
+@pytest.mark.parametrize("form", [sparse.csr_array, sparse.csc_array])
+def test_sparse_arrays_are_read(form):
+    assert (_plain(form(COUNTS)) == COUNTS).all()
+
+
+def test_bool_and_numpy_matrix_are_read():
+    assert (_plain(COUNTS > 0) == (COUNTS > 0)).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert (_plain(np.matrix(COUNTS)) == COUNTS).all()
+
+
+def test_input_is_neither_changed_nor_shared():
+    # Unsorted, with a duplicate and a stored zero: all three are repaired in the copy alone.
+    data, indices = np.array([2.0, 1.0, 1.0, 0.0], np.float32), np.array([2, 0, 0, 1], np.int32)
+    stored = sparse.csr_matrix((data.copy(), indices.copy(), np.array([0, 4])), shape=(1, 3))
+    adata = ad.AnnData(sparse.csr_matrix((1, 3), dtype=np.float32), layers={"counts": stored})
+    matrix = read_matrix(adata, "counts")
+    assert matrix.toarray().tolist() == [[2.0, 0.0, 2.0]]
+    matrix.data[:] = 7
+    kept = adata.layers["counts"]
+    assert kept.data.tolist() == data.tolist()
+    assert kept.indices.tolist() == indices.tolist()
+
+
+def test_view_is_read(adata):
+    view = adata[3:9, ["G4", "G1"]]
+    assert (read_matrix(view).toarray() == adata.X.toarray()[3:9][:, [4, 1]]).all()
+    assert view.is_view
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+def test_backed_file_and_its_views_are_read(tmp_path, form):
+    ad.AnnData(form(COUNTS.astype(np.float32)), layers={"raw": form(COUNTS)}).write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    assert (read_matrix(backed).toarray() == COUNTS).all()
+    assert (read_matrix(backed, "raw").toarray() == COUNTS).all()
+    assert (read_matrix(backed[[1, 5], ::2]).toarray() == COUNTS[[1, 5]][:, ::2]).all()
+    backed.file.close()
+
+
+def test_absent_layer_raises(adata):
+    adata.layers["counts"] = adata.X
+    with pytest.raises(KeyError, match=r"adata\.layers\['count'\] does not exist. Did you mean 'counts'"):
+        read_matrix(adata, "count")
+
+
+def test_absent_matrix_raises(adata):
+    adata.X = None
+    with pytest.raises(ValueError, match=r"adata\.X is None.*layer="):
+        read_matrix(adata)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
+def test_empty_anndata_raises(shape):
+    with pytest.raises(ValueError, match=f"empty: {shape[0]} cells x {shape[1]} genes"):
+        read_matrix(ad.AnnData(np.zeros(shape, np.float32)))
+
+
+@pytest.mark.parametrize("dtype", [object, complex, str])
+def test_matrix_without_real_numbers_raises(dtype):
+    with pytest.raises(TypeError, match=r"adata\.X has dtype .* expected numbers"):
+        read_matrix(ad.AnnData(COUNTS.astype(dtype)))
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, r"adata\.X holds 1 NaN values"),
+        (np.inf, r"adata\.X holds 1 infinite values"),
+        (-1.5, r"adata\.X holds negative values \(smallest -1.5\).*layer="),
+    ],
+)
+def test_impossible_value_raises(form, value, message):
+    x = COUNTS.astype(np.float32)
+    x[3, 2] = value
+    with pytest.raises(ValueError, match=message):
+        read_matrix(ad.AnnData(form(x)))
+
+
+def test_only_zeros_raises():
+    with pytest.raises(ValueError, match=r"adata\.X holds only zeros"):
+        read_matrix(ad.AnnData(np.zeros((3, 2), np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "reason"),
+    [
+        (COUNTS, "counts", "every value is a whole number"),
+        (COUNTS > 0, "counts", "every value is a whole number"),
+        (_log(COUNTS), "log1p", "fractional"),
+        (np.log1p(COUNTS), "log1p", "fractional"),
+        (COUNTS * 30.5, "counts", "too large for log1p"),  # ambient RNA removed, for instance
+    ],
+)
+def test_scale_is_decided_from_the_values(values, scale, reason):
+    decided, why = resolve_scale(_csr(values), None, "adata.X")
+    assert decided == scale
+    assert reason in why
+
+
+def test_shallow_counts_are_not_taken_for_log():
+    shallow = np.random.default_rng(0).poisson(0.05, (200, 100))
+    assert resolve_scale(_csr(shallow), None, "adata.X")[0] == "counts"
+
+
+def test_input_scale_overrides():
+    fractional = COUNTS * 0.5
+    assert resolve_scale(_csr(fractional), None, "adata.X")[0] == "log1p"
+    assert resolve_scale(_csr(fractional), "counts", "adata.X") == ("counts", "as given by input_scale")
+    assert resolve_scale(_csr(_log(COUNTS)), "log1p", "adata.X") == ("log1p", "as given by input_scale")
+
+
+@pytest.mark.parametrize(
+    ("values", "input_scale", "message"),
+    [
+        (COUNTS, "log", "input_scale='log' is unknown. Did you mean 'log1p'"),
+        (COUNTS, "log1p", "every value of adata.X is a whole number .*use 'counts'"),
+        (COUNTS * 30.5, "log1p", "reaches 2.*log1p values stay below 20"),
+        (_log(COUNTS), "counts", "is log1p of normalised counts .*use input_scale='log1p'"),
+        (np.expm1(_log(COUNTS)), None, "neither counts nor log1p.*Run sc.pp.log1p"),
+        (np.expm1(_log(COUNTS, target=1)), None, "neither counts nor log1p"),
+    ],
+)
+def test_scale_against_the_values_raises(values, input_scale, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_scale(_csr(values), input_scale, "adata.X")
+
+
+def test_new_data_of_the_same_scale_passes():
+    for values, input_scale in [(COUNTS, None), (COUNTS, "counts"), (_log(COUNTS), None), (COUNTS * 30.5, None)]:
+        scale, reason = resolve_scale(_csr(values), input_scale, "adata.X")
+        check_scale(_csr(values[:3]), scale, reason, "adata.X")
+    check_scale(_csr(COUNTS * 0.5), "counts", "as given by input_scale", "adata.X")
+
+
+@pytest.mark.parametrize(
+    ("setup", "input_scale", "new", "found"),
+    [
+        (_log(COUNTS), None, COUNTS, "counts"),
+        (_log(COUNTS), None, COUNTS * 30.5, "counts"),
+        (COUNTS, None, _log(COUNTS), "log1p values"),
+        (COUNTS, "counts", np.log1p(COUNTS), "log1p values"),
+        (COUNTS, None, np.expm1(_log(COUNTS)), "normalised counts"),
+    ],
+)
+def test_new_data_of_another_scale_raises(setup, input_scale, new, found):
+    scale, reason = resolve_scale(_csr(setup), input_scale, "adata.X")
+    with pytest.raises(ValueError, match=rf"adata\.X looks like {found} .*set up on {scale}"):
+        check_scale(_csr(new), scale, reason, "adata.X")
+
+
+def test_log_normalize_is_log1p_of_counts_per_10000():
+    matrix = _csr(COUNTS)
+    normalized = log_normalize(matrix, "counts")
+    assert normalized.dtype == np.float32
+    np.testing.assert_allclose(normalized.toarray(), _log(COUNTS), rtol=1e-5)
+    assert (matrix.toarray() == COUNTS).all()
+    assert log_normalize(matrix, "log1p") is matrix
+
+
+def test_log_normalize_of_some_genes_uses_the_totals_of_all():
+    totals = COUNTS.sum(axis=1)
+    some = log_normalize(_csr(COUNTS[:, :3]), "counts", totals)
+    np.testing.assert_allclose(some.toarray(), _log(COUNTS)[:, :3], rtol=1e-5)
+
+
+def test_log_normalize_keeps_an_empty_cell_at_zero():
+    counts = COUNTS.copy()
+    counts[4] = 0
+    assert (log_normalize(_csr(counts), "counts").toarray()[4] == 0).all()
+
+
+def test_log_raw_does_not_scale_to_library_size():
+    matrix = _csr(COUNTS)
+    np.testing.assert_allclose(log_raw(matrix, "counts").toarray(), np.log1p(COUNTS), rtol=1e-6)
+    assert (matrix.toarray() == COUNTS).all()
+    assert log_raw(matrix, "log1p") is matrix
+
+
+def test_log_expression_of_registered_data_and_of_predictions(adata):
+    expected = _log(adata.X.toarray())
+    Registry.create(adata).write(adata)
+    np.testing.assert_allclose(log_expression(adata).toarray(), expected, rtol=1e-5)
+    predicted = ad.AnnData(expected.astype(np.float32), uns={"scstate_lora": {"predict": {"scale": "log1p_cp10k"}}})
+    read = log_expression(predicted)
+    assert (read.toarray() == predicted.X).all()
+    assert sparse.issparse(read)
+
+
+def test_log_expression_of_data_not_set_up_raises(adata):
+    with pytest.raises(KeyError, match=r"not set up. Run ssl\.setup_anndata"):
+        log_expression(adata)
