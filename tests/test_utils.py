@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from scstate_lora._utils import did_you_mean
+from scstate_lora._utils import did_you_mean, progress_bar
 
 
 def test_near_names_are_suggested_whatever_their_case():
@@ -16,3 +16,8 @@ def test_what_exists_is_listed_when_no_name_is_near():
 
 def test_what_was_written_need_not_be_a_string():
     assert did_you_mean(10, ["100", "burn"]) == "Did you mean '100'?"
+
+
+def test_progress_bar_passes_everything_on_and_shows_its_name(capsys):
+    assert list(progress_bar(range(3), desc="Embedding")) == [0, 1, 2]
+    assert "Embedding" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Suggestions for mistyped names, for use in error messages."""
+"""Small helpers without a subject of their own: suggestions for mistyped names and progress bars."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def did_you_mean(name: str, known: Iterable[str], *, limit: int = 10) -> str:
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **kwargs: Any) -> tqdm:
-    """A tqdm bar that redraws often on a terminal or in a notebook, and seldom in a log file.
+    """Make a tqdm bar that redraws often on a terminal or in a notebook, and seldom in a log file.
 
     Parameters
     ----------

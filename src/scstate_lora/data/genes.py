@@ -21,7 +21,7 @@ _MIN_COVERAGE = 0.1
 def gene_names(adata: AnnData, gene_key: str | None = None) -> list[str]:
     """Read the gene names from ``adata.var_names`` or ``adata.var[gene_key]``; they must be unique."""
     if gene_key is None:
-        return unique_names(adata.var_names, "adata.var_names", "adata.var_names_makeunique_names()")
+        return unique_names(adata.var_names, "adata.var_names", "adata.var_names_make_unique()")
     if gene_key not in adata.var:
         msg = f"adata.var[{gene_key!r}] does not exist. {did_you_mean(gene_key, adata.var.columns)}"
         raise KeyError(msg)

@@ -117,8 +117,7 @@ class Registry:
         perturbations, control = _perturbations(adata, pert_key, control)
         if context_keys is None:
             context_keys = _default_context(adata, covariates, pert_key, cell_type_key)
-        elif isinstance(context_keys, str):
-            context_keys = [context_keys]
+        context_keys = [context_keys] if isinstance(context_keys, str) else list(context_keys)
         if pert_key is not None:
             _check_contexts(adata, pert_key, control, context_keys)
         matrix = read_matrix(adata, layer)  # last, as it takes longest
@@ -135,7 +134,7 @@ class Registry:
             perturbations=perturbations,
             cell_type_key=cell_type_key,
             batch_key=batch_key,
-            context_keys=list(context_keys),
+            context_keys=context_keys,
         )
 
     @property

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from scstate_lora.data import Registry
+from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate
+
+KEYS = {
+    "covariate_keys": ["condition", "day", "dose"],
+    "pert_key": "condition",
+    "control": "sham",
+    "cell_type_key": "cell_type",
+}
+
+
+def _create(adata, **changed):
+    return Registry.create(adata, **{**KEYS, **changed})
+
+
+def test_what_was_found_is_recorded_and_nothing_written(adata):
+    before = adata.copy()
+    registry = _create(adata, batch_key="day")
+    assert registry.var_names == list(adata.var_names)
+    assert (registry.scale, registry.layer, registry.gene_key) == ("counts", None, None)
+    assert registry.covariates[0] == CategoricalCovariate("condition", ("burn", "sham"))
+    assert registry.covariates[1] == CategoricalCovariate("day", ("10", "14", "19"))
+    assert isinstance(registry.covariates[2], ContinuousCovariate)
+    assert (registry.pert_key, registry.control, registry.perturbations) == ("condition", "sham", ["burn", "sham"])
+    assert registry.targets == ["burn"]
+    assert (registry.cell_type_key, registry.batch_key) == ("cell_type", "day")
+    assert registry.context_keys == ["cell_type", "day"]
+    assert list(adata.uns) == []
+    pd.testing.assert_frame_equal(adata.obs, before.obs)
+    assert (adata.X != before.X).nnz == 0
+
+
+def test_contexts_default_to_cell_type_and_grouping_covariates(adata):
+    registry = _create(adata)
+    assert registry.contexts(adata)[:2].tolist() == ["B | 10", "T | 10"]
+    assert _create(adata, context_keys="cell_type").contexts(adata)[:2].tolist() == ["B", "T"]
+    assert set(_create(adata, context_keys=[]).contexts(adata)) == {"all"}
+    few_times = _create(adata, covariate_keys={"day": "continuous"})
+    assert few_times.context_keys == ["cell_type", "day"]
+
+
+def test_survives_the_file(adata, tmp_path):
+    registry = _create(adata)
+    registry.write(adata)
+    assert isinstance(adata.uns["scstate_lora"]["registry"], str)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    read = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert Registry.from_adata(read) == registry
+    assert (Registry.from_adata(read).contexts(read) == registry.contexts(adata)).all()
+
+
+def test_json_holds_plain_values_whatever_the_user_gave(adata):
+    adata.obs["dose"] = adata.obs["dose"].astype(np.float32)
+    adata.obs["pert"] = pd.Categorical(np.tile(np.array([0, 0, 5, 5], np.int16), 12))
+    adata.var["symbol"] = [np.str_(f"S{i}") for i in range(30)]
+    registry = Registry.create(
+        adata,
+        covariate_keys=np.array(["dose", "day"]),
+        pert_key=np.str_("pert"),
+        control=np.int64(0),
+        context_keys=pd.Index(["cell_type"]),
+        gene_key="symbol",
+    )
+    assert registry.control == "0"
+    assert Registry.from_json(registry.to_json()) == registry
+    assert json.loads(registry.to_json())["context_keys"] == ["cell_type"]
+
+
+def test_bool_perturbation_and_control(adata):
+    adata.obs["stimulated"] = np.repeat([False, True], 24)
+    registry = Registry.create(adata, pert_key="stimulated", control=False)
+    assert (registry.control, registry.targets) == ("False", ["True"])
+
+
+def test_write_to_a_view_leaves_its_parent_alone(adata):
+    _create(adata).write(adata)
+    view = adata[:, :20]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ad.ImplicitModificationWarning)
+        Registry.create(view, covariate_keys="day").write(view)
+    assert len(Registry.from_adata(view).var_names) == 20
+    assert len(Registry.from_adata(adata).var_names) == 30
+
+
+def test_write_keeps_other_results(adata):
+    adata.uns["scstate_lora"] = {"evaluate": 1}
+    _create(adata).write(adata)
+    assert set(adata.uns["scstate_lora"]) == {"evaluate", "registry"}
+
+
+def test_backed_anndata_is_set_up(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    registry = _create(backed)
+    registry.write(backed)
+    assert Registry.from_adata(backed) == _create(adata)
+    assert (registry.matrix(backed) != adata.X).nnz == 0
+    backed.file.close()
+
+
+def test_not_set_up_raises(adata):
+    with pytest.raises(KeyError, match=r"not set up. Run ssl\.setup_anndata"):
+        Registry.from_adata(adata)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"covariate_keys": ["conditoin"]}, KeyError, r"adata\.obs\['conditoin'\] does not exist.*'condition'"),
+        ({"cell_type_key": "celltype"}, KeyError, r"adata\.obs\['celltype'\] does not exist.*'cell_type'"),
+        ({"batch_key": 3}, TypeError, "must be a string, found 3"),
+        ({"control": None}, ValueError, r"pert_key='condition' needs control=.*'burn', 'sham'"),
+        ({"control": "Sham"}, ValueError, r"control='Sham' is not in adata\.obs\['condition'\]. Did you mean 'sham'"),
+        ({"pert_key": None}, ValueError, "control='sham' is given without pert_key="),
+        ({"cell_type_key": "condition"}, ValueError, "cell_type_key and pert_key are both 'condition'"),
+        ({"batch_key": "condition"}, ValueError, "batch_key and pert_key are both 'condition'"),
+        ({"context_keys": ["condition"]}, ValueError, "context_keys holds 'condition', which is pert_key"),
+        ({"context_keys": ["nope"]}, KeyError, r"adata\.obs\['nope'\] does not exist"),
+        ({"layer": "counts"}, KeyError, r"adata\.layers\['counts'\] does not exist"),
+        ({"input_scale": "log1p"}, ValueError, r"every value of adata\.X is a whole number"),
+        ({"gene_key": "symbol"}, KeyError, r"adata\.var\['symbol'\] does not exist"),
+    ],
+)
+def test_unusable_argument_raises_and_writes_nothing(adata, changed, error, message):
+    with pytest.raises(error, match=message):
+        _create(adata, **changed)
+    assert list(adata.uns) == []
+
+
+def test_missing_label_raises(adata):
+    adata.obs["cell_type"] = adata.obs["cell_type"].where(adata.obs_names != "cell3")
+    with pytest.raises(ValueError, match=r"adata\.obs\['cell_type'\] has 1 missing values of 48"):
+        _create(adata)
+
+
+def test_one_perturbation_raises(adata):
+    with pytest.raises(ValueError, match=r"adata\.obs\['condition'\] has one category only, 'sham'"):
+        _create(adata[adata.obs["condition"] == "sham"], covariate_keys=[])
+
+
+def test_context_without_control_raises_and_names_contexts_that_work(adata):
+    lacking = (adata.obs["condition"] == "sham") & (adata.obs["cell_type"] == "T") & (adata.obs["day"] == 14)
+    with pytest.raises(ValueError, match=r"1 contexts \(cell_type x day\).*: T \| 14\. .*context_keys=\['cell_type'\]"):
+        _create(adata[~lacking])
+    lacking |= (adata.obs["condition"] == "sham") & (adata.obs["cell_type"] == "T")
+    with pytest.raises(ValueError, match=r"3 contexts .*T \| 10; T \| 14; T \| 19.*context_keys=\['day'\]"):
+        _create(adata[~lacking])
+    adata.obs["day"] = np.where(adata.obs["condition"] == "sham", 0, adata.obs["day"])
+    with pytest.raises(ValueError, match=r"5 contexts|6 contexts") as error:
+        _create(adata)
+    assert "and 1 more" in str(error.value)
+
+
+def test_context_with_controls_alone_is_fine(adata):
+    only_control = (adata.obs["condition"] == "burn") & (adata.obs["cell_type"] == "T")
+    assert _create(adata[~only_control]).targets == ["burn"]
+
+
+@pytest.mark.parametrize(("axis", "fix"), [("obs", "obs_names_make_unique"), ("var", "var_names_make_unique")])
+def test_duplicate_names_raises(adata, axis, fix):
+    names = getattr(adata, f"{axis}_names").to_list()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        setattr(adata, f"{axis}_names", [names[1], *names[1:]])
+    with pytest.raises(ValueError, match=rf"adata\.{axis}_names holds '{names[1]}' more than once.*{fix}"):
+        _create(adata)
+
+
+def test_empty_anndata_raises(adata):
+    for empty in (adata[[]], adata[:, []]):
+        with pytest.raises(ValueError, match="The AnnData is empty"):
+            _create(empty)
+        with pytest.raises(ValueError, match="The AnnData is empty"):
+            _create(adata).matrix(empty)
+
+
+def test_new_data_is_aligned_by_gene_name(adata):
+    registry = _create(adata)
+    expected = adata.X.toarray()
+    order = np.random.default_rng(0).permutation(30)
+    assert (registry.matrix(adata[::-1, order]).toarray() == expected[::-1]).all()
+    names = [f"other{i}" for i in range(30)] + list(adata.var_names)
+    more = ad.AnnData(sparse.hstack([adata.X, adata.X], format="csr"), var=pd.DataFrame(index=names))
+    assert (registry.matrix(more).toarray() == expected).all()
+    assert (registry.matrix(adata, genes=["G7", "G2"]).toarray() == expected[:, [7, 2]]).all()
+
+
+def test_absent_genes_are_zero_and_warns(adata):
+    registry = _create(adata)
+    with pytest.warns(
+        UserWarning, match=r"20 of the model's 30 genes are not in the data and count as 0: G10, G11, G12, …"
+    ):
+        read = registry.matrix(adata[:, :10])
+    assert (read.toarray()[:, :10] == adata.X.toarray()[:, :10]).all()
+    assert read.shape == adata.shape
+    assert read[:, 10:].nnz == 0
+
+
+def test_foreign_genes_raises(adata):
+    registry = _create(adata)
+    mouse = ad.AnnData(adata.X, obs=adata.obs, var=pd.DataFrame(index=[f"g{i}" for i in range(30)]))
+    with pytest.raises(ValueError, match=r"Only 0\.0% of the model's 30 genes.*Ignoring case 100%"):
+        registry.matrix(mouse)
+
+
+def test_new_data_of_another_scale_raises(adata):
+    registry = _create(adata)
+    logged = adata.copy()
+    logged.X = adata.X.log1p()
+    with pytest.raises(ValueError, match=r"adata\.X looks like log1p values .*set up on counts"):
+        registry.matrix(logged)
+    with pytest.raises(ValueError, match=r"adata\.X looks like counts .*set up on log1p"):
+        _create(logged).matrix(adata)
+
+
+def test_the_registered_layer_and_gene_column_are_read(adata):
+    adata.layers["raw"] = adata.X.astype(np.int32)
+    adata.var["symbol"] = [f"S{i}" for i in range(30)]
+    registry = _create(adata, layer="raw", gene_key="symbol")
+    adata.X = adata.X * 0.5
+    new = adata[:, ::-1].copy()
+    new.var_names = [f"anything{i}" for i in range(30)]
+    assert registry.var_names[:2] == ["S0", "S1"]
+    assert (registry.matrix(new).toarray() == adata.layers["raw"].toarray()).all()
+    del new.layers["raw"]
+    with pytest.raises(KeyError, match=r"adata\.layers\['raw'\] does not exist"):
+        registry.matrix(new)
+
+
+def test_log_expression(adata):
+    counts = adata.X.toarray()
+    expected = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
+    np.testing.assert_allclose(_create(adata).log_expression(adata).toarray(), expected, rtol=1e-5)
+    adata.X = adata.X.log1p()
+    assert (_create(adata).log_expression(adata) != adata.X).nnz == 0
+
+
+def test_encode(adata):
+    registry = _create(adata)
+    encoded = registry.encode(adata.obs)
+    assert list(encoded) == ["condition", "day", "dose"]
+    assert encoded["condition"].tolist() == [1] * 24 + [0] * 24
+    assert encoded["day"][:6].tolist() == [0, 0, 1, 1, 2, 2]
+    assert encoded["dose"].dtype == np.float32
+    assert list(registry.encode(adata.obs, without="condition")) == ["day", "dose"]
+
+
+def test_encode_without_a_column_raises(adata):
+    with pytest.raises(KeyError, match=r"adata\.obs\['day'\] does not exist, and the model.*'days'"):
+        _create(adata).encode(adata.obs.rename(columns={"day": "days"}))
+
+
+def test_encode_of_an_unseen_category_raises(adata):
+    with pytest.raises(ValueError, match=r"adata\.obs\['day'\] holds '12', which the model has never seen"):
+        _create(adata).encode(adata.obs.assign(day=12))
+
+
+def test_covariate_by_name(adata):
+    registry = _create(adata)
+    assert registry.covariate("day").name == "day"
+    with pytest.raises(KeyError, match=r"'days' is not a covariate of this model\. Did you mean 'day'"):
+        registry.covariate("days")

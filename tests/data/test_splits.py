@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from scstate_lora.data import Registry
+from scstate_lora.data.splits import make_split, read_split, split_table, write_split
+
+
+@pytest.fixture
+def registry(adata):
+    return Registry.create(adata, pert_key="condition", control="sham", cell_type_key="cell_type")
+
+
+def _large(n=2000, seed=0):
+    rng = np.random.default_rng(seed)
+    obs = pd.DataFrame(
+        {
+            "cell_type": rng.choice(["B", "T", "rare"], n, p=[0.5, 0.495, 0.005]),
+            "condition": rng.choice(["sham", "burn"], n),
+        },
+        index=[f"cell{i}" for i in range(n)],
+    )
+    adata = ad.AnnData(rng.poisson(1.0, (n, 3)).astype(np.float32), obs=obs)
+    return adata, Registry.create(adata, pert_key="condition", control="sham", cell_type_key="cell_type")
+
+
+def test_random_split_is_stratified():
+    adata, registry = _large()
+    split = make_split(adata, registry, seed=1)
+    assert set(split) == {"train", "val", "test"}
+    assert (split == "test").mean() == pytest.approx(0.2, abs=0.005)
+    assert (split == "val").mean() == pytest.approx(0.08, abs=0.005)
+    for _, rows in adata.obs.reset_index().groupby(["cell_type", "condition"]).indices.items():
+        assert abs((split[rows] == "test").sum() - 0.2 * len(rows)) < 1
+        assert (split[rows] == "train").any()
+
+
+def test_split_is_the_same_for_a_seed():
+    adata, registry = _large()
+    split = make_split(adata, registry, seed=1)
+    assert (split == make_split(adata, registry, seed=1)).all()
+    assert (split != make_split(adata, registry, seed=2)).any()
+
+
+@pytest.mark.parametrize("size", [0.5, 0.99])
+def test_every_stratum_keeps_a_training_cell(adata, registry, size):
+    strata = registry.contexts(adata) + registry.labels(adata, "condition")
+    for seed in range(5):
+        split = make_split(adata, registry, test_size=size, val_size=size, seed=seed)
+        assert set(strata[split == "train"]) == set(strata)
+
+
+def test_no_shares_leave_everything_to_training(adata, registry):
+    assert (make_split(adata, registry, test_size=0, val_size=0) == "train").all()
+
+
+def test_without_perturbation_or_contexts(adata):
+    split = make_split(adata, Registry.create(adata), test_size=0.25, val_size=0)
+    assert (split == "test").sum() == 12
+
+
+def test_holdout_of_one_condition(adata, registry):
+    held = (adata.obs["cell_type"] == "B") & (adata.obs["condition"] == "burn")
+    split = make_split(adata, registry, holdout={"cell_type": "B", "condition": "burn"})
+    assert ((split == "test") == held).all()
+    assert (split == "val").any()
+
+
+def test_holdout_of_several_conditions_numbers_and_lists(adata, registry):
+    split = make_split(adata, registry, holdout=[{"day": 10.0, "cell_type": "T"}, {"day": "19", "condition": "burn"}])
+    day, obs = adata.obs["day"], adata.obs
+    expected = ((day == 10) & (obs["cell_type"] == "T")) | ((day == 19) & (obs["condition"] == "burn"))
+    assert ((split == "test") == expected).all()
+    split = make_split(adata, registry, holdout={"day": [10, 14]})
+    assert ((split == "test") == day.isin([10, 14])).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"holdout": {"cell_type": "NK"}}, ValueError, r"holdout names 'NK', which adata\.obs\['cell_type'\] does not"),
+        ({"holdout": {"day": [10, 11]}}, ValueError, "holdout names '11'"),
+        (
+            {"holdout": {"celltype": "B"}},
+            KeyError,
+            r"adata\.obs\['celltype'\] does not exist. Did you mean 'cell_type'",
+        ),
+        ({"holdout": {}}, TypeError, r"each condition is a mapping"),
+        ({"holdout": ["B"]}, TypeError, r"holdout holds 'B'; each condition is a mapping"),
+        ({"holdout": "B"}, TypeError, r"holdout holds 'B'"),
+        (
+            {"holdout": [{"condition": "sham"}, {"condition": "burn"}]},
+            ValueError,
+            "holdout= leaves no cell for training",
+        ),
+        ({"holdout": {"day": 10}, "split_key": "s"}, ValueError, "Give one of them"),
+        ({"test_size": 1}, ValueError, r"test_size=1 must lie in \[0, 1\)"),
+        ({"val_size": -0.1}, ValueError, r"val_size=-0\.1 must lie in"),
+        ({"val_size": np.nan}, ValueError, "val_size=nan must lie in"),
+        ({"split_key": "nope"}, KeyError, r"adata\.obs\['nope'\] does not exist"),
+        (
+            {"split_key": "cell_type"},
+            ValueError,
+            r"adata\.obs\['cell_type'\] holds 'B', 'T'; a split is one of 'train'",
+        ),
+    ],
+)
+def test_unusable_argument_raises(adata, registry, arguments, error, message):
+    with pytest.raises(error, match=message):
+        make_split(adata, registry, **arguments)
+
+
+def test_holdout_of_values_that_never_meet_raises(adata, registry):
+    adata.obs["day"] = np.where(adata.obs["cell_type"] == "B", 10, 14)
+    with pytest.raises(ValueError, match="matches no cell: its values never occur together"):
+        make_split(adata, registry, holdout={"cell_type": "B", "day": 14})
+
+
+def test_split_of_a_column_is_used_as_it_is(adata, registry):
+    adata.obs["s"] = pd.Categorical(np.resize(["train", "test", "train", "val"], 48))
+    assert (make_split(adata, registry, split_key="s") == adata.obs["s"]).all()
+    adata.obs["s"] = "test"
+    with pytest.raises(ValueError, match=r"adata\.obs\['s'\] leaves no cell for training"):
+        make_split(adata, registry, split_key="s")
+
+
+def test_split_survives_the_file(adata, registry, tmp_path):
+    split = make_split(adata, registry)
+    write_split(adata, split)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    read = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert (read_split(read) == split).all()
+    assert list(read.obs["scstate_split"].cat.categories) == ["train", "val", "test"]
+
+
+def test_read_split_of_data_without_one_raises(adata):
+    with pytest.raises(KeyError, match=r"adata\.obs\['scstate_split'\] does not exist"):
+        read_split(adata)
+
+
+def test_split_table_counts_every_cell_once(adata):
+    # T has no burn cells: no row is made up for them.
+    some = adata[~((adata.obs["cell_type"] == "T") & (adata.obs["condition"] == "burn"))].copy()
+    registry = Registry.create(some, pert_key="condition", control="sham", cell_type_key="cell_type")
+    split = make_split(some, registry, holdout={"cell_type": "B", "condition": "burn"}, val_size=0)
+    write_split(some, split)
+    table = split_table(some, registry)
+    assert table.columns.tolist() == ["context", "condition", "train", "val", "test"]
+    assert table.to_numpy().tolist() == [["B", "burn", 0, 0, 12], ["B", "sham", 12, 0, 0], ["T", "sham", 12, 0, 0]]
+
+
+def test_split_table_without_perturbation(adata):
+    registry = Registry.create(adata)
+    write_split(adata, make_split(adata, registry))
+    table = split_table(adata, registry)
+    assert table["context"].tolist() == ["all"]
+    assert table[["train", "val", "test"]].to_numpy().sum() == 48
