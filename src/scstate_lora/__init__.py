@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scstate_lora import datasets, pl, tl
     from scstate_lora.model import LoRACovariateSE, Models, STTransition, setup_anndata
-    from scstate_lora.report import report
+    from scstate_lora.reporting import report
 
 __all__ = [
     "LoRACovariateSE",
@@ -31,7 +31,7 @@ _DEFINED_IN = {
     "Models": "scstate_lora.model",
     "STTransition": "scstate_lora.model",
     "setup_anndata": "scstate_lora.model",
-    "report": "scstate_lora.report",
+    "report": "scstate_lora.reporting",
 }
 
 
