@@ -71,10 +71,3 @@ def test_public_functions_are_documented():
             assert "Parameters\n----------" in doc, f"{path} does not document its parameters"
         missing = [p for p in wanted if not any(line.split(" ")[0].strip("*,") == p for line in doc.splitlines())]
         assert not missing, f"{path} does not document {missing}"
-
-
-def test_report_is_callable_whichever_way_it_is_reached():
-    # The function and the sub-package that holds it share a name; importing the sub-package must not hide the function.
-    module = importlib.import_module("scstate_lora.report")
-    assert callable(module)
-    assert callable(scstate_lora.report)

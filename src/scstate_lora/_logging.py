@@ -19,11 +19,12 @@ class _Stderr(logging.StreamHandler):
 
 def _make() -> logging.Logger:
     made = logging.getLogger("scstate_lora")
+    if made.level == logging.NOTSET:  # the user may have set one before
+        made.setLevel(logging.INFO)
     if not made.handlers:
         handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(message)s"))
         made.addHandler(handler)
-        made.setLevel(logging.INFO)
         made.propagate = False
     return made
 

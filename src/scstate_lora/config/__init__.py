@@ -2,6 +2,29 @@
 
 from __future__ import annotations
 
-from scstate_lora.config.schema import CompactBaseConfig, LoraConfig, ObjectiveConfig, STModelConfig
+from scstate_lora.config.load import to_yaml, with_overrides
+from scstate_lora.config.schema import (
+    CompactBaseConfig,
+    DataConfig,
+    LoraConfig,
+    ObjectiveConfig,
+    RunConfig,
+    SERunConfig,
+    STModelConfig,
+    STRunConfig,
+    TrainConfig,
+)
 
-__all__ = ["CompactBaseConfig", "LoraConfig", "ObjectiveConfig", "STModelConfig"]
+__all__ = [
+    "CompactBaseConfig",
+    "DataConfig",
+    "LoraConfig",
+    "ObjectiveConfig",
+    "RunConfig",
+    "SERunConfig",
+    "STModelConfig",
+    "STRunConfig",
+    "TrainConfig",
+    "to_yaml",
+    "with_overrides",
+]

@@ -2,20 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
-from typing import Any
+from scstate_lora.reporting._page import experiment_sections, report, write_page
 
-from scstate_lora.report._page import report
-
-__all__ = ["report"]
-
-
-class _CallableModule(types.ModuleType):
-    """Lets ``scstate_lora.report(...)`` work after this sub-package was imported and took the function's name."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return report(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+__all__ = ["experiment_sections", "report", "write_page"]

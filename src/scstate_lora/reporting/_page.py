@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scstate_lora.data import Registry
-from scstate_lora.report._parts import Section
-from scstate_lora.report._sections import (
+from scstate_lora.reporting._parts import Section
+from scstate_lora.reporting._sections import (
     data_section,
     embedding_section,
     model_sections,
@@ -62,26 +62,52 @@ def report(
     ValueError
         If `path` is a folder.
     """
+    return write_page(path, experiment_sections(adata, models, predictions), title=title)
+
+
+def experiment_sections(
+    adata: AnnData,
+    models: Any = None,
+    predictions: AnnData | Sequence[AnnData] | None = None,
+    *,
+    name: str | None = None,
+) -> list[Section]:
+    """Gather the sections of one experiment, headlines first.
+
+    Parameters
+    ----------
+    adata, models, predictions
+        As in :func:`report`.
+    name
+        Put before every heading, where a page holds several experiments.
+    """
     registry = Registry.from_adata(adata)
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"path={str(path)!r} is a folder; give the name of the HTML file to write in it.")
     given = _models(models)
     predicted = [] if predictions is None else [predictions] if hasattr(predictions, "obs") else list(predictions)
-
     detail = [
         data_section(adata, registry),
         split_section(adata, registry),
         *model_sections(given),
         embedding_section(adata, registry),
         *[perturbation_section(p) for p in predicted],
-        versions_section(),
     ]
     for i, section in enumerate(s for s in detail if s.anchor == "predictions"):
         section.anchor += f"-{i + 1}"
     sections = [_in_short(detail), *detail]
+    if name is not None:
+        for section in sections:
+            section.title = f"{name}: {section.title[0].lower()}{section.title[1:]}"
+            section.anchor = f"{name.lower().replace(' ', '-')}-{section.anchor}"
+    return sections
+
+
+def write_page(path: str | Path, sections: Sequence[Section], *, title: str) -> Path:
+    """Write sections, and the versions of the packages, as one page; returns the path written."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"path={str(path)!r} is a folder; give the name of the HTML file to write in it.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_render(title, sections), encoding="utf-8")
+    path.write_text(_render(title, [*sections, versions_section()]), encoding="utf-8")
     return path
 
 
@@ -111,7 +137,7 @@ def _render(title: str, sections: Sequence[Section]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("scstate_lora.report", package_path="."),
+        loader=PackageLoader("scstate_lora.reporting", package_path="."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -12,8 +12,8 @@ from scstate_lora import pl
 from scstate_lora._constants import OBS_SPLIT, OBSM_BASE, OBSM_SE, OBSM_ST, UNS_KEY
 from scstate_lora.data.splits import split_table
 from scstate_lora.pl._style import metric_name
-from scstate_lora.report._parts import Section, Table, figure, table, text
-from scstate_lora.report._verdicts import (
+from scstate_lora.reporting._parts import Section, Table, figure, table, text
+from scstate_lora.reporting._verdicts import (
     ALL_CONTEXTS,
     BASELINES,
     CEILING,

@@ -9,7 +9,7 @@ import numpy as np
 from scstate_lora._constants import OBSM_SE
 from scstate_lora.metrics import goodness
 from scstate_lora.pl._style import metric_name
-from scstate_lora.report._parts import Verdict, text
+from scstate_lora.reporting._parts import Verdict, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
