@@ -46,7 +46,7 @@ class Options(BaseModel):
 
     @classmethod
     def _explain(cls, error: ValidationError) -> str:
-        """The first thing that is wrong, with near names for an unknown key."""
+        """Say what is wrong first, with near names for an unknown key."""
         first = error.errors()[0]
         if not first["loc"] or first["type"] == "value_error":  # a check of ours says it all
             return str(first["ctx"]["error"])

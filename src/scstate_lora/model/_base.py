@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
-from scstate_lora._utils import did_you_mean
+from scstate_lora._constants import OBS_SPLIT
 from scstate_lora.data.registry import Registry
 from scstate_lora.data.splits import read_split
 from scstate_lora.io.save_load import load_directory, save_directory
-from scstate_lora.model._register import register
+from scstate_lora.model._register import check_arguments, register
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from mudata import MuData
     from torch import Tensor, nn
-
 
 
 class BaseModel(ABC):
@@ -41,9 +40,9 @@ class BaseModel(ABC):
     """Losses of the training, one row a step and one a validation epoch."""
 
     def __init__(self, adata: AnnData, *, seed: int = 0) -> None:
-        self._adata: AnnData | None = adata
+        self._adata: AnnData | None = check_anndata(adata)
         self.registry = Registry.from_adata(adata)
-        self.seed = seed
+        self.seed = int(seed)
         for name in self._histories:
             setattr(self, name, pd.DataFrame())
 
@@ -57,7 +56,17 @@ class BaseModel(ABC):
             As in :func:`scstate_lora.setup_anndata`.
         kwargs
             As in :func:`scstate_lora.setup_anndata`, but for ``base``.
+
+        Raises
+        ------
+        TypeError, KeyError, ValueError
+            As there; nothing is written then.
+
+        Notes
+        -----
+        Adds to ``adata``: ``adata.uns["scstate_lora"]["registry"]`` (JSON) and ``adata.obs["scstate_split"]``.
         """
+        check_arguments(kwargs)
         register(adata, **kwargs)
 
     @property
@@ -78,8 +87,15 @@ class BaseModel(ABC):
             msg = f"{type(self).__name__} is not trained: call .train() before {what}."
             raise ValueError(msg)
 
+    def _cells(self, adata: AnnData | None) -> AnnData:
+        """Give the cells to work on: those given, or the model's own."""
+        return self.adata if adata is None else check_anndata(adata)
+
     def _rows(self, split: str) -> np.ndarray:
-        """Indices of the cells of a split."""
+        """Find the cells of a split, as indices."""
+        if OBS_SPLIT not in self.adata.obs:
+            msg = f"adata.obs[{OBS_SPLIT!r}] does not exist: run ssl.setup_anndata(adata, ...) on this AnnData first."
+            raise KeyError(msg)
         return np.flatnonzero(read_split(self.adata) == split)
 
     @abstractmethod
@@ -87,7 +103,7 @@ class BaseModel(ABC):
         """Named parts of the network (None when not built yet) with a note on each."""
 
     def summary(self) -> pd.DataFrame:
-        """What is frozen, what is trained, and why the sizes are what they are.
+        """Tabulate what is frozen, what is trained, and why the sizes are what they are.
 
         Returns
         -------
@@ -146,9 +162,7 @@ class BaseModel(ABC):
         """
         self._require_trained("save()")
         metadata = {"model": type(self).__name__, "seed": self.seed, "registry": self.registry.to_json()}
-        save_directory(
-            path, metadata={**metadata, **self._metadata()}, tensors=self._tensors(), texts=self._texts()
-        )
+        save_directory(path, metadata={**metadata, **self._metadata()}, tensors=self._tensors(), texts=self._texts())
 
     @classmethod
     def load(cls, path: str | Path, *, adata: AnnData | None = None) -> Self:
@@ -172,7 +186,7 @@ class BaseModel(ABC):
             msg = f"{path} holds a {found}, not a {cls.__name__}. Load it by ssl.{found}.load(...)."
             raise ValueError(msg)
         model = cls.__new__(cls)
-        model._adata = adata
+        model._adata = None if adata is None else check_anndata(adata)
         model.registry = Registry.from_json(metadata["registry"])
         model.seed = metadata["seed"]
         for name in cls._histories:
@@ -183,14 +197,14 @@ class BaseModel(ABC):
 
 def _read_history(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path, float_precision="round_trip")
     except pd.errors.EmptyDataError:  # a base that was not trained here
         return pd.DataFrame()
 
 
-def level_or_raise(value: Any, known: list[str], what: str) -> str:
-    """Return ``str(value)`` when it is known; a ValueError with a suggestion otherwise."""
-    if str(value) not in known:
-        msg = f"{what}={value!r} is unknown. {did_you_mean(str(value), known)}"
-        raise ValueError(msg)
-    return str(value)
+def check_anndata(adata: Any) -> AnnData:
+    """Return an AnnData as it is; a TypeError for anything else."""
+    if not isinstance(adata, AnnData):
+        msg = f"Expected an AnnData, found {type(adata).__name__}. Of a MuData, give one modality: mdata['rna']."
+        raise TypeError(msg)
+    return adata

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from scstate_lora._constants import OBS_SPLIT, UNS_KEY
 from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.fields import CategoricalCovariate
 from scstate_lora.data.registry import Registry
 from scstate_lora.data.splits import make_split, split_table, write_split
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    import numpy as np
     from anndata import AnnData
     from mudata import MuData
 
 
 def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
-    """The AnnData itself, or the one of a MuData's modalities that is named.
+    """Return the AnnData itself, or the one of a MuData's modalities that is named.
 
     Raises
     ------
@@ -49,7 +54,7 @@ def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
 def register(
     data: AnnData | MuData,
     *,
-    covariate_keys: str | list[str] | Mapping[str, str] = (),
+    covariate_keys: str | Sequence[str] | Mapping[str, str] = (),
     pert_key: str | None = None,
     control: str | None = None,
     cell_type_key: str | None = None,
@@ -82,6 +87,7 @@ def register(
     split = make_split(
         adata, registry, holdout=holdout, split_key=split_key, test_size=test_size, val_size=val_size, seed=seed
     )
+    _check_levels_are_trained(adata, registry, split)
     registry.write(adata)
     write_split(adata, split)
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
@@ -90,3 +96,43 @@ def register(
     logger.info("%d cells x %d genes; covariates: %s.", adata.n_obs, adata.n_vars, kinds)
     logger.info("Cells by split (adata.obs['scstate_split']):\n%s", split_table(adata, registry).to_string(index=False))
     return adata, registry
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Raise a TypeError that suggests near names when :func:`register` has no such argument."""
+    known = [name for name in inspect.signature(register).parameters if name != "data"]
+    for name in given:
+        if name not in known:
+            msg = f"setup_anndata() has no argument {name!r}. {did_you_mean(name, known, limit=len(known))}"
+            raise TypeError(msg)
+
+
+def _check_levels_are_trained(adata: AnnData, registry: Registry, split: np.ndarray) -> None:
+    """Every level a model learns a vector for must have training cells, or it would keep a random one."""
+    levels = {c.name: c.categories for c in registry.covariates if isinstance(c, CategoricalCovariate)}
+    if registry.pert_key is not None:
+        levels[registry.pert_key] = tuple(registry.perturbations)
+    for name, known in levels.items():
+        unseen = sorted(set(known) - set(registry.labels(adata, name)[split == "train"]))
+        if unseen:
+            msg = (
+                f"No training cell has adata.obs[{name!r}] = {', '.join(map(repr, unseen[:5]))}, so nothing can be "
+                "learnt of it. Hold out fewer cells, for instance one combination of values rather than all cells of "
+                "one value, or leave these cells or this column out."
+            )
+            raise ValueError(msg)
+
+
+@contextmanager
+def undone_on_error(adata: AnnData) -> Iterator[None]:
+    """Take the registry and the split out again, or put the earlier ones back, when what follows fails."""
+    uns, split = adata.uns.get(UNS_KEY), adata.obs.get(OBS_SPLIT)
+    try:
+        yield
+    except BaseException:
+        for stored, key, before in ((adata.uns, UNS_KEY, uns), (adata.obs, OBS_SPLIT, split)):
+            if before is not None:
+                stored[key] = before
+            elif key in stored:
+                del stored[key]
+        raise

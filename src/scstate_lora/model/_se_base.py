@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 _TOKENS = "gene_tokens"
 
 
-def se_inputs(
-    adata: AnnData, registry: Registry, genes: list[str], seed: int
-) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """What an SE network reads of cells.
+def se_inputs(adata: AnnData, registry: Registry, genes: list[str], seed: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Read of cells what an SE network reads.
 
     Parameters
     ----------
@@ -76,21 +74,21 @@ class SEBase:
     seed: int = 0
 
     def inputs(self, adata: AnnData, registry: Registry) -> tuple[sparse.csr_matrix, np.ndarray]:
-        """The network's input, see :func:`se_inputs`."""
+        """Read the network's input, see :func:`se_inputs`."""
         return se_inputs(adata, registry, self.genes, self.seed)
 
     def copy(self) -> SEBase:
-        """A base of the same weights, without adapters."""
+        """Make a base of the same weights, without adapters."""
         return SEBase.restore(self.metadata(), {k: v.clone() for k, v in self.tensors().items()})
 
     def embed(self, adata: AnnData, registry: Registry, *, progress: str | None = None) -> np.ndarray:
-        """Plain embedding of cells, float32 ``(n_cells, output_dim)``, without any adapter."""
+        """Embed cells without any adapter, float32 ``(n_cells, output_dim)``, rows of unit length."""
         x, seeds = self.inputs(adata, registry)
         with adapters_off(self.encoder):
             return embed_cells(self.encoder, x, seeds, progress=progress)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The base's tensors in the published layout, and its gene tokens."""
+        """Give the base's tensors in the published layout, and its gene tokens."""
         state, _ = split_adapters(self.encoder.state_dict())
         return {**to_arc_names(state), _TOKENS: self.encoder.gene_tokens}
 
@@ -129,7 +127,13 @@ class SEBase:
 
     @classmethod
     def load(cls, path: str | Path) -> SEBase:
-        """The base of a saved :class:`~scstate_lora.LoRACovariateSE`."""
+        """Load the base of a saved :class:`~scstate_lora.LoRACovariateSE`.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            The directory is missing, damaged, or of another model.
+        """
         metadata, tensors = load_directory(path)
         if "base" not in tensors:
             msg = f"{path} holds a {metadata.get('model')} without a base. Give the directory of a LoRACovariateSE."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scstate_lora.model._register import register
+from scstate_lora.model._register import choose_modality, register, undone_on_error
 from scstate_lora.model.covariate_se import LoRACovariateSE
 from scstate_lora.model.transition import STTransition
 
@@ -27,7 +27,7 @@ class Models(NamedTuple):
 def setup_anndata(
     adata: AnnData | MuData,
     *,
-    covariate_keys: str | list[str] | Mapping[str, str],
+    covariate_keys: str | Sequence[str] | Mapping[str, str],
     pert_key: str | None = None,
     control: str | None = None,
     cell_type_key: str | None = None,
@@ -96,9 +96,13 @@ def setup_anndata(
     KeyError
         A key is not in ``adata.obs``, ``adata.var`` or ``adata.layers``; near names are suggested.
     ValueError
-        Values are missing, infinite or negative; the control or a level is absent; a context has no controls; a
-        covariate has one level only; names are not unique; ``input_scale`` contradicts the values. Nothing is written
-        then.
+        Values are missing, infinite or negative; the control or a level is absent, or absent from the training cells;
+        a context has no controls; no context has enough cells; a covariate has one level only; names are not unique;
+        ``input_scale`` contradicts the values; the base does not fit the data.
+    FileNotFoundError
+        There is no base at the path given.
+
+    Nothing is written in any of these cases.
 
     Notes
     -----
@@ -116,23 +120,24 @@ def setup_anndata(
     ...     cell_type_key="cell_type",
     ... )
     """
-    cells, registry = register(
-        adata,
-        covariate_keys=covariate_keys,
-        pert_key=pert_key,
-        control=control,
-        cell_type_key=cell_type_key,
-        batch_key=batch_key,
-        context_keys=context_keys,
-        layer=layer,
-        input_scale=input_scale,
-        gene_key=gene_key,
-        modality=modality,
-        holdout=holdout,
-        split_key=split_key,
-        test_size=test_size,
-        val_size=val_size,
-        seed=seed,
-    )
-    se = LoRACovariateSE(cells, base=base, seed=seed)
-    return Models(se, STTransition(cells, seed=seed) if registry.pert_key is not None else None)
+    with undone_on_error(choose_modality(adata, modality)):
+        cells, registry = register(
+            adata,
+            covariate_keys=covariate_keys,
+            pert_key=pert_key,
+            control=control,
+            cell_type_key=cell_type_key,
+            batch_key=batch_key,
+            context_keys=context_keys,
+            layer=layer,
+            input_scale=input_scale,
+            gene_key=gene_key,
+            modality=modality,
+            holdout=holdout,
+            split_key=split_key,
+            test_size=test_size,
+            val_size=val_size,
+            seed=seed,
+        )
+        se = LoRACovariateSE(cells, base=base, seed=seed)
+        return Models(se, STTransition(cells, seed=seed) if registry.pert_key is not None else None)

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._logging import logger
 from scstate_lora.config import CompactBaseConfig, LoraConfig, ObjectiveConfig
 from scstate_lora.data.fields import CategoricalCovariate
+from scstate_lora.data.genes import match_genes
 from scstate_lora.data.matrix import log_normalize
 from scstate_lora.io.save_load import check_state
 from scstate_lora.model._base import BaseModel
+from scstate_lora.model._counterfactual import move
 from scstate_lora.model._se_base import SEBase, se_inputs
 from scstate_lora.nn.conditioned_se import ConditionedSE
 from scstate_lora.nn.lora import add_lora, split_adapters
@@ -23,11 +24,12 @@ from scstate_lora.training.batches import CellBatches
 from scstate_lora.training.compact import fit_compact_base
 from scstate_lora.training.embed import embed_conditioned
 from scstate_lora.training.plans import SEPlan
-from scstate_lora.training.runner import TrainerOptions, check_accelerator, fit
+from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import pandas as pd
     from anndata import AnnData
     from torch import Tensor, nn
 
@@ -62,7 +64,12 @@ class LoRACovariateSE(BaseModel):
     KeyError
         ``adata`` was not set up.
     ValueError
-        There is no covariate, an option is not allowed, or too few of the base's genes are in the data.
+        There is no covariate, an option is not allowed, the base is damaged, or under 10 % of its genes are in the
+        data.
+    FileNotFoundError
+        There is no base at the path given.
+    TypeError
+        ``adata`` is not an AnnData, or ``base`` neither a path nor an ``SEBase``.
 
     References
     ----------
@@ -94,7 +101,17 @@ class LoRACovariateSE(BaseModel):
         self.base: SEBase | None = None
         self.network: ConditionedSE | None = None
         if base is not None:
-            self._attach(base.copy() if isinstance(base, SEBase) else SEBase.load(base))
+            self._attach(self._given(base))
+
+    def _given(self, base: Any) -> SEBase:
+        """Check and copy, or load, the base a user gave."""
+        if not isinstance(base, (str, Path, SEBase)):
+            msg = f"base must be a directory or an SEBase (such as model.base), found {type(base).__name__}."
+            raise TypeError(msg)
+        base = base.copy() if isinstance(base, SEBase) else SEBase.load(base)
+        found = int((match_genes(self.registry.var_names, base.genes) >= 0).sum())
+        logger.info("%d of the base's %d genes are in the data.", found, len(base.genes))
+        return base
 
     def _attach(self, base: SEBase) -> None:
         """Put adapters on a base and build the rest of the network around it."""
@@ -125,13 +142,18 @@ class LoRACovariateSE(BaseModel):
         Raises
         ------
         ValueError
-            The model has a base already.
+            The model has a base already, an option is not allowed, or the cells are too few.
+        TypeError
+            An option is unknown.
+
+        Notes
+        -----
+        Fills ``.base`` and ``.base_history``.
         """
         if self.base is not None:
             msg = f"This model has a base already ({self.base.name})."
             raise ValueError(msg)
-        options = TrainerOptions(**trainer)
-        check_accelerator(options.accelerator)
+        options = TrainerOptions.parse(trainer)
         x, seeds = se_inputs(self.adata, self.registry, self.registry.var_names, self.seed)
         logged = log_normalize(self.registry.matrix(self.adata), self.registry.scale)
         encoder, self.base_history = fit_compact_base(
@@ -175,13 +197,17 @@ class LoRACovariateSE(BaseModel):
         ------
         ValueError
             An accelerator is asked for that is absent, or an option is not allowed. Before any training.
+        TypeError
+            An option is unknown.
 
         Notes
         -----
         Extends ``.history``. Trains a compact base first where there is no base (``.base_history``).
         """
-        options = TrainerOptions(**trainer)
-        check_accelerator(options.accelerator)
+        options = TrainerOptions.parse(trainer, further=TRAIN_ARGUMENTS)
+        check_schedule(
+            max_epochs=max_epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps
+        )
         if self.base is None:
             self.train_base(**trainer)
         base, network = self._built()
@@ -224,7 +250,6 @@ class LoRACovariateSE(BaseModel):
             seed=self.seed,
             history=self.history,
         )
-        network.cpu()
 
     def _labels(self, adata: AnnData) -> np.ndarray:
         """Labels of the contrastive term: the cell type, or else the combination of categorical covariates."""
@@ -260,8 +285,8 @@ class LoRACovariateSE(BaseModel):
             Counterfactual values: a mapping from covariate to one value for all cells, or a DataFrame with one row a
             cell. Covariates not named keep the cells' own values.
         key_added
-            Where the embedding is written in ``adata.obsm``. A counterfactual embedding is written only when a key is
-            given that differs from the default.
+            Where the embedding is written in ``adata.obsm``; None to write nothing. A counterfactual embedding is
+            written only when a key is given that differs from the default.
 
         Returns
         -------
@@ -273,6 +298,13 @@ class LoRACovariateSE(BaseModel):
             The model is not trained, or a value of a covariate was never seen in training.
         KeyError
             A covariate is unknown or missing.
+        TypeError
+            An argument is of the wrong type.
+
+        Warns
+        -----
+        UserWarning
+            A counterfactual number lies outside of the range seen in training.
 
         Notes
         -----
@@ -281,29 +313,16 @@ class LoRACovariateSE(BaseModel):
         """
         self._require_trained("get_latent_representation()")
         base, network = self._built()
-        adata = self.adata if adata is None else adata
-        encoded = self.registry.encode(self._moved(adata, covariates))
+        adata = self._cells(adata)
+        present = [c.name for c in self.registry.covariates if c.name in adata.obs]
+        encoded = self.registry.encode(move(adata.obs[present], self.registry, covariates))
         x, seeds = base.inputs(adata, self.registry)
         embedding = embed_conditioned(network, base.encoder, x, seeds, encoded)
         if key_added is not None and (covariates is None or key_added != OBSM_SE):
             adata.obsm[key_added] = embedding
-        if covariates is None and OBSM_BASE not in adata.obsm:
+        if key_added is not None and covariates is None and OBSM_BASE not in adata.obsm:
             adata.obsm[OBSM_BASE] = base.embed(adata, self.registry)
         return embedding
-
-    def _moved(self, adata: AnnData, covariates: Mapping[str, Any] | pd.DataFrame | None) -> pd.DataFrame:
-        """The cells' covariates with the counterfactual values put in."""
-        present = [c.name for c in self.registry.covariates if c.name in adata.obs]
-        obs = adata.obs[present].copy()
-        if covariates is None:
-            return obs
-        if isinstance(covariates, pd.DataFrame) and not covariates.index.equals(adata.obs_names):
-            msg = f"covariates has {len(covariates)} rows; expected one a cell, indexed by adata.obs_names."
-            raise ValueError(msg)
-        for name in covariates:
-            self.registry.covariate(str(name))  # a KeyError with a suggestion when it is unknown
-            obs[str(name)] = covariates[name]
-        return obs
 
     def _parts(self) -> list[tuple[str, nn.Module | None, str]]:
         if self.base is None or self.network is None:

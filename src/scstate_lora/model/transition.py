@@ -9,25 +9,26 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import torch
-from scipy import sparse
 
 from scstate_lora._constants import OBSM_ST, UNS_KEY
 from scstate_lora._utils import did_you_mean, progress_bar
 from scstate_lora.config import STModelConfig
 from scstate_lora.data.fields import CategoricalCovariate, Covariate, label_of
-from scstate_lora.data.registry import match_genes, take_columns
+from scstate_lora.data.genes import match_genes, take_columns
 from scstate_lora.data.sets import Group, SetSampler, make_groups, windows
 from scstate_lora.io.save_load import check_state
 from scstate_lora.model._base import BaseModel
-from scstate_lora.nn.transition import STConfig, StateTransition
+from scstate_lora.model._counterfactual import move
+from scstate_lora.nn.transition import StateTransition, STConfig
 from scstate_lora.training.batches import to_tensors
 from scstate_lora.training.plans import STPlan
-from scstate_lora.training.runner import TrainerOptions, check_accelerator, fit
+from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
+    from scipy import sparse
     from torch import Tensor, nn
 
 # Cells a step on a CPU: more is slower without being better on data of a laptop's size.
@@ -76,10 +77,10 @@ class STTransition(BaseModel):
         self.options = STModelConfig.parse(model, name="model")
         groups = self._groups("train", _MIN_GROUP)
         if not groups:
-            msg = (
-                f"No context ({' x '.join(self.registry.context_keys)}) has {_MIN_GROUP} control and {_MIN_GROUP} "
-                "perturbed training cells. Use coarser contexts: context_keys=[...], or more cells."
-            )
+            keys = self.registry.context_keys
+            where = f"No context ({' x '.join(keys)}) has" if keys else "There are not"
+            advice = "Use coarser contexts (context_keys=[...]) or more cells." if keys else "Use more cells."
+            msg = f"{where} {_MIN_GROUP} control and {_MIN_GROUP} perturbed training cells. {advice}"
             raise ValueError(msg)
         self.set_len, self.set_note = self._choose_set_len(groups)
         self.genes, self.gene_note = self._choose_genes()
@@ -121,7 +122,8 @@ class STTransition(BaseModel):
         cells = ad.AnnData(self.registry.log_expression(self.adata)[rows], var=pd.DataFrame(index=names))
         sc.pp.highly_variable_genes(cells, n_top_genes=limit)
         chosen = cells.var["highly_variable"].to_numpy()
-        return [n for n, c in zip(names, chosen, strict=True) if c], f"the {limit} most variable of {len(names)} genes"
+        note = f"the {chosen.sum()} most variable of {len(names)} genes"
+        return [n for n, c in zip(names, chosen, strict=True) if c], note
 
     def _build(self) -> None:
         o = self.options
@@ -173,13 +175,17 @@ class STTransition(BaseModel):
         ------
         ValueError
             An accelerator is asked for that is absent, or an option is not allowed. Before any training.
+        TypeError
+            An option is unknown.
 
         Notes
         -----
         Extends ``.history``.
         """
-        options = TrainerOptions(**trainer)
-        check_accelerator(options.accelerator)
+        options = TrainerOptions.parse(trainer, further=TRAIN_ARGUMENTS)
+        check_schedule(
+            max_epochs=max_epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps
+        )
         if batch_size is None:
             batch_size = 16 if torch.cuda.is_available() else max(2, _CPU_CELLS // self.set_len)
         x = self._expression(self.adata)
@@ -216,7 +222,6 @@ class STTransition(BaseModel):
             seed=self.seed,
             history=self.history,
         )
-        self.network.cpu()
 
     def predict(
         self,
@@ -254,23 +259,22 @@ class STTransition(BaseModel):
             A column is missing.
         """
         self._require_trained("predict()")
-        adata = self.adata if adata is None else adata
+        adata = self._cells(adata)
         registry = self.registry
-        targets = [target] if isinstance(target, str) or not hasattr(target, "__iter__") else list(target)
-        targets = [label_of(t) for t in targets]
+        targets = _names(target)
+        if not targets:
+            msg = f"target names no perturbation. There are: {', '.join(map(repr, registry.targets))}."
+            raise ValueError(msg)
         for name in targets:
             if name not in registry.targets:
                 msg = f"target={name!r} is not a perturbation of this model. {did_you_mean(name, registry.targets)}"
                 raise ValueError(msg)
         rows = self._control_rows(adata, contexts)
         cells = adata[rows]
-        obs = cells.obs[[c for c in self._carried() if c in cells.obs]].copy()
-        for name, value in (covariates or {}).items():
-            if name == registry.pert_key:
-                msg = f"{name!r} is the perturbation: give it as target=."
-                raise ValueError(msg)
-            registry.covariate(name)
-            obs[name] = value
+        if covariates is not None and registry.pert_key in covariates:
+            msg = f"covariates holds {registry.pert_key!r}, which is the perturbation: give it as target=."
+            raise ValueError(msg)
+        obs = move(cells.obs[[c for c in self._carried() if c in cells.obs]], registry, covariates)
         x = self._expression(cells)
         encoded = registry.encode(obs, without=registry.pert_key)
         context = registry.contexts(cells)  # cells are grouped as they were measured, whatever they are moved to
@@ -310,12 +314,12 @@ class STTransition(BaseModel):
             keep &= registry.labels(adata, str(registry.pert_key)) == registry.control
         for key, wanted in (contexts or {}).items():
             values = registry.labels(adata, key)
-            names = [wanted] if isinstance(wanted, str) or not hasattr(wanted, "__iter__") else list(wanted)
-            for name in map(label_of, names):
+            names = _names(wanted)
+            for name in names:
                 if name not in set(values):
                     msg = f"contexts: {name!r} is not in adata.obs[{key!r}]. {did_you_mean(name, sorted(set(values)))}"
                     raise ValueError(msg)
-            keep &= np.isin(values.astype(str), [label_of(n) for n in names])
+            keep &= np.isin(values.astype(str), names)
         if not keep.any():
             msg = f"No control cell ({registry.pert_key} = {registry.control!r}) is left to predict from."
             raise ValueError(msg)
@@ -351,10 +355,8 @@ class STTransition(BaseModel):
                 result[rows] = run(tensors["control"], tensors["pert"], tensors["covariates"])[0].numpy()
         return result
 
-    def get_latent_representation(
-        self, adata: AnnData | None = None, *, key_added: str | None = OBSM_ST
-    ) -> np.ndarray:
-        """The network's representation of cells under their own perturbation, before the head.
+    def get_latent_representation(self, adata: AnnData | None = None, *, key_added: str | None = OBSM_ST) -> np.ndarray:
+        """Represent cells under their own perturbation as the network sees them before its head.
 
         Parameters
         ----------
@@ -380,9 +382,11 @@ class STTransition(BaseModel):
         and perturbation.
         """
         self._require_trained("get_latent_representation()")
-        adata = self.adata if adata is None else adata
+        adata = self._cells(adata)
         if self.registry.pert_key not in adata.obs:
-            msg = f"adata.obs[{self.registry.pert_key!r}] does not exist, and the model needs every cell's perturbation."
+            msg = (
+                f"adata.obs[{self.registry.pert_key!r}] does not exist, and the model needs every cell's perturbation."
+            )
             raise KeyError(msg)
         representation = self._run(
             self._expression(adata),
@@ -422,3 +426,9 @@ class STTransition(BaseModel):
         self._build()
         check_state(self.network.state_dict(), tensors["weights"], what="the network")
         self.network.load_state_dict(tensors["weights"])
+
+
+def _names(wanted: Any) -> list[str]:
+    """One value or several, as names of levels, each once."""
+    several = wanted if hasattr(wanted, "__iter__") and not isinstance(wanted, str) else [wanted]
+    return list(dict.fromkeys(label_of(value) for value in several))

@@ -27,10 +27,10 @@ class BatchSource(Protocol):
 class _StepSampler(Sampler[int]):
     """Yield the batch numbers of one epoch, continuing where the last epoch ended (or the same ones every time)."""
 
-    def __init__(self, n_steps: int, *, advance: bool) -> None:
+    def __init__(self, n_steps: int, *, advance: bool, start: int) -> None:
         self.n_steps = n_steps
         self.advance = advance
-        self.start = 0
+        self.start = start
 
     def __iter__(self) -> Iterator[int]:
         start = self.start
@@ -42,10 +42,10 @@ class _StepSampler(Sampler[int]):
         return self.n_steps
 
 
-def make_loader(source: BatchSource, *, train: bool) -> DataLoader:
-    """Loader over a source's batches: new ones every epoch for training, the same ones for validation."""
+def make_loader(source: BatchSource, *, train: bool, start: int = 0) -> DataLoader:
+    """Load a source's batches: new ones every epoch for training, from ``start`` on; the same ones for validation."""
     dataset: Dataset = source  # type: ignore[assignment]  # anything indexable serves
-    sampler = _StepSampler(source.steps_per_epoch, advance=train)
+    sampler = _StepSampler(source.steps_per_epoch, advance=train, start=start)
     return DataLoader(dataset, sampler=sampler, batch_size=None, collate_fn=to_tensors)
 
 
@@ -106,7 +106,8 @@ class CellBatches:
         self.n_batches = len(rows) // self.batch_size
         self.steps_per_epoch = steps_per_epoch or self.n_batches
         mean = np.asarray(x[rows].mean(axis=0)).ravel()
-        self.gene_weights = 0.5 / len(mean) + 0.5 * mean / mean.sum()
+        share = mean / mean.sum() if mean.any() else np.full(len(mean), 1 / len(mean))
+        self.gene_weights = 0.5 / len(mean) + 0.5 * share
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         epoch, position = divmod(step, self.n_batches)

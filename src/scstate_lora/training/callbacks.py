@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,18 +12,25 @@ import torch
 
 from scstate_lora._utils import progress_bar
 
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
-    from tqdm.auto import tqdm
     from torch import Tensor
+    from tqdm.auto import tqdm
 
 HISTORY_COLUMNS = ["phase", "epoch", "step", "loss"]
 _LAST_COLUMNS = ["grad_norm", "lr", "seconds", "peak_memory_mb"]
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory so far: of the GPU's allocations on CUDA, of the process elsewhere, in MB."""
+    """Largest memory so far in MB: of the GPU's allocations on CUDA, of the process elsewhere; NaN on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return float("nan")
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform.startswith("linux") else 2**20)
 
@@ -45,6 +51,7 @@ class History(L.Callback):
         self._pending: list[dict[str, Tensor]] = []
         self._val: list[dict[str, Tensor]] = []
         self._grad_norm = float("nan")
+        self._lr = float("nan")
         self._step = 0
         self._start = 0.0
 
@@ -55,7 +62,8 @@ class History(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Measure the gradient before it is clipped."""
+        """Measure the gradient before it is clipped, and note the learning rate before the schedule moves it."""
+        self._lr = optimizer.param_groups[0]["lr"]
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
 
@@ -66,8 +74,7 @@ class History(L.Callback):
         self._pending.append(outputs["logged"])
         if trainer.global_step > self._step:
             self._step = trainer.global_step
-            lr = trainer.optimizers[0].param_groups[0]["lr"]
-            self._add(trainer, pl_module, "train", self._pending, grad_norm=self._grad_norm, lr=lr)
+            self._add(trainer, pl_module, "train", self._pending, grad_norm=self._grad_norm, lr=self._lr)
             self._pending = []
 
     def on_validation_batch_end(
@@ -110,7 +117,7 @@ class History(L.Callback):
         )
 
     def frame(self) -> pd.DataFrame:
-        """The rows as a DataFrame: phase, epoch, step, loss, the named terms, grad_norm, lr, seconds, peak_memory_mb."""
+        """Tabulate the rows: phase, epoch, step, loss, named terms, grad_norm, lr, seconds, peak_memory_mb."""
         frame = pd.DataFrame(self.rows, columns=None if self.rows else HISTORY_COLUMNS)
         terms = [c for c in frame.columns if c not in HISTORY_COLUMNS + _LAST_COLUMNS]
         return frame.reindex(columns=[*HISTORY_COLUMNS, *terms, *_LAST_COLUMNS])

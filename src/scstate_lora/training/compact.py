@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -91,8 +91,19 @@ def fit_compact_base(
     Returns
     -------
     The network, and its history.
+
+    Raises
+    ------
+    ValueError
+        There are fewer than three training cells or genes, or no gene varies.
     """
     n_genes = x.shape[1]
+    if min(len(train_rows), n_genes) < 3 or not _std(logged[train_rows]).any():
+        msg = (
+            f"A compact base needs at least 3 training cells and 3 genes, with differences between cells; there are "
+            f"{len(train_rows)} training cells x {n_genes} genes. Give more, or a trained base: base=..."
+        )
+        raise ValueError(msg)
     tokens = gene_tokens(logged[train_rows], config.token_dim)
     sizes = SEConfig(
         token_dim=tokens.shape[1],
@@ -123,8 +134,8 @@ def fit_compact_base(
             extra={"readout": shown},
         )
 
-    # Steps, not passes, are what training needs: ten epochs of as many steps, whatever the number of cells.
-    n_epochs = min(10, config.n_steps)
+    # Steps, not passes, are what training needs, whatever the number of cells: up to ten epochs of equal length.
+    n_epochs = next(n for n in range(10, 0, -1) if config.n_steps % n == 0)
     train = batches(train_rows, seed, config.n_steps // n_epochs)
     plan = BasePlan(
         encoder, readout, lr=config.lr, weight_decay=0.01, warmup_steps=20, weights={"expression": 1.0, "readout": 1.0}
@@ -138,7 +149,7 @@ def fit_compact_base(
         title="Compact base",
         seed=seed,
     )
-    return encoder.cpu(), history
+    return encoder, history
 
 
 def _warm_start(encoder: SEEncoder, x: sparse.csr_matrix, shown: sparse.csr_matrix, seeds: np.ndarray) -> nn.Linear:
@@ -146,7 +157,7 @@ def _warm_start(encoder: SEEncoder, x: sparse.csr_matrix, shown: sparse.csr_matr
     pca = _pca(shown, encoder.config.output_dim)
     scores = pca.transform(shown)  # (n_cells, n_components)
     features = []
-    skip_block, last = encoder.decoder[0], encoder.decoder[1]
+    skip_block, last = encoder.decoder[0], cast("nn.Linear", encoder.decoder[1])
     hook = skip_block.register_forward_hook(lambda _module, _inputs, output: features.append(output.cpu().numpy()))
     embed_cells(encoder, x, seeds)
     hook.remove()

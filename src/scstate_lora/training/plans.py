@@ -43,7 +43,7 @@ class Plan(L.LightningModule):
 
     @abstractmethod
     def terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The unweighted loss terms of a batch, scalars by name."""
+        """Compute the unweighted loss terms of a batch, scalars by name."""
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Lightning's hook: the weighted loss, and the terms for the history."""
@@ -133,7 +133,7 @@ class SEPlan(Plan):
 
     def terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss terms of a batch with ``covariates`` and ``labels``."""
-        adapted, conditioned = self.network(batch["genes"], batch["values"], batch["covariates"])
+        _, conditioned = self.network(batch["genes"], batch["values"], batch["covariates"])
         terms = {}
         if "reconstruction" in self.weights:
             predicted = self.network.encoder.predict_expression(conditioned, batch["target_genes"], batch["read_depth"])

@@ -1,0 +1,93 @@
+"""Counterfactual covariates: put the values a user asks for in place of the cells' own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scstate_lora._utils import did_you_mean
+from scstate_lora.data.fields import CategoricalCovariate, Covariate, as_labels
+
+if TYPE_CHECKING:
+    from scstate_lora.data.registry import Registry
+
+
+def move(obs: pd.DataFrame, registry: Registry, covariates: Mapping[str, Any] | pd.DataFrame | None) -> pd.DataFrame:
+    """Put counterfactual values into a table of cells.
+
+    Parameters
+    ----------
+    obs
+        The cells' own values, one row a cell.
+    registry
+        Knows the covariates.
+    covariates
+        Mapping from covariate to one value for all cells, or a DataFrame with one row a cell; None changes nothing.
+
+    Returns
+    -------
+    A new table; columns not named keep their values.
+
+    Raises
+    ------
+    KeyError
+        A covariate is unknown.
+    ValueError
+        A level was never seen in training, a number is not finite, or the rows are not those of the cells.
+    TypeError
+        Neither a mapping nor a DataFrame was given, or a mapping to more than one value.
+
+    Warns
+    -----
+    UserWarning
+        A number lies outside of the range seen in training.
+    """
+    if covariates is None:
+        return obs
+    if isinstance(covariates, pd.DataFrame):
+        if not covariates.index.equals(obs.index):
+            msg = (
+                f"covariates has {len(covariates)} rows; expected one for each of the {len(obs)} cells, in their order "
+                "and under their names (covariates.index = adata.obs_names)."
+            )
+            raise ValueError(msg)
+    elif not isinstance(covariates, Mapping):
+        msg = (
+            f"covariates must be a dict or a DataFrame, found {type(covariates).__name__}: covariates={{'key': value}}."
+        )
+        raise TypeError(msg)
+    moved = obs.copy()
+    for name, value in covariates.items():
+        covariate = registry.covariate(str(name))
+        if not isinstance(value, pd.Series) and not pd.api.types.is_scalar(value):
+            msg = f"covariates[{name!r}] must be one value for all cells. For a value a cell, give a DataFrame."
+            raise TypeError(msg)
+        if isinstance(value, pd.Series) and not isinstance(covariates, pd.DataFrame):
+            msg = f"covariates[{name!r}] is a Series. For a value a cell, give a DataFrame with one row a cell."
+            raise TypeError(msg)
+        _check(covariate, value if isinstance(value, pd.Series) else pd.Series([value]))
+        moved[covariate.name] = value
+    return moved
+
+
+def _check(covariate: Covariate, values: pd.Series) -> None:
+    what = f"covariates[{covariate.name!r}]"
+    if isinstance(covariate, CategoricalCovariate):
+        for level in sorted(set(as_labels(values)) - set(covariate.categories)):
+            msg = f"{what}={level!r} was never seen in training. {did_you_mean(level, covariate.categories)}"
+            raise ValueError(msg)
+        return
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
+    if not np.isfinite(numbers).all():
+        msg = f"{what} must be finite numbers, found {values[~np.isfinite(numbers)].iloc[0]!r}."
+        raise ValueError(msg)
+    if numbers.min() < covariate.low or numbers.max() > covariate.high:
+        msg = (
+            f"{what} goes to {numbers.min():g} ... {numbers.max():g}; training saw {covariate.low:g} ... "
+            f"{covariate.high:g}. This is extrapolation."
+        )
+        warnings.warn(msg, UserWarning, stacklevel=4)
