@@ -96,7 +96,7 @@ def experiment_sections(
     sections = [_in_short(detail), *detail]
     if name is not None:
         for section in sections:
-            section.title = f"{name}: {section.title[0].lower()}{section.title[1:]}"
+            section.title = f"{name} · {section.title}"
             section.anchor = f"{name.lower().replace(' ', '-')}-{section.anchor}"
     return sections
 

@@ -114,7 +114,10 @@ def model_sections(models: Sequence[Any]) -> list[Section]:
         for title, history in histories:
             caption = f"Loss of {title}: every step faint, running mean solid, validation dashed."
             section.blocks.append(figure(pl.loss_curves(history), caption))
-        section.blocks.append(table(pd.DataFrame(model.summary()), "Parts and parameters."))
+        parts = pd.DataFrame(model.summary())
+        if "share" in parts:
+            parts = parts.assign(share=[f"{share:.1%}" for share in parts["share"]])
+        section.blocks.append(table(parts, "Parts and parameters; the share is of trained parameters in all."))
         sections.append(section)
     return sections
 
@@ -221,7 +224,7 @@ def _wide_embeddings(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _wide(scores: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One row a model, baselines first and the ceiling last, one column a metric with its direction."""
+    """One row a metric with its direction, one column a model, baselines first and the ceiling last."""
     order = [*BASELINES, *model_names(scores), CEILING]
     arrows = {"higher": "↑", "lower": "↓", "one": "→ 1"}
     headed = scores.assign(
@@ -230,8 +233,8 @@ def _wide(scores: pd.DataFrame, column: str) -> pd.DataFrame:
             for m, d in zip(scores["metric"], scores["direction"], strict=True)
         ]
     )
-    wide = headed.pivot(index="model", columns="metric", values=column)
-    wide = wide.loc[[m for m in order if m in wide.index], list(dict.fromkeys(headed["metric"]))]
+    wide = headed.pivot(index="metric", columns="model", values=column)
+    wide = wide.loc[list(dict.fromkeys(headed["metric"])), [m for m in order if m in wide.columns]]
     wide.columns.name = None
     return wide.reset_index()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scstate_lora._constants import OBSM_SE
+from scstate_lora._constants import OBSM_SE, OBSM_ST
 from scstate_lora.metrics import goodness
 from scstate_lora.pl._style import metric_name
 from scstate_lora.reporting._parts import Verdict, text
@@ -133,7 +133,7 @@ def embedding_verdicts(table: pd.DataFrame, *, given: Iterable[str] = ()) -> lis
         pca = float(table.loc[same, "value"].iloc[0]) if same.any() else np.nan
         said, headline = f"{what} {text(value)}", record["metric"] == "knn_accuracy"
         ignorant = f" (ignoring the embedding gives {text(baseline)})" if not np.isnan(baseline) else ""
-        if record["embedding"] == OBSM_SE and record["key"] in set(given):
+        if record["embedding"] in (OBSM_SE, OBSM_ST) and record["key"] in set(given):
             told = "the embedding was given this covariate, so this is no evidence: compare the plain ones"
             verdicts.append(Verdict("even", f"{said}{ignorant}; {told}."))
         elif np.isnan(pca):

@@ -1,0 +1,72 @@
+"""The plain embedding of a base model: `embed`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scstate_lora._constants import OBSM_BASE, UNS_KEY
+from scstate_lora.data.registry import REGISTRY_KEY, Registry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from anndata import AnnData
+
+    from scstate_lora.model import LoRACovariateSE, SEBase
+
+
+def embed(
+    adata: AnnData,
+    base: LoRACovariateSE | SEBase | str | Path,
+    *,
+    key_added: str | None = OBSM_BASE,
+    layer: str | None = None,
+    input_scale: str | None = None,
+    gene_key: str | None = None,
+) -> np.ndarray:
+    """Embed cells with a base model as it is: no training, no covariates, no adapters.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes. Genes are matched by name; those that the base does not know are left out.
+    base
+        A :class:`~scstate_lora.LoRACovariateSE` that has a base, a base itself, or the directory of a saved model.
+    key_added
+        Where the embedding is written in ``adata.obsm``; None to write nothing.
+    layer, input_scale, gene_key
+        As in :func:`scstate_lora.setup_anndata`, for cells that were not set up; otherwise what was registered holds.
+
+    Returns
+    -------
+    float32 ``(n_cells, output_dim)``, rows of unit length.
+
+    Raises
+    ------
+    ValueError
+        The model has no base yet, under 10 % of the base's genes are found, or the matrix is unusable.
+    FileNotFoundError
+        There is no such directory.
+
+    Notes
+    -----
+    Adds ``adata.obsm["X_state"]``, or what `key_added` says.
+    """
+    from scstate_lora.model import LoRACovariateSE, SEBase
+
+    if isinstance(base, LoRACovariateSE):
+        if base.base is None:
+            msg = "This LoRACovariateSE has no base yet: call .train() or .train_base() first."
+            raise ValueError(msg)
+        base = base.base
+    elif not isinstance(base, SEBase):
+        base = SEBase.load(base)
+    if REGISTRY_KEY in adata.uns.get(UNS_KEY, {}):
+        registry = Registry.from_adata(adata)
+    else:
+        registry = Registry.create(adata, layer=layer, input_scale=input_scale, gene_key=gene_key)
+    embedding = base.embed(adata, registry, progress="Embedding")
+    if key_added is not None:
+        adata.obsm[key_added] = embedding
+    return embedding
