@@ -40,7 +40,7 @@ class Options(BaseModel):
             msg = f"{name} must be a dict or {cls.__name__}, found {type(options).__name__}."
             raise TypeError(msg)
         try:
-            return cls(**options)
+            return cls.model_validate(options)
         except ValidationError as error:
             raise ValueError(f"{name}: {cls._explain(error)}") from error
 
@@ -48,10 +48,10 @@ class Options(BaseModel):
     def _explain(cls, error: ValidationError) -> str:
         """Say what is wrong first, with near names for an unknown key."""
         first = error.errors()[0]
-        if not first["loc"] or first["type"] == "value_error":  # a check of ours says it all
-            return str(first["ctx"]["error"])
-        *parents, last = first["loc"]
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "value_error":  # a check of ours says it all
+            return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+        *parents, last = first["loc"]
         if first["type"] == "extra_forbidden":
             return f"there is no option {key!r}. {did_you_mean(str(last), cls._options_at(parents))}"
         if first["type"] == "missing":

@@ -98,13 +98,14 @@ def fit_compact_base(
         There are fewer than three training cells or genes, or no gene varies.
     """
     n_genes = x.shape[1]
-    if min(len(train_rows), n_genes) < 3 or not _std(logged[train_rows]).any():
+    seen = logged[train_rows]
+    if min(seen.shape) < 3 or (seen.max(axis=0) != seen.min(axis=0)).nnz == 0:
         msg = (
             f"A compact base needs at least 3 training cells and 3 genes, with differences between cells; there are "
             f"{len(train_rows)} training cells x {n_genes} genes. Give more, or a trained base: base=..."
         )
         raise ValueError(msg)
-    tokens = gene_tokens(logged[train_rows], config.token_dim)
+    tokens = gene_tokens(seen, config.token_dim)
     sizes = SEConfig(
         token_dim=tokens.shape[1],
         d_model=config.d_model,
@@ -114,12 +115,12 @@ def fit_compact_base(
         output_dim=config.output_dim,
         n_tokens=min(config.n_tokens, n_genes + 1),
     )
+    variable = np.sort(np.argsort(-_std(seen))[:_N_READOUT])
+    shown = logged[:, variable]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = SEEncoder(sizes, torch.from_numpy(tokens))
-    variable = np.sort(np.argsort(-_std(logged[train_rows]))[:_N_READOUT])
-    shown = logged[:, variable]
-    readout = _warm_start(encoder, x[train_rows], shown[train_rows], seeds[train_rows])
+        readout = _warm_start(encoder, x[train_rows], shown[train_rows], seeds[train_rows])
 
     def batches(rows: np.ndarray, order_seed: int, steps_per_epoch: int | None = None) -> CellBatches:
         return CellBatches(

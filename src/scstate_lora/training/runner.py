@@ -205,7 +205,7 @@ def fit(
             trainer.fit(plan, loader, None if val is None else make_loader(val, train=False))
         except SystemExit as stopped:
             # Lightning makes Ctrl-C end the process, and has every later Ctrl-C ignored.
-            if not trainer.interrupted:
+            if not isinstance(stopped.__context__, KeyboardInterrupt):
                 raise
             signal.signal(signal.SIGINT, on_ctrl_c)
             raise KeyboardInterrupt from stopped
@@ -259,6 +259,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*`_StepSampler`.*")
+            warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")
             # A frozen base stays in eval mode on purpose.
             warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
             warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

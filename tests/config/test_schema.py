@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from scstate_lora.config import (
+    CompactBaseConfig,
+    LoraConfig,
+    ObjectiveConfig,
+    RunConfig,
+    STModelConfig,
+    TrainConfig,
+)
+
+
+def test_parse_takes_a_mapping_options_or_nothing():
+    assert LoraConfig.parse({"r": 4, "targets": ["q", "out"]}, name="lora").targets == ("q", "out")
+    given = LoraConfig(alpha=8)
+    assert LoraConfig.parse(given, name="lora") is given
+    assert LoraConfig.parse(None, name="lora") == LoraConfig()
+
+
+def test_defaults_are_those_of_the_paper_and_the_documentation():
+    lora = LoraConfig()
+    assert (lora.r, lora.alpha, lora.dropout, lora.targets) == (16, 32, 0.1, ("q", "v"))
+
+
+def test_options_are_frozen_raises():
+    with pytest.raises(ValidationError, match="frozen"):
+        LoraConfig().r = 3
+
+
+def test_unknown_key_suggests_the_right_one_raises():
+    with pytest.raises(ValueError, match=r"lora: there is no option 'rnak'.*'r'.*'alpha'"):
+        LoraConfig.parse({"rnak": 4}, name="lora")
+    with pytest.raises(ValueError, match=r"compact: there is no option 'n_layer'.*'n_layers'"):
+        CompactBaseConfig.parse({"n_layer": 4}, name="compact")
+    with pytest.raises(ValueError, match="Keys should be strings"):
+        CompactBaseConfig.parse({3: 4}, name="compact")
+
+
+def test_unknown_key_of_a_section_names_the_section_raises():
+    options = {"data": {"covariate_keys": ["a"]}, "st": {"train": {"max_epoch": 3}}}
+    with pytest.raises(ValueError, match=r"'st\.train\.max_epoch'.*'max_epochs'"):
+        RunConfig.parse(options, name="run.yaml")
+
+
+def test_missing_option_raises():
+    with pytest.raises(ValueError, match="'data' is missing"):
+        RunConfig.parse({}, name="run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (LoraConfig, {"r": 0}, "r=0"),
+        (LoraConfig, {"dropout": 1.0}, "dropout=1.0"),
+        (LoraConfig, {"targets": []}, "targets"),
+        (LoraConfig, {"targets": ["qq"]}, "'qq'"),
+        (CompactBaseConfig, {"lr": float("nan")}, "lr=nan"),
+        (CompactBaseConfig, {"lr": float("inf")}, "lr=inf"),
+        (CompactBaseConfig, {"n_steps": "many"}, "n_steps='many'"),
+        (STModelConfig, {"cell_set_len": 1}, "cell_set_len=1"),
+        (TrainConfig, {"max_epochs": 0}, "max_epochs=0"),
+    ],
+)
+def test_value_out_of_range_names_the_option_raises(config, options, message):
+    with pytest.raises(ValueError, match=f"options: .*{message}.* is not allowed"):
+        config.parse(options, name="options")
+
+
+def test_width_that_the_heads_do_not_divide_raises():
+    with pytest.raises(ValueError, match="model: hidden=20 is not divisible by n_heads=3"):
+        STModelConfig.parse({"hidden": 20, "n_heads": 3}, name="model")
+    with pytest.raises(ValueError, match="compact: d_model=20 is not divisible by n_heads=3"):
+        CompactBaseConfig.parse({"d_model": 20, "n_heads": 3}, name="compact")
+    with pytest.raises(ValueError, match=r"se\.compact: d_model=20 is not divisible"):
+        RunConfig.parse({"data": {"covariate_keys": []}, "se": {"compact": {"d_model": 20, "n_heads": 3}}}, name="run")
+
+
+def test_objective_without_any_term_raises():
+    with pytest.raises(ValueError, match="nothing is left to train on"):
+        ObjectiveConfig.parse({"reconstruction": 0, "contrastive": 0, "preservation": 0}, name="objective")
+
+
+def test_options_of_another_type_raises():
+    with pytest.raises(TypeError, match="lora must be a dict or LoraConfig, found int"):
+        LoraConfig.parse(3, name="lora")

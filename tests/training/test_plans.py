@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from scstate_lora.nn.conditioned_se import ConditionedSE
+from scstate_lora.nn.lora import add_lora
+from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
+from scstate_lora.nn.transition import StateTransition, STConfig
+from scstate_lora.training.plans import BasePlan, SEPlan, STPlan
+
+SIZES = SEConfig(token_dim=6, d_model=8, n_layers=1, n_heads=2, d_hid=12, output_dim=10, n_tokens=5)
+COMMON = {"lr": 1e-3, "weight_decay": 0.0, "warmup_steps": 0}
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return SEEncoder(SIZES, torch.randn(15, SIZES.token_dim)).eval()
+
+
+@pytest.fixture
+def cells():
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "genes": torch.randint(15, (6, 4), generator=generator),
+        "values": 10 * torch.rand(6, 5, generator=generator),
+        "target_genes": torch.tensor([1, 4, 9]),
+        "targets": torch.rand(6, 3, generator=generator),
+        "read_depth": torch.rand(6, generator=generator),
+        "readout": torch.rand(6, 7, generator=generator),
+        "covariates": {"condition": torch.arange(6) % 2},
+        "labels": torch.tensor([0, 0, 1, 1, 2, 0]),
+        "base": torch.nn.functional.normalize(torch.randn(6, 10, generator=generator), dim=1),
+    }
+
+
+def test_base_terms_are_mean_squared_errors_of_both_readouts(encoder, cells):
+    readout = nn.Linear(10, 7)
+    plan = BasePlan(encoder, readout, weights={"expression": 1.0, "readout": 1.0}, **COMMON)
+    terms = plan.terms(cells)
+    embedding = encoder(cells["genes"], cells["values"])
+    predicted = encoder.predict_expression(embedding, cells["target_genes"], cells["read_depth"])
+    expected = ((predicted - cells["targets"]) ** 2).mean(), ((readout(embedding) - cells["readout"]) ** 2).mean()
+    assert torch.allclose(terms["expression"], expected[0])
+    assert torch.allclose(terms["readout"], expected[1])
+
+
+def _se_plan(encoder, **weights):
+    add_lora(encoder, r=2, alpha=4, dropout=0.0, targets=("q", "v"))
+    network = ConditionedSE(encoder, {"condition": 2}, embed_dim=4).eval()
+    return SEPlan(network, temperature=0.5, weights=weights, **COMMON)
+
+
+def test_se_terms_equal_their_definitions(encoder, cells):
+    plan = _se_plan(encoder, reconstruction=1.0, contrastive=1.0, preservation=1.0)
+    terms = plan.terms(cells)
+    _, z = plan.network(cells["genes"], cells["values"], cells["covariates"])
+    predicted = encoder.predict_expression(z, cells["target_genes"], cells["read_depth"])
+    assert torch.allclose(terms["reconstruction"], ((predicted - cells["targets"]) ** 2).mean())
+    assert torch.allclose(terms["preservation"], 1 - (z * cells["base"]).sum(1).mean(), atol=1e-6)
+    z, labels, by_cell = z.detach().numpy().astype(np.float64), cells["labels"].numpy(), []
+    for i in range(6):
+        others = [j for j in range(6) if j != i]
+        same = [j for j in others if labels[j] == labels[i]]
+        if same:
+            normaliser = np.log(sum(np.exp(z[i] @ z[j] / 0.5) for j in others))
+            by_cell.append(-np.mean([z[i] @ z[j] / 0.5 - normaliser for j in same]))
+    assert terms["contrastive"].item() == pytest.approx(np.mean(by_cell), rel=1e-5)
+
+
+def test_loss_is_the_weighted_sum_and_terms_of_weight_zero_are_not_computed(encoder, cells):
+    plan = _se_plan(encoder, reconstruction=2.0, contrastive=0.0, preservation=0.5)
+    plan.log_dict = lambda *args, **kwargs: None
+    step = plan.training_step(cells, 0)
+    assert set(step["logged"]) == {"loss", "reconstruction", "preservation"}
+    expected = 2 * step["logged"]["reconstruction"] + 0.5 * step["logged"]["preservation"]
+    assert torch.allclose(step["loss"], expected)
+    assert not step["logged"]["loss"].requires_grad
+
+
+def test_st_term_is_the_energy_distance_of_predicted_and_real_sets():
+    torch.manual_seed(0)
+    network = StateTransition(STConfig(5, 2, 8, 1, 2), {"day": None}).eval()
+    control, target = torch.rand(3, 4, 5), torch.rand(3, 4, 5)
+    batch = {
+        "control": control,
+        "target": target,
+        "pert": torch.tensor([1, 0, 1]),
+        "covariates": {"day": torch.rand(3, 4)},
+    }
+    energy = STPlan(network, weights={"energy": 1.0}, **COMMON).terms(batch)["energy"]
+    # The untrained network predicts the controls.
+    distances = [
+        2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()
+        for a, b in zip(control, target, strict=True)
+    ]
+    assert torch.allclose(energy, torch.stack(distances).mean(), atol=1e-5)
+
+
+def test_learning_rate_rises_over_the_warm_up_and_falls_along_a_cosine(encoder):
+    plan = BasePlan(
+        encoder, nn.Linear(10, 7), lr=0.1, weight_decay=0.0, warmup_steps=4, weights={"expression": 1.0, "readout": 1.0}
+    )
+    plan.trainer = type("Trainer", (), {"estimated_stepping_batches": 40})()
+    made = plan.configure_optimizers()
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(40):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    np.testing.assert_allclose(rates[:5], [0.025, 0.05, 0.075, 0.1, 0.1])
+    np.testing.assert_allclose(rates[22], 0.05)  # half way down
+    assert (np.diff(rates[5:]) < 0).all()
+    assert 0 < rates[-1] < 0.001
+
+
+def test_only_what_is_trainable_is_optimised(encoder):
+    plan = _se_plan(encoder, preservation=1.0)
+    plan.trainer = type("Trainer", (), {"estimated_stepping_batches": 4})()
+    optimised = {id(p) for group in plan.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
+    names = {name for name, p in plan.network.named_parameters() if id(p) in optimised}
+    assert names == {n for n, _ in plan.network.named_parameters() if not n.startswith("encoder.") or "lora_" in n}
