@@ -79,7 +79,7 @@ class SEBase:
 
     def copy(self) -> SEBase:
         """Make a base of the same weights, without adapters."""
-        return SEBase.restore(self.metadata(), {k: v.clone() for k, v in self.tensors().items()})
+        return SEBase.restore(self.metadata(), self.tensors())
 
     def embed(self, adata: AnnData, registry: Registry, *, progress: str | None = None) -> np.ndarray:
         """Embed cells without any adapter, float32 ``(n_cells, output_dim)``, rows of unit length."""
@@ -113,9 +113,10 @@ class SEBase:
 
     @classmethod
     def restore(cls, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SEBase:
-        """Rebuild a base from :meth:`metadata` and :meth:`tensors`; every tensor is checked by name and shape."""
+        """Rebuild a base from copies of :meth:`metadata` and :meth:`tensors`, each checked by name and shape."""
         tensors = dict(tensors)
-        gene_tokens = tensors.pop(_TOKENS)
+        # Read from a file, a tensor may start anywhere in memory; a copy is aligned, and rounds as the original does.
+        gene_tokens = tensors.pop(_TOKENS).clone(memory_format=torch.contiguous_format)
         with torch.random.fork_rng():  # the random initialisation is overwritten; leave the user's state alone
             encoder = SEEncoder(SEConfig(**metadata["config"]), gene_tokens)
         state = from_arc_names(tensors)

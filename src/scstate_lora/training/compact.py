@@ -41,7 +41,8 @@ def gene_tokens(logged: sparse.csr_matrix, n_components: int) -> np.ndarray:
     """
     standardised = logged @ sparse.diags(1 / np.maximum(_std(logged), 1e-2))
     pca = _pca(standardised, n_components)
-    return (pca.components_ * np.sqrt(pca.explained_variance_)[:, None]).T.astype(np.float32)
+    # In C order, as a saved copy is: matrix products round differently by layout.
+    return np.ascontiguousarray((pca.components_ * np.sqrt(pca.explained_variance_)[:, None]).T, dtype=np.float32)
 
 
 def _std(matrix: sparse.csr_matrix) -> np.ndarray:

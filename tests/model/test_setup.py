@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+from scipy import sparse
+
+import scstate_lora as ssl
+from scstate_lora.data import Registry
+
+
+def _untouched(adata, wound):
+    assert list(adata.obs.columns) == list(wound.obs.columns)
+    assert dict(adata.uns) == {}
+    assert len(adata.obsm) == 0
+
+
+def test_gives_both_models_and_writes_registry_and_split(adata, setup):
+    models = ssl.setup_anndata(adata, **setup)
+    se, st = models
+    assert models.se is se
+    assert models.st is st
+    assert isinstance(se, ssl.LoRACovariateSE)
+    assert isinstance(st, ssl.STTransition)
+    registry = Registry.from_adata(adata)
+    assert registry == se.registry == st.registry
+    assert registry.scale == "counts"
+    assert [c.name for c in registry.covariates] == ["condition", "timepoint"]
+    assert set(adata.obs["scstate_split"].cat.categories) == {"train", "val", "test"}
+    assert adata.obs["scstate_split"].value_counts()["test"] == pytest.approx(140, abs=12)
+    assert not se.is_trained
+    assert not st.is_trained
+
+
+def test_without_perturbation_there_is_no_transition_model(adata):
+    models = ssl.setup_anndata(adata, covariate_keys="timepoint")
+    assert models.st is None
+    assert [c.name for c in models.se.registry.covariates] == ["timepoint"]
+
+
+def test_says_what_was_found_and_decided(adata, setup, caplog, monkeypatch):
+    logger = ssl._logging.logger
+    logger.setLevel("INFO")
+    monkeypatch.setattr(logger, "propagate", True)
+    ssl.setup_anndata(adata, **setup)
+    assert "adata.X is taken as counts" in caplog.text
+    assert "condition (categorical), timepoint (categorical)" in caplog.text
+    assert "keratinocyte" in caplog.text  # the split table
+
+
+def test_two_steps_give_what_one_call_gives(wound, setup, make_se, make_st):
+    one, two = wound.copy(), wound.copy()
+    models = ssl.setup_anndata(one, **setup)
+    assert ssl.STTransition.setup_anndata(two, **setup) is None
+    assert one.uns["scstate_lora"] == two.uns["scstate_lora"]
+    assert (one.obs["scstate_split"] == two.obs["scstate_split"]).all()
+    se, st = ssl.LoRACovariateSE(two), ssl.STTransition(two)
+    assert (se.lora, se.compact, se.objective) == (models.se.lora, models.se.compact, models.se.objective)
+    assert (st.options, st.genes, st.set_len) == (models.st.options, models.st.genes, models.st.set_len)
+    embeddings = []
+    for adata in (one, two):
+        model = make_se(adata)
+        model.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+        embeddings.append(model.get_latent_representation())
+    np.testing.assert_array_equal(embeddings[0], embeddings[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"covariate_keys": ["conditon"]},
+            KeyError,
+            r"adata\.obs\['conditon'\] does not exist. Did you mean 'condition'",
+        ),
+        ({"covariate_keys": []}, ValueError, "at least one covariate"),
+        ({"control": "shan"}, ValueError, r"control='shan' is not in adata\.obs\['condition'\].*'sham'"),
+        ({"base": "no/such/folder"}, FileNotFoundError, "no/such/folder"),
+        ({"base": 3}, TypeError, "base must be a directory or an SEBase"),
+        ({"modality": "rna"}, ValueError, "modality='rna' is for MuData"),
+        ({"holdout": {"condition": "burn"}}, ValueError, r"No training cell has adata\.obs\['condition'\] = 'burn'"),
+        ({"holdout": {"timepoint": "day14"}}, ValueError, r"No training cell has adata\.obs\['timepoint'\] = 'day14'"),
+        ({"test_size": 0.97}, ValueError, r"No context \(cell_type\) has 5 control and 5 perturbed training cells"),
+    ],
+)
+def test_wrong_arguments_write_nothing_raises(adata, wound, setup, change, error, message):
+    with pytest.raises(error, match=message):
+        ssl.setup_anndata(adata, **{**setup, **change})
+    _untouched(adata, wound)
+
+
+def test_failure_keeps_the_earlier_set_up_raises(adata, setup):
+    ssl.setup_anndata(adata, **setup)
+    registry, split = adata.uns["scstate_lora"]["registry"], adata.obs["scstate_split"].copy()
+    with pytest.raises(FileNotFoundError):
+        ssl.setup_anndata(adata, **{**setup, "covariate_keys": ["timepoint"]}, seed=5, base="no/such/folder")
+    assert adata.uns["scstate_lora"]["registry"] == registry
+    assert (adata.obs["scstate_split"] == split).all()
+
+
+def test_unknown_argument_suggests_the_right_one_raises(adata, wound):
+    with pytest.raises(
+        TypeError, match=r"setup_anndata\(\) has no argument 'covariate_key'. Did you mean 'covariate_keys'"
+    ):
+        ssl.STTransition.setup_anndata(adata, covariate_key=["condition"])
+    _untouched(adata, wound)
+
+
+def test_what_is_no_anndata_raises(wound, setup):
+    with pytest.raises(TypeError, match="Expected an AnnData or a MuData, found ndarray"):
+        ssl.setup_anndata(np.zeros((3, 3)), **setup)
+    with pytest.raises(TypeError, match="Expected an AnnData, found str"):
+        ssl.LoRACovariateSE("cells.h5ad")
+    with pytest.raises(KeyError, match=r"not set up. Run ssl\.setup_anndata"):
+        ssl.LoRACovariateSE(wound.copy())
+
+
+def test_too_few_cells_without_contexts_raises(adata, setup):
+    few = adata[:12].copy()
+    ssl.STTransition.setup_anndata(few, pert_key="condition", control="sham")
+    with pytest.raises(ValueError, match=r"There are not 5 control and 5 perturbed training cells\. Use more cells"):
+        ssl.STTransition(few)
+
+
+def test_one_modality_of_a_mudata(wound, setup, make_se):
+    import mudata
+
+    rna = wound.copy()
+    protein = ad.AnnData(np.ones((700, 3), dtype=np.float32), obs=wound.obs[[]])
+    mdata = mudata.MuData({"rna": rna, "protein": protein})
+    with pytest.raises(ValueError, match=r"A MuData needs modality=, one of \['rna', 'protein'\]"):
+        ssl.setup_anndata(mdata, **setup)
+    with pytest.raises(KeyError, match="no modality 'rma'. Did you mean 'rna'"):
+        ssl.setup_anndata(mdata, **setup, modality="rma")
+    assert "scstate_split" not in rna.obs
+    models = ssl.setup_anndata(mdata, **setup, modality="rna")
+    assert models.se.adata is mdata.mod["rna"]
+    assert "scstate_split" in mdata.mod["rna"].obs
+    assert "scstate_lora" not in protein.uns
+    with pytest.raises(TypeError, match="Expected an AnnData, found MuData"):
+        make_se(mdata)
+
+
+@pytest.mark.parametrize("kind", ["dense", "csc", "int", "float64", "layer"])
+def test_any_kind_of_matrix_is_read_alike_and_left_alone(wound, setup, make_se, trained, fingerprint, kind):
+    counts = wound.X.astype(np.float32)
+    stored = {
+        "dense": counts.toarray(),
+        "csc": sparse.csc_matrix(counts),
+        "int": counts.astype(np.int32),
+        "float64": counts.astype(np.float64),
+        "layer": counts,
+    }[kind]
+    adata = wound.copy()
+    if kind == "layer":
+        adata.X = np.zeros(adata.shape, dtype=np.float32)
+        adata.layers["counts"] = stored
+    else:
+        adata.X = stored
+    before = fingerprint(adata.X), {name: fingerprint(layer) for name, layer in adata.layers.items()}
+    ssl.setup_anndata(adata, **setup, layer="counts" if kind == "layer" else None)
+    _, reference, _ = trained
+    model = make_se(adata, base=reference.base)
+    model.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+    model.get_latent_representation()
+    np.testing.assert_array_equal(adata.obsm["X_state"], reference.base.embed(trained[0], reference.registry))
+    assert (fingerprint(adata.X), {name: fingerprint(layer) for name, layer in adata.layers.items()}) == before
+
+
+def test_a_view_is_set_up_without_touching_its_parent(wound, setup, make_se):
+    parent = wound.copy()
+    view = parent[:500]
+    with pytest.warns(UserWarning, match="view"):
+        ssl.setup_anndata(view, **setup)
+    model = make_se(view)
+    model.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+    assert model.get_latent_representation().shape == (500, 16)
+    _untouched(parent, wound)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_backed_file_is_set_up_trained_and_embedded(wound, setup, make_se, make_st, tmp_path, dense):
+    cells = wound.copy()
+    if dense:
+        cells.X = cells.X.toarray()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    size = (tmp_path / "cells.h5ad").read_bytes()
+    backed, memory = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r"), cells
+    embeddings, predictions = [], []
+    for adata in (backed, memory):
+        ssl.setup_anndata(adata, **setup)
+        se, st = make_se(adata), make_st(adata)
+        se.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+        st.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+        embeddings.append(se.get_latent_representation())
+        predictions.append(st.predict(target="burn").X)
+    assert backed.isbacked
+    np.testing.assert_array_equal(embeddings[0], embeddings[1])
+    np.testing.assert_array_equal(predictions[0], predictions[1])
+    np.testing.assert_array_equal(backed.obsm["X_scstate_lora"], embeddings[0])
+    backed.file.close()
+    assert (tmp_path / "cells.h5ad").read_bytes() == size
+
+
+def test_log_values_are_taken_as_they_are(wound, setup, make_se, make_st):
+    import scanpy as sc
+
+    adata = wound.copy()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    ssl.setup_anndata(adata, **setup)
+    se, st = make_se(adata), make_st(adata)
+    assert se.registry.scale == "log1p"
+    np.testing.assert_array_equal(se.registry.log_expression(adata).toarray(), adata.X.toarray())
+    se.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+    st.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+    assert np.isfinite(se.get_latent_representation()).all()
+    predicted = st.predict(target="burn")
+    assert predicted.X.max() < 12
+    assert predicted.X.min() >= 0
+
+
+def test_all_results_survive_the_file(trained, tmp_path):
+    adata, se, st = trained
+    adata = adata.copy()
+    se.get_latent_representation(adata)
+    st.get_latent_representation(adata)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    read = ad.read_h5ad(tmp_path / "cells.h5ad")
+    assert Registry.from_adata(read) == se.registry
+    for key in ("X_scstate_lora", "X_state", "X_scstate_st"):
+        np.testing.assert_array_equal(read.obsm[key], adata.obsm[key])
+    table = ssl.tl.evaluate(read)
+    assert {"X_scstate_lora", "X_state", "PCA"} <= set(table["embedding"])
+    assert (table["reason"] == "").all()
+    predicted = st.predict(target="burn")
+    predicted.write_h5ad(tmp_path / "predicted.h5ad")
+    again = ad.read_h5ad(tmp_path / "predicted.h5ad")
+    assert again.uns["scstate_lora"]["predict"]["scale"] == "log1p_cp10k"
+    np.testing.assert_array_equal(again.X, predicted.X)
