@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scstate_lora.data.sets import Group, SetSampler, make_groups, windows
+from scstate_lora.data.sets import Group, SetSampler, WholeGroups, make_groups, windows
 
 N = 400
 CONTEXTS = np.random.default_rng(0).choice(["B", "NK", "T"], N).astype(object)
@@ -106,3 +106,20 @@ def test_windows_hold_every_cell_once_in_sets_of_nearly_equal_size():
     assert [len(s) for s in windows(rows[:3], 16, np.random.default_rng(0))] == [3]
     again = windows(rows, 16, np.random.default_rng(0))
     assert all((a == b).all() for a, b in zip(sets, again, strict=True))
+
+
+def test_whole_groups_give_every_group_once_with_each_cell_at_most_once():
+    x = sparse.csr_matrix(np.stack([np.arange(N) + 1, np.ones(N)], axis=1).astype(np.float32))
+    groups = make_groups(CONTEXTS, PERTS, CONTROL, ALL, min_cells=1)
+    sets = WholeGroups(x, {"day": np.arange(N) * 10}, groups, set_len=30, seed=0)
+    assert sets.steps_per_epoch == len(groups)
+    for index, group in enumerate(groups):
+        batch = sets[index]
+        control, target = _rows(batch["control"])[0], _rows(batch["target"])[0]
+        assert len(set(control)) == len(control) == min(30, len(group.control))
+        assert len(set(target)) == len(target) == min(30, len(group.perturbed))
+        assert set(control) <= set(group.control)
+        assert set(target) <= set(group.perturbed)
+        assert batch["pert"].tolist() == [group.pert]
+        np.testing.assert_array_equal(batch["covariates"]["day"][0], control * 10)
+        np.testing.assert_array_equal(sets[index]["control"], batch["control"])

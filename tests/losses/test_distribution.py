@@ -95,3 +95,15 @@ def test_half_precision_input_is_computed_in_float32() -> None:
     ours = energy_distance(x, y)
     assert ours.dtype == torch.float32
     assert np.abs(ours.numpy() - _reference(x.float(), y.float())).max() < 1e-4
+
+
+def test_unbiased_by_hand_and_on_average_the_same_for_any_size_of_sets() -> None:
+    x, y = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [5.0]])
+    assert energy_distance(x, y, unbiased=True).item() == pytest.approx(2 * 2.5 - 2 - 4, abs=1e-6)
+    generator = torch.Generator().manual_seed(1)
+    averages = []
+    for n, m in ((4, 3), (40, 30)):
+        x = torch.randn(2000, n, 5, generator=generator)
+        y = torch.randn(2000, m, 5, generator=generator) + 0.5
+        averages.append(energy_distance(x, y, unbiased=True).mean().item())
+    assert averages[0] == pytest.approx(averages[1], abs=0.05)

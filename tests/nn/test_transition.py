@@ -117,7 +117,7 @@ def test_head_gets_gradient_first_then_all_parameters() -> None:
         return {name for name, g in gradients.items() if g is not None and g.abs().max() > 0}
 
     torch.manual_seed(5)
-    assert step() == {"project_out.2.weight", "project_out.2.bias"}
+    assert step() == {"project_out.2.weight", "project_out.2.bias", "shift"}
     moved = set()
     for _ in range(3):  # a covariate's "unknown" vector waits for a cell in which it is dropped
         moved |= step()
@@ -177,3 +177,13 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_config_survives_a_dict() -> None:
     assert STConfig(**CONFIG.to_dict()) == CONFIG
+
+
+def test_shift_moves_every_cell_alike_and_deviation_is_what_remains() -> None:
+    control, pert, covariates = _sets()
+    network = _network()
+    with torch.no_grad():
+        network.shift.copy_(torch.rand(network.shift.shape, generator=torch.Generator().manual_seed(6)))
+    predicted = network(control, pert, covariates)
+    assert torch.equal(network.deviation(control, pert, covariates), torch.zeros_like(control))
+    torch.testing.assert_close(predicted, control + network.shift[pert].unsqueeze(1))

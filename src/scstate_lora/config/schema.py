@@ -153,6 +153,8 @@ class STModelConfig(Options):
     """In encoders and backbone, while training."""
     cell_set_len: int | None = Field(default=None, ge=2)
     """Cells a set; None: the power of two below the median group, at most 64 on a CPU and 256 on a GPU."""
+    shrinkage: float = Field(default=1.0, ge=0)
+    """Multiplies the weight, estimated from the data, that holds cells near the mean shift; 0 for none."""
     n_genes: int | None = Field(default=2000, ge=1)
     """At most this many genes, the most variable ones; None for all."""
 

@@ -142,6 +142,44 @@ class SetSampler:
         return self.x[rows.ravel()].toarray().reshape(*rows.shape, self.x.shape[1])
 
 
+class WholeGroups:
+    """Every group once, as one set, for validation: up to ``set_len`` control and perturbed cells, the same each time.
+
+    Parameters
+    ----------
+    x, covariates, groups, set_len, seed
+        As in :class:`SetSampler`.
+    """
+
+    def __init__(
+        self,
+        x: sparse.csr_matrix,
+        covariates: dict[str, np.ndarray],
+        groups: list[Group],
+        *,
+        set_len: int,
+        seed: int,
+    ) -> None:
+        self.x = x
+        self.covariates = covariates
+        self.groups = groups
+        self.set_len = set_len
+        self.seed = seed
+        self.steps_per_epoch = len(groups)
+
+    def __getitem__(self, index: int) -> SetBatch:
+        group = self.groups[index]
+        rng = np.random.default_rng([self.seed, index])
+        control = rng.permutation(group.control)[: self.set_len]
+        target = rng.permutation(group.perturbed)[: self.set_len]
+        return SetBatch(
+            control=self.x[control].toarray()[None],
+            target=self.x[target].toarray()[None],
+            pert=np.array([group.pert], dtype=np.int64),
+            covariates={name: values[control][None] for name, values in self.covariates.items()},
+        )
+
+
 def windows(rows: np.ndarray, set_len: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Split cells into sets of nearly equal size, at most ``set_len`` each, in random order, every cell once."""
     n_windows = max(1, -(-len(rows) // set_len))

@@ -6,17 +6,20 @@ import torch
 from torch import Tensor
 
 
-def energy_distance(x: Tensor, y: Tensor) -> Tensor:
+def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False) -> Tensor:
     """Energy distance between sets of cells, 2 E|x - y| - E|x - x'| - E|y - y'|.
 
-    The V-statistic with Euclidean norms: all pairs count, a cell with itself included, so it is never negative and is
-    zero for equal sets. (``geomloss.SamplesLoss("energy")`` is half of it.) Computed in float32 whatever the autocast
+    By default the V-statistic with Euclidean norms: all pairs count, a cell with itself included, so it is never
+    negative and is zero for equal sets, but grows as sets get smaller. (``geomloss.SamplesLoss("energy")`` is half of it.) Computed in float32 whatever the autocast
     context, on centred data, because |x|² - 2xy + |y|² loses its digits far from the origin.
 
     Parameters
     ----------
     x, y
         Sets of cells, ``(..., n, n_features)`` and ``(..., m, n_features)``.
+    unbiased
+        Take the U-statistic, which leaves a cell's pair with itself out: its expectation does not depend on the sizes
+        of the sets, which need two cells each, but it can fall below zero.
 
     Returns
     -------
@@ -31,8 +34,12 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
         center = torch.cat([x, y], dim=-2).detach().mean(dim=-2, keepdim=True)
         x, y = x - center, y - center
         between = _distances(x, y).mean(dim=(-2, -1))
-        within = _distances(x, x, same=True).mean(dim=(-2, -1)) + _distances(y, y, same=True).mean(dim=(-2, -1))
-        return (2 * between - within).clamp(min=0)
+        within_x = _distances(x, x, same=True).mean(dim=(-2, -1))
+        within_y = _distances(y, y, same=True).mean(dim=(-2, -1))
+        if unbiased:
+            n, m = x.shape[-2], y.shape[-2]
+            return 2 * between - within_x * n / (n - 1) - within_y * m / (m - 1)
+        return (2 * between - within_x - within_y).clamp(min=0)
 
 
 def _distances(x: Tensor, y: Tensor, *, same: bool = False) -> Tensor:

@@ -15,7 +15,7 @@ from scstate_lora._utils import did_you_mean, progress_bar
 from scstate_lora.config import STModelConfig
 from scstate_lora.data.fields import CategoricalCovariate, Covariate, label_of
 from scstate_lora.data.genes import match_genes, take_columns
-from scstate_lora.data.sets import Group, SetSampler, make_groups, windows
+from scstate_lora.data.sets import Group, SetSampler, WholeGroups, make_groups, windows
 from scstate_lora.io.save_load import check_state
 from scstate_lora.model._base import BaseModel
 from scstate_lora.model._counterfactual import move
@@ -23,6 +23,7 @@ from scstate_lora.nn.transition import StateTransition, STConfig
 from scstate_lora.training.batches import to_tensors
 from scstate_lora.training.plans import STPlan
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
+from scstate_lora.training.start import mean_shifts, shrinkage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,9 +42,10 @@ _SCALE = "log1p_cp10k"
 class STTransition(BaseModel):
     """Predict what a perturbation does to a set of cells.
 
-    Control cells of one context (cell type and covariates) and a perturbation enter a transformer over the set, which
-    gives every cell's change in log1p expression. Prediction = control + change, so an untrained model says exactly
-    "no change". Trained by the energy distance between predicted and real cells of the same context.
+    Control cells of one context (cell type and covariates) and a perturbation enter a transformer over the set.
+    Prediction = control + mean shift of the perturbation + the cell's own deviation from it, in log1p expression; an
+    untrained model says exactly "no change". Trained by the energy distance between predicted and real cells of the
+    same context; deviations are held back as far as differences between the contexts are noise.
 
     Parameters
     ----------
@@ -90,12 +92,15 @@ class STTransition(BaseModel):
         return [c for c in self.registry.covariates if c.name != self.registry.pert_key]
 
     def _groups(self, split: str, min_cells: int) -> list[Group]:
+        """Find the groups of a split's perturbed cells; validation cells are predicted from the training controls too."""
+        perts = self._pert_codes(self.adata)
+        control = self._pert_code(str(self.registry.control))
         cells = np.zeros(self.adata.n_obs, dtype=bool)
         cells[self._rows(split)] = True
-        control = self._pert_code(str(self.registry.control))
-        return make_groups(
-            self.registry.contexts(self.adata), self._pert_codes(self.adata), control, cells, min_cells=min_cells
-        )
+        if split == "val":
+            training = self._rows("train")
+            cells[training[perts[training] == control]] = True
+        return make_groups(self.registry.contexts(self.adata), perts, control, cells, min_cells=min_cells)
 
     def _choose_set_len(self, groups: list[Group]) -> tuple[int, str]:
         sizes = [min(len(g.control), len(g.perturbed)) for g in groups]
@@ -191,31 +196,32 @@ class STTransition(BaseModel):
         x = self._expression(self.adata)
         covariates = self.registry.encode(self.adata.obs, without=self.registry.pert_key)
 
-        def sampler(split: str, min_cells: int, seed: int) -> SetSampler | None:
-            groups = self._groups(split, min_cells)
-            if not groups:
-                return None
-            n_cells = sum(len(g.perturbed) for g in groups)
-            passes = -(-n_cells // (batch_size * self.set_len))
-            return SetSampler(
-                x,
-                covariates,
-                groups,
-                n_sets=batch_size,
-                set_len=self.set_len,
-                seed=seed,
-                steps_per_epoch=max(_STEPS_PER_EPOCH, passes) if split == "train" else max(2, passes),
-            )
-
-        train = sampler("train", _MIN_GROUP, self.seed)
-        assert train is not None  # checked in __init__
+        groups, unseen = self._groups("train", _MIN_GROUP), self._groups("val", 2)
+        n_cells = sum(len(g.perturbed) for g in groups)
+        train = SetSampler(
+            x,
+            covariates,
+            groups,
+            n_sets=batch_size,
+            set_len=self.set_len,
+            seed=self.seed,
+            steps_per_epoch=max(_STEPS_PER_EPOCH, -(-n_cells // (batch_size * self.set_len))),
+        )
+        val = WholeGroups(x, covariates, unseen, set_len=self.set_len, seed=self.seed) if unseen else None
+        if not self.is_trained:
+            with torch.no_grad():
+                self.network.shift.copy_(torch.from_numpy(mean_shifts(x, groups, len(self.registry.perturbations))))
         plan = STPlan(
-            self.network, lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps, weights={"energy": 1.0}
+            self.network,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            weights={"energy": 1.0, "deviation": self.options.shrinkage * shrinkage(x, groups)},
         )
         self.history = fit(
             plan,
             train,
-            sampler("val", 2, self.seed + 1),
+            val,
             max_epochs=max_epochs,
             options=options,
             title="STTransition",

@@ -46,9 +46,11 @@ class STConfig:
 class StateTransition(nn.Module):
     """Set-to-set model of a perturbation (after Adduri et al. 2025, STATE, doi:10.1101/2025.06.26.661135).
 
-    The perturbation's and each cell's encodings are added, pass a transformer over the set, and a head gives every
-    cell's CHANGE. Prediction = control + change, never below zero. The head starts at zero, so an untrained model says
-    exactly "no change", and differences between cells are kept.
+    Prediction = control + shift of the perturbation + deviation of the cell, never below zero. The shift is the same
+    for all cells; the deviation comes from a transformer over the set, which reads each cell's expression, the
+    perturbation and the covariates. Shift and head start at zero, so an untrained model says exactly "no change", and
+    differences between cells are kept. Training first sets the shift to the mean shift: the transformer learns what
+    that leaves.
 
     Parameters
     ----------
@@ -72,6 +74,7 @@ class StateTransition(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.project_out = nn.Sequential(first, nn.GELU(), last)
+        self.shift = nn.Parameter(torch.zeros(config.n_perturbations, config.n_genes))
 
     def represent(self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
         """Representation of cells before the head, ``(n_sets, n_cells, hidden)``. Arguments as in :meth:`forward`."""
@@ -82,6 +85,15 @@ class StateTransition(nn.Module):
             flat = {name: values.reshape(-1) for name, values in covariates.items()}  # (n_sets * n_cells,)
             tokens = tokens + self.covariate_encoder(flat).view(n_sets, n_cells, -1)
         return self.transformer_backbone(tokens)
+
+    def deviation(self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
+        """Change of each cell beyond its perturbation's shift, as the control. Arguments as in :meth:`forward`."""
+        return self.project_out(self.represent(control, pert, covariates))
+
+    def move(self, control: Tensor, pert: Tensor, deviation: Tensor) -> Tensor:
+        """Control cells, moved by their perturbation's shift and their own deviation."""
+        # clamp, not relu: its slope at exactly zero is one, so an unexpressed gene can be learned to rise.
+        return torch.clamp(control + self.shift[pert].unsqueeze(1) + deviation, min=0)
 
     def forward(self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
         """Predict perturbed cells.
@@ -99,9 +111,7 @@ class StateTransition(nn.Module):
         -------
         log1p expression of the same cells, perturbed, ``(n_sets, n_cells, n_genes)``.
         """
-        change = self.project_out(self.represent(control, pert, covariates))
-        # clamp, not relu: its slope at exactly zero is one, so an unexpressed gene can be learned to rise.
-        return torch.clamp(control + change, min=0)
+        return self.move(control, pert, self.deviation(control, pert, covariates))
 
 
 def _mlp(n_in: int, hidden: int, dropout: float) -> nn.Sequential:

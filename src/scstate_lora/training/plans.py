@@ -146,7 +146,10 @@ class SEPlan(Plan):
 
 
 class STPlan(Plan):
-    """Training of a State Transition model: energy distance between predicted and real sets.
+    """Training of a State Transition model.
+
+    Terms: ``energy``, the energy distance between predicted and real sets, unbiased so that training and validation
+    sets of different sizes compare; ``deviation``, the mean squared length of the cells' deviations from the shift.
 
     Parameters
     ----------
@@ -162,5 +165,9 @@ class STPlan(Plan):
 
     def terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss terms of a :class:`~scstate_lora.data.sets.SetBatch`."""
-        predicted = self.network(batch["control"], batch["pert"], batch["covariates"])
-        return {"energy": energy_distance(predicted, batch["target"]).mean()}
+        deviation = self.network.deviation(batch["control"], batch["pert"], batch["covariates"])
+        predicted = self.network.move(batch["control"], batch["pert"], deviation)
+        return {
+            "energy": energy_distance(predicted, batch["target"], unbiased=True).mean(),
+            "deviation": deviation.square().sum(-1).mean(),
+        }
