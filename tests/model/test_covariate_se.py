@@ -261,7 +261,7 @@ def test_wrong_covariates_raises(trained):
     def embed(covariates, cells=None):
         return se.get_latent_representation(cells, covariates=covariates, key_added=None)
 
-    with pytest.raises(KeyError, match="'timpoint' is not a covariate of this model. Did you mean 'timepoint'"):
+    with pytest.raises(KeyError, match=r"'timpoint' is not a covariate of this model. Did you mean 'timepoint'"):
         embed({"timpoint": "day19"})
     with pytest.raises(ValueError, match=r"covariates\['timepoint'\]='day91' was never seen.*'day19'"):
         embed({"timepoint": "day91"})

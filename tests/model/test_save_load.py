@@ -95,9 +95,9 @@ def test_saving_again_replaces_the_model(trained, tmp_path):
 def test_without_data_cells_must_be_given_raises(trained, saved):
     adata, se, st = trained
     loaded = ssl.LoRACovariateSE.load(saved / "se")
-    with pytest.raises(ValueError, match="LoRACovariateSE was loaded without data. Pass adata="):
+    with pytest.raises(ValueError, match=r"LoRACovariateSE was loaded without data. Pass adata="):
         loaded.get_latent_representation()
-    with pytest.raises(ValueError, match="STTransition was loaded without data. Pass adata="):
+    with pytest.raises(ValueError, match=r"STTransition was loaded without data. Pass adata="):
         ssl.STTransition.load(saved / "st").predict(target="burn")
     np.testing.assert_array_equal(
         loaded.get_latent_representation(adata, key_added=None), se.get_latent_representation(key_added=None)
@@ -117,7 +117,7 @@ def test_another_class_raises(saved):
     with pytest.raises(ValueError, match=r"holds a STTransition, not a LoRACovariateSE. Load it by ssl\.STTransition"):
         ssl.LoRACovariateSE.load(saved / "st")
     with pytest.raises(
-        ValueError, match="holds a STTransition without a base. Give the directory of a LoRACovariateSE"
+        ValueError, match=r"holds a STTransition without a base. Give the directory of a LoRACovariateSE"
     ):
         SEBase.load(saved / "st")
 

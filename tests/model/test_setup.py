@@ -130,7 +130,7 @@ def test_one_modality_of_a_mudata(wound, setup, make_se):
     mdata = mudata.MuData({"rna": rna, "protein": protein})
     with pytest.raises(ValueError, match=r"A MuData needs modality=, one of \['rna', 'protein'\]"):
         ssl.setup_anndata(mdata, **setup)
-    with pytest.raises(KeyError, match="no modality 'rma'. Did you mean 'rna'"):
+    with pytest.raises(KeyError, match=r"no modality 'rma'. Did you mean 'rna'"):
         ssl.setup_anndata(mdata, **setup, modality="rma")
     assert "scstate_split" not in rna.obs
     models = ssl.setup_anndata(mdata, **setup, modality="rna")
