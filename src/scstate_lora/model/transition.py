@@ -92,7 +92,7 @@ class STTransition(BaseModel):
         return [c for c in self.registry.covariates if c.name != self.registry.pert_key]
 
     def _groups(self, split: str, min_cells: int) -> list[Group]:
-        """Find the groups of a split's perturbed cells; validation cells are predicted from the training controls too."""
+        """Find the groups of a split's perturbed cells; validation ones are predicted from training controls too."""
         perts = self._pert_codes(self.adata)
         control = self._pert_code(str(self.registry.control))
         cells = np.zeros(self.adata.n_obs, dtype=bool)
