@@ -91,8 +91,11 @@ class STTransition(BaseModel):
     def _covariates(self) -> list[Covariate]:
         return [c for c in self.registry.covariates if c.name != self.registry.pert_key]
 
-    def _groups(self, split: str, min_cells: int) -> list[Group]:
-        """Find the groups of a split's perturbed cells; validation ones are predicted from training controls too."""
+    def _groups(self, split: str, min_cells: int, *, by_type: bool = False) -> list[Group]:
+        """Find the groups of a split's perturbed cells; validation ones are predicted from training controls too.
+
+        ``by_type`` takes the cell type alone as the context, where there is one.
+        """
         perts = self._pert_codes(self.adata)
         control = self._pert_code(str(self.registry.control))
         cells = np.zeros(self.adata.n_obs, dtype=bool)
@@ -100,7 +103,10 @@ class STTransition(BaseModel):
         if split == "val":
             training = self._rows("train")
             cells[training[perts[training] == control]] = True
-        return make_groups(self.registry.contexts(self.adata), perts, control, cells, min_cells=min_cells)
+        contexts = self.registry.contexts(self.adata)
+        if by_type and self.registry.cell_type_key is not None:
+            contexts = self.registry.labels(self.adata, self.registry.cell_type_key)
+        return make_groups(contexts, perts, control, cells, min_cells=min_cells)
 
     def _choose_set_len(self, groups: list[Group]) -> tuple[int, str]:
         sizes = [min(len(g.control), len(g.perturbed)) for g in groups]
@@ -211,12 +217,14 @@ class STTransition(BaseModel):
         if not self.is_trained:
             with torch.no_grad():
                 self.network.shift.copy_(torch.from_numpy(mean_shifts(x, groups, len(self.registry.perturbations))))
+        # Contexts of one cell type respond alike, so what they tell together counts, not what each does.
+        types = self._groups("train", _MIN_GROUP, by_type=True)
         plan = STPlan(
             self.network,
             lr=lr,
             weight_decay=weight_decay,
             warmup_steps=warmup_steps,
-            weights={"energy": 1.0, "deviation": self.options.shrinkage * shrinkage(x, groups)},
+            weights={"energy": 1.0, "deviation": self.options.shrinkage * shrinkage(x, types)},
         )
         self.history = fit(
             plan,
