@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path  # noqa: TC003 (typer reads the annotations at run time)
+import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +16,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Adapt pretrained STATE models of single-cell biology to your own experiment.",
 )
+
+
+_RESULTS = {
+    "report.html": "all of it on one page: open it in a browser",
+    "adata.h5ad": "the cells with embeddings, split and scores",
+    "predictions.h5ad": "the predicted cells",
+    "tables": "scores and losses, CSV",
+    "models": "the models: ssl.LoRACovariateSE.load('{folder}/models/se')",
+    "logs": "the losses while training: tensorboard --logdir {folder}/logs",
+    "config.yaml": "every option of this run",
+    "wound_healing": "the simulated wound: cells, predictions, tables, models, logs",
+    "pbmc68k": "the blood cells: the same without predictions",
+}
 
 
 def main() -> None:
@@ -27,9 +42,6 @@ def main() -> None:
         typer.secho(f"Error: {message}", err=True, fg=typer.colors.RED)
         typer.echo("(--traceback shows where it was raised.)", err=True)
         raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        typer.secho("Interrupted.", err=True, fg=typer.colors.RED)
-        raise SystemExit(130) from None
 
 
 _TRACEBACK = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")]
@@ -39,7 +51,11 @@ _TRACEBACK = Annotated[bool, typer.Option("--traceback", help="Show the tracebac
 def run(
     file: Annotated[Path, typer.Argument(help="Cells x genes, an .h5ad (or an .h5mu with --modality).")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Any option as section.key=value, e.g. se.train.max_epochs=5 seed=1.")
+        list[str] | None,
+        typer.Argument(
+            help="Any option as section.key=value, e.g. se.train.max_epochs=5 data.context_keys=[cell_type] seed=1; "
+            "config.yaml of a run shows them all."
+        ),
     ] = None,
     *,
     covariates: Annotated[
@@ -50,11 +66,14 @@ def run(
     cell_type_key: Annotated[str | None, typer.Option(help="Column of the cell type.")] = None,
     batch_key: Annotated[str | None, typer.Option(help="Column of the batch.")] = None,
     layer: Annotated[str | None, typer.Option(help="Layer of the expression; X by default.")] = None,
-    input_scale: Annotated[str | None, typer.Option(help="counts or log1p; decided from the values by default.")] = None,
+    input_scale: Annotated[
+        str | None, typer.Option(help="counts or log1p; decided from the values by default.")
+    ] = None,
     gene_key: Annotated[str | None, typer.Option(help="Column of var with gene names.")] = None,
     modality: Annotated[str | None, typer.Option(help="Modality of an .h5mu.")] = None,
     holdout: Annotated[
-        list[str] | None, typer.Option(help="Hold these cells out, e.g. 'cell_type=B cells,condition=stim'; repeatable.")
+        list[str] | None,
+        typer.Option(help="Hold these cells out, e.g. 'cell_type=B cells,condition=stim'; repeatable."),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Directory of a saved model whose base is taken.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/<file> by default.")] = None,
@@ -78,7 +97,13 @@ def run(
     config = RunConfig.parse(with_overrides({"data": data, "base": base}, overrides or []), name="options")
     folder = out or Path("runs") / file.stem
     _check_folder(folder)
-    cells = _read(file)
+    if file.resolve() in {(folder / name).resolve() for name in _RESULTS}:
+        msg = f"{file} would be overwritten by the results. Name another folder by --out."
+        raise ValueError(msg)
+    if base is not None and not Path(base).is_dir():
+        msg = f"--base {base}: there is no such directory. Name one that holds a saved LoRACovariateSE."
+        raise FileNotFoundError(msg)
+    cells = _read(file, modality)
 
     from scstate_lora import workflow
     from scstate_lora.reporting import report
@@ -90,7 +115,8 @@ def run(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("demo"),  # noqa: B008 (typer's way)
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("demo"),
     traceback: _TRACEBACK = False,
 ) -> None:
     """Run the main job on a simulated wound and on real blood cells, both embedded in the package."""
@@ -104,10 +130,14 @@ def demo(
 def _covariates(text: str) -> list[str] | dict[str, Any]:
     """`a,b:continuous` to ``{"a": None, "b": "continuous"}``; to a list of names when no kind is given."""
     kinds: dict[str, str | None] = {}
-    for part in text.split(","):
-        name, colon, kind = part.strip().rpartition(":")
-        declared = bool(colon) and kind in ("categorical", "continuous")
-        kinds[name if declared else part.strip()] = kind if declared else None
+    for part in map(str.strip, text.split(",")):
+        name, _, kind = part.rpartition(":")
+        name, declared = (name, kind) if kind in ("categorical", "continuous") else (part, None)
+        if not name or name in kinds:
+            what = f"names {name!r} more than once" if name else "names no column in one of its places"
+            msg = f"--covariates {text!r} {what}. Write columns of obs, separated by commas, each once."
+            raise ValueError(msg)
+        kinds[name] = declared
     return kinds if any(kinds.values()) else list(kinds)
 
 
@@ -121,33 +151,50 @@ def _condition(text: str) -> dict[str, str]:
 
 
 def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        msg = f"{folder} is a file; --out names a folder."
-        raise FileExistsError(msg)
+    """Refuse a folder that cannot be made or written in."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        msg = f"{there} is a file; --out names a folder."
+        raise NotADirectoryError(msg)
+    if not os.access(there, os.W_OK):
+        msg = f"{there} may not be written in. Name another folder by --out."
+        raise PermissionError(msg)
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path, modality: str | None) -> Any:
     """Read an h5ad or h5mu."""
     if not file.exists():
         msg = f"There is no file {file}."
         raise FileNotFoundError(msg)
-    if file.suffix == ".h5mu":
-        import mudata
-
-        return mudata.read_h5mu(file)
-    if file.suffix != ".h5ad":
-        msg = f"{file} must end in .h5ad or .h5mu."
+    if file.suffix not in (".h5ad", ".h5mu") or file.is_dir():
+        msg = f"{file} is {'a folder' if file.is_dir() else 'of another kind'}; a file in .h5ad or .h5mu is needed."
         raise ValueError(msg)
-    import anndata
+    if file.suffix == ".h5mu" and modality is None:
+        msg = f"{file} holds several modalities. Name one by --modality, for instance --modality rna."
+        raise ValueError(msg)
+    try:
+        with warnings.catch_warnings():
+            # Of names that are not unique; set-up refuses them with the way out.
+            warnings.filterwarnings("ignore", message=".*names are not unique")
+            if file.suffix == ".h5mu":
+                import mudata
 
-    return anndata.read_h5ad(file)
+                with mudata.set_options(pull_on_update=False):
+                    return mudata.read_h5mu(file)
+            import anndata
+
+            return anndata.read_h5ad(file)
+    except Exception as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        msg = f"{file} cannot be read; it is damaged, or no {file.suffix} inside: {why}"
+        raise OSError(msg) from error
 
 
 def _say_where(folder: Path) -> None:
     typer.echo(f"\nResults in {folder}:")
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in {".h5ad", ".html", ".csv", ".yaml"}):
-        if "logs" not in file.relative_to(folder).parts and "models" not in file.relative_to(folder).parts:
-            typer.echo(f"  {file}")
+    for name, what in _RESULTS.items():
+        if (folder / name).exists():
+            typer.echo(f"  {name:<16}  {what.format(folder=folder)}")
 
 
 if __name__ == "__main__":
