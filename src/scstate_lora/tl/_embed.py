@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scstate_lora._constants import OBSM_BASE, UNS_KEY
 from scstate_lora.data.registry import REGISTRY_KEY, Registry
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from anndata import AnnData
 
@@ -36,7 +35,8 @@ def embed(
     key_added
         Where the embedding is written in ``adata.obsm``; None to write nothing.
     layer, input_scale, gene_key
-        As in :func:`scstate_lora.setup_anndata`, for cells that were not set up; otherwise what was registered holds.
+        As in :func:`scstate_lora.setup_anndata`. Where none is given, what was registered holds for cells that were
+        set up.
 
     Returns
     -------
@@ -44,6 +44,10 @@ def embed(
 
     Raises
     ------
+    TypeError
+        `base` is neither a model, a base nor a path, or `adata` holds no numbers.
+    KeyError
+        `layer` or `gene_key` does not exist.
     ValueError
         The model has no base yet, under 10 % of the base's genes are found, or the matrix is unusable.
     FileNotFoundError
@@ -60,9 +64,13 @@ def embed(
             msg = "This LoRACovariateSE has no base yet: call .train() or .train_base() first."
             raise ValueError(msg)
         base = base.base
-    elif not isinstance(base, SEBase):
+    elif isinstance(base, (str, Path)):
         base = SEBase.load(base)
-    if REGISTRY_KEY in adata.uns.get(UNS_KEY, {}):
+    elif not isinstance(base, SEBase):
+        msg = f"base must be a LoRACovariateSE, its base or a directory, found {type(base).__name__}."
+        raise TypeError(msg)
+    is_told = any(given is not None for given in (layer, input_scale, gene_key))
+    if not is_told and REGISTRY_KEY in adata.uns.get(UNS_KEY, {}):
         registry = Registry.from_adata(adata)
     else:
         registry = Registry.create(adata, layer=layer, input_scale=input_scale, gene_key=gene_key)
