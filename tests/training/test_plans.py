@@ -81,23 +81,34 @@ def test_loss_is_the_weighted_sum_and_terms_of_weight_zero_are_not_computed(enco
     assert not step["logged"]["loss"].requires_grad
 
 
-def test_st_term_is_the_energy_distance_of_predicted_and_real_sets():
+def test_st_terms_are_the_unbiased_energy_distance_and_the_squared_deviation():
     torch.manual_seed(0)
     network = StateTransition(STConfig(5, 2, 8, 1, 2), {"day": None}).eval()
-    control, target = torch.rand(3, 4, 5), torch.rand(3, 4, 5)
     batch = {
-        "control": control,
-        "target": target,
+        "control": torch.rand(3, 4, 5),
+        "target": torch.rand(3, 6, 5),
         "pert": torch.tensor([1, 0, 1]),
         "covariates": {"day": torch.rand(3, 4)},
     }
-    energy = STPlan(network, weights={"energy": 1.0}, **COMMON).terms(batch)["energy"]
-    # The untrained network predicts the controls.
-    distances = [
-        2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()
-        for a, b in zip(control, target, strict=True)
-    ]
-    assert torch.allclose(energy, torch.stack(distances).mean(), atol=1e-5)
+    plan = STPlan(network, weights={"energy": 1.0, "deviation": 1.0}, **COMMON)
+
+    def energy(x, y):
+        within_x = torch.cdist(x, x).sum() / (4 * 3)  # without a cell's pair with itself
+        within_y = torch.cdist(y, y).sum() / (6 * 5)
+        return 2 * torch.cdist(x, y).mean() - within_x - within_y
+
+    for trained in (False, True):
+        if trained:
+            torch.nn.init.normal_(network.project_out[-1].weight)
+            torch.nn.init.normal_(network.shift)
+        predicted = network(batch["control"], batch["pert"], batch["covariates"])
+        assert torch.equal(predicted, batch["control"]) != trained
+        terms = plan.terms(batch)
+        expected = torch.stack([energy(x, y) for x, y in zip(predicted, batch["target"], strict=True)]).mean()
+        assert torch.allclose(terms["energy"], expected, atol=1e-5)
+        deviation = network.deviation(batch["control"], batch["pert"], batch["covariates"])
+        assert terms["deviation"].item() == pytest.approx((deviation**2).sum(2).mean().item())
+        assert (terms["deviation"] > 0) == trained
 
 
 def test_learning_rate_rises_over_the_warm_up_and_falls_along_a_cosine(encoder):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import torch
+from torch import nn
 
 from scstate_lora._constants import OBSM_ST, UNS_KEY
 from scstate_lora._utils import did_you_mean, progress_bar
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from scipy import sparse
-    from torch import Tensor, nn
+    from torch import Tensor
 
 # Cells a step on a CPU: more is slower without being better on data of a laptop's size.
 _CPU_CELLS = 512
@@ -131,7 +132,9 @@ class STTransition(BaseModel):
             return names, f"all {len(names)} genes"
         rows = self._rows("train")
         cells = ad.AnnData(self.registry.log_expression(self.adata)[rows], var=pd.DataFrame(index=names))
+        threads = torch.get_num_threads()
         sc.pp.highly_variable_genes(cells, n_top_genes=limit)
+        torch.set_num_threads(threads)  # scanpy's numba shares torch's thread pool, and resizes it
         chosen = cells.var["highly_variable"].to_numpy()
         note = f"the {chosen.sum()} most variable of {len(names)} genes"
         return [n for n, c in zip(names, chosen, strict=True) if c], note
@@ -424,7 +427,9 @@ class STTransition(BaseModel):
         if n.covariate_encoder is not None:
             parts.append(("covariate encoder", n.covariate_encoder, ", ".join(c.name for c in self._covariates())))
         backbone = f"GPT-2, {o.n_layers} layers x {o.hidden}, {o.n_heads} heads; {self.set_note}"
-        return [*parts, ("backbone", n.transformer_backbone, backbone), ("head", n.project_out, "change, starts at 0")]
+        parts.append(("backbone", n.transformer_backbone, backbone))
+        parts.append(("head", n.project_out, "deviation of a cell, starts at 0"))
+        return [*parts, ("shift", nn.ParameterList([n.shift]), "of each perturbation, starts at the mean shift")]
 
     def _metadata(self) -> dict[str, Any]:
         notes = {"set_len": self.set_len, "set_note": self.set_note, "genes": self.genes, "gene_note": self.gene_note}
