@@ -11,8 +11,11 @@ OBSM_SE = "X_scstate_lora"
 OBSM_ST = "X_scstate_st"
 """Cell representation of :class:`scstate_lora.STTransition`."""
 
-OBSM_BASE = "X_state"
-"""Plain embedding of a base model, no adaptation."""
+OBSM_BASE = "X_scstate_base"
+"""Plain embedding of a model's own base: before adaptation."""
+
+OBSM_STATE = "X_state"
+"""Plain embedding of a base as :func:`scstate_lora.tl.embed` writes it, under the name it is known by."""
 
 OBS_SPLIT = "scstate_split"
 """Which split a cell belongs to: ``train``, ``val`` or ``test``."""

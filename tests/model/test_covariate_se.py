@@ -98,7 +98,7 @@ def test_embedding_is_returned_and_written(trained):
     assert z.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
     np.testing.assert_array_equal(adata.obsm["X_scstate_lora"], z)
-    np.testing.assert_array_equal(adata.obsm["X_state"], se.base.embed(adata, se.registry))
+    np.testing.assert_array_equal(adata.obsm["X_scstate_base"], se.base.embed(adata, se.registry))
     np.testing.assert_array_equal(se.get_latent_representation(adata, key_added="X_mine"), adata.obsm["X_mine"])
 
 

@@ -67,7 +67,7 @@ def make_perturbation_table(contexts=("B cells", "CD4 T cells", "FCGR3A+ Monocyt
 
 def make_evaluate_table() -> pd.DataFrame:
     rows = []
-    for embedding, bonus in (("X_pca", 0.0), ("X_state", 0.01), ("X_scstate_lora", 0.04)):
+    for embedding, bonus in (("X_pca", 0.0), ("X_scstate_base", 0.01), ("X_scstate_lora", 0.04)):
         for metric, key, value, baseline in (
             ("knn_accuracy", "cell_type", 0.9, 0.3),
             ("probe_accuracy", "condition", 0.8, 0.5),
@@ -116,5 +116,5 @@ def cells() -> ad.AnnData:
             },
             index=[f"c{i}" for i in range(n)],
         ),
-        obsm={"X_state": base, "X_scstate_lora": base + 1, "X_flat": base[:, :2]},
+        obsm={"X_scstate_base": base, "X_scstate_lora": base + 1, "X_flat": base[:, :2]},
     )

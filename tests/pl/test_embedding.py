@@ -11,7 +11,7 @@ from scstate_lora import pl
 def test_before_and_after_by_covariate(cells):
     axes = pl.embedding(cells, color=["cell_type", "days"])
     assert axes.shape == (2, 2)
-    assert [ax.get_title() for ax in axes[0]] == ["X_state", "X_scstate_lora"]
+    assert [ax.get_title() for ax in axes[0]] == ["X_scstate_base", "X_scstate_lora"]
     assert [t.get_text() for t in axes[0, 1].get_legend().get_texts()] == ["B", "NK", "T"]
     assert axes[0, 0].get_legend() is None
     assert axes[0, 0].get_xlabel() == "UMAP 1"
@@ -83,7 +83,7 @@ def test_few_cells(cells):
 
 
 def test_without_the_base_embedding_only_after(cells):
-    del cells.obsm["X_state"]
+    del cells.obsm["X_scstate_base"]
     assert pl.embedding(cells, color="cell_type").shape == (1, 1)
 
 
@@ -103,9 +103,9 @@ def test_unusable_input_raises(cells):
         pl.embedding(cells[:3].copy(), color="cell_type")
     with pytest.raises(ValueError, match="One `ax` holds one panel"):
         pl.embedding(cells, color=["cell_type", "days"], ax=plt.subplots()[1])
-    cells.obsm["X_thin"] = cells.obsm["X_state"][:, :1]
+    cells.obsm["X_thin"] = cells.obsm["X_scstate_base"][:, :1]
     with pytest.raises(ValueError, match=r"shape \(120, 1\)"):
         pl.embedding(cells, "X_thin", color="cell_type")
-    cells.obsm["X_state"][0, 0] = np.nan
-    with pytest.raises(ValueError, match=r"'X_state'.* NaN or infinite values in 1 cells"):
+    cells.obsm["X_scstate_base"][0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"'X_scstate_base'.* NaN or infinite values in 1 cells"):
         pl.embedding(cells, color="cell_type")

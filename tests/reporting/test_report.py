@@ -63,7 +63,7 @@ def adata() -> ad.AnnData:
             index=[f"c{i}" for i in range(n)],
         ),
         var=pd.DataFrame(index=[f"g{i}" for i in range(12)]),
-        obsm={"X_state": rng.normal(size=(n, 2)), "X_scstate_lora": rng.normal(size=(n, 2))},
+        obsm={"X_scstate_base": rng.normal(size=(n, 2)), "X_scstate_lora": rng.normal(size=(n, 2))},
     )
     registry = Registry.create(
         a, covariate_keys=["condition"], pert_key="condition", control="ctrl", cell_type_key="cell_type"
@@ -129,7 +129,7 @@ class _Links(HTMLParser):
 
 
 def test_page_is_self_contained_and_complete(adata, history, predictions, tmp_path):
-    adata.uns["scstate_lora"]["evaluate"] = evaluate_table(X_state=0.91, X_scstate_lora=0.97, PCA=0.9)
+    adata.uns["scstate_lora"]["evaluate"] = evaluate_table(X_scstate_base=0.91, X_scstate_lora=0.97, PCA=0.9)
     before = adata.copy()
     path = ssl.report(
         adata,
@@ -164,7 +164,7 @@ def test_page_is_self_contained_and_complete(adata, history, predictions, tmp_pa
 
 
 def test_parts_that_were_not_run_say_so(adata, history, predictions, tmp_path):
-    del adata.obsm["X_state"], adata.obsm["X_scstate_lora"], adata.obs["scstate_split"]
+    del adata.obsm["X_scstate_base"], adata.obsm["X_scstate_lora"], adata.obs["scstate_split"]
     del predictions.uns["scstate_lora"]["evaluate_perturbation"]
     html = ssl.report(adata, Untrained(history), tmp_path / "r.html", predictions=[predictions]).read_text("utf-8")
     for sentence in ("No split is stored", "Not trained.", "No embedding is stored", "were not scored", "no verdict"):
@@ -172,7 +172,7 @@ def test_parts_that_were_not_run_say_so(adata, history, predictions, tmp_path):
 
 
 def test_survives_write_and_read(adata, history, predictions, tmp_path):
-    adata.uns["scstate_lora"]["evaluate"] = evaluate_table(X_state=0.91, PCA=np.nan)
+    adata.uns["scstate_lora"]["evaluate"] = evaluate_table(X_scstate_base=0.91, PCA=np.nan)
     for name, data in (("a", adata), ("p", predictions)):
         data.write_h5ad(tmp_path / f"{name}.h5ad")
     stored = ad.read_h5ad(tmp_path / "a.h5ad")
@@ -242,9 +242,9 @@ def test_verdict_of_a_single_context():
 
 
 def test_embedding_verdicts():
-    table = evaluate_table(PCA=0.9, X_state=0.905, X_scstate_lora=0.95, X_bad=0.7, X_failed=np.nan)
+    table = evaluate_table(PCA=0.9, X_scstate_base=0.905, X_scstate_lora=0.95, X_bad=0.7, X_failed=np.nan)
     by_text = {v.text.split(":")[0] + v.text.split(":")[1].split(" 0")[0]: v for v in embedding_verdicts(table)}
-    assert by_text["kNN accuracy of cell_type X_state"].mark == "even"
+    assert by_text["kNN accuracy of cell_type X_scstate_base"].mark == "even"
     assert by_text["kNN accuracy of cell_type X_scstate_lora"].mark == "good"
     assert by_text["probe accuracy of condition X_bad"].mark == "bad"
     assert not by_text["probe accuracy of condition X_bad"].headline

@@ -34,7 +34,7 @@ def test_is_the_base_of_a_trained_model_without_adapters_and_covariates(trained)
     model, path = trained
     adata = model.adata
     conditioned = model.get_latent_representation()
-    plain = adata.obsm["X_state"].copy()
+    plain = adata.obsm["X_scstate_base"].copy()
     for base in (model, model.base, path, str(path)):
         np.testing.assert_array_equal(tl.embed(adata, base), plain)
     assert plain.dtype == np.float32

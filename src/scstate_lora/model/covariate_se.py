@@ -308,8 +308,8 @@ class LoRACovariateSE(BaseModel):
 
         Notes
         -----
-        Adds ``adata.obsm["X_scstate_lora"]``, the conditioned embedding, and ``adata.obsm["X_state"]``, the plain
-        embedding of the base, where there is none yet.
+        Adds ``adata.obsm["X_scstate_lora"]``, the conditioned embedding, and ``adata.obsm["X_scstate_base"]``, the
+        plain embedding of the base; nothing but the key asked for with `covariates`.
         """
         self._require_trained("get_latent_representation()")
         base, network = self._built()
@@ -320,7 +320,7 @@ class LoRACovariateSE(BaseModel):
         embedding = embed_conditioned(network, base.encoder, x, seeds, encoded)
         if key_added is not None and (covariates is None or key_added != OBSM_SE):
             adata.obsm[key_added] = embedding
-        if key_added is not None and covariates is None and OBSM_BASE not in adata.obsm:
+        if key_added is not None and covariates is None:
             adata.obsm[OBSM_BASE] = base.embed(adata, self.registry)
         return embedding
 

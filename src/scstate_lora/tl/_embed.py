@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scstate_lora._constants import OBSM_BASE, UNS_KEY
+from scstate_lora._constants import OBSM_STATE, UNS_KEY
 from scstate_lora.data.registry import REGISTRY_KEY, Registry
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def embed(
     adata: AnnData,
     base: LoRACovariateSE | SEBase | str | Path,
     *,
-    key_added: str | None = OBSM_BASE,
+    key_added: str | None = OBSM_STATE,
     layer: str | None = None,
     input_scale: str | None = None,
     gene_key: str | None = None,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from pandas.api import types as pdt
 
-from scstate_lora._constants import OBSM_BASE, OBSM_SE, OBSM_ST, UNS_KEY
+from scstate_lora._constants import OBSM_BASE, OBSM_SE, OBSM_ST, OBSM_STATE, UNS_KEY
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data import Registry, log_expression
 from scstate_lora.data.fields import HANDFUL, as_labels, obs_column
@@ -50,15 +50,15 @@ def evaluate(
 
     The model behind ``X_scstate_lora`` was given the covariates of every cell, so its probe of a covariate is high by
     construction: it says that the condition can be read from the embedding, not that the expression told it. Compare
-    probes of plain embeddings (``X_state``, PCA) for that.
+    probes of plain embeddings (``X_scstate_base``, PCA) for that.
 
     Parameters
     ----------
     adata
         Annotated data that was set up with :func:`scstate_lora.setup_anndata`.
     embeddings
-        Keys of ``adata.obsm``. By default those of ``X_state``, ``X_scstate_lora`` and ``X_scstate_st`` that are there.
-        The PCA is always added, and not written to `adata`.
+        Keys of ``adata.obsm``. By default those of ``X_state``, ``X_scstate_base``, ``X_scstate_lora`` and
+        ``X_scstate_st`` that are there. The PCA is always added, and not written to `adata`.
     label_key
         Column of ``adata.obs`` with the cell type; by default the registered one.
     covariate_keys
@@ -117,7 +117,7 @@ def evaluate(
 
 def _embedding_keys(adata: AnnData, embeddings: str | Sequence[str] | None) -> list[str]:
     if embeddings is None:
-        return [key for key in (OBSM_BASE, OBSM_SE, OBSM_ST) if key in adata.obsm]
+        return [key for key in (OBSM_STATE, OBSM_BASE, OBSM_SE, OBSM_ST) if key in adata.obsm]
     names = [embeddings] if isinstance(embeddings, str) else list(embeddings)
     for name in names:
         if name != PCA_NAME and name not in adata.obsm:
