@@ -1,4 +1,4 @@
-"""Train the compact base on a file's cells and score its plain embedding: 5-fold kNN accuracy (k=10) beside a PCA of 50.
+"""Train the compact base on a file's cells and score its plain embedding beside a PCA: 5-fold kNN accuracy, k=10.
 
     python benchmarks/base_knn.py kang_muscat.h5ad:cell_type pbmc_symphony.h5ad:cell_type_broad
 

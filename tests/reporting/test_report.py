@@ -107,7 +107,8 @@ def evaluate_table(**values: float) -> pd.DataFrame:
         [
             {
                 "embedding": name, "metric": metric, "key": key, "value": value, "baseline": 0.5,
-                "direction": "higher", "lowest": 0.0, "highest": 1.0, "reason": "" if np.isfinite(value) else "too few",
+                "direction": "higher", "lowest": 0.0, "highest": 1.0, "n_cells": 60,
+                "reason": "" if np.isfinite(value) else "too few",
             }
             for name, value in values.items()
             for metric, key in (("knn_accuracy", "cell_type"), ("probe_accuracy", "condition"))

@@ -9,7 +9,7 @@ from scipy import sparse
 from scstate_lora import tl
 from scstate_lora.data import Registry
 
-COLUMNS = ["embedding", "metric", "key", "value", "baseline", "direction", "lowest", "highest", "reason"]
+COLUMNS = ["embedding", "metric", "key", "value", "baseline", "direction", "lowest", "highest", "n_cells", "reason"]
 
 
 def _adata(*, n=120, n_genes=40, seed=0, register=True):

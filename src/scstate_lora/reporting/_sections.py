@@ -162,6 +162,11 @@ def embedding_section(adata: AnnData, registry: Registry) -> Section:
     if scores is None:
         section.paragraphs.append("The embeddings were not scored: call `scstate_lora.tl.evaluate(adata)` first.")
         return section
+    if "n_cells" in scores:
+        n_cells = int(scores["n_cells"].iloc[0])
+        n_unseen = int((adata.obs[OBS_SPLIT] != "train").sum()) if OBS_SPLIT in adata.obs else 0
+        which = ", those that no model was trained on" if n_cells == n_unseen else ", trained on or not"
+        section.paragraphs.append(f"Scores are of {n_cells:,} cells{which}.")
     section.verdicts = embedding_verdicts(scores, given=[c.name for c in registry.covariates])
     section.blocks.append(figure(pl.metrics(scores), "Scores of the embeddings beside the PCA and the baseline."))
     section.blocks.append(

@@ -73,8 +73,8 @@ def evaluate(
     Returns
     -------
     One row a metric: ``embedding``, ``metric``, ``key`` (the column of obs), ``value``, ``baseline``, ``direction``
-    (``"higher"`` is better), ``lowest`` and ``highest`` possible value, ``reason``: why a value is NaN, or which
-    cells were left out, else empty.
+    (``"higher"`` is better), ``lowest`` and ``highest`` possible value, ``n_cells`` that were given, ``reason``: why
+    a value is NaN, or which cells were left out, else empty.
 
     Adds ``adata.uns["scstate_lora"]["evaluate"]``, the same table.
 
@@ -109,7 +109,8 @@ def evaluate(
     table["direction"] = "higher"
     table["lowest"] = table["metric"].map(_LOWEST)
     table["highest"] = 1.0
-    columns = ["embedding", "metric", "key", "value", "baseline", "direction", "lowest", "highest", "reason"]
+    table["n_cells"] = adata.n_obs
+    columns = ["embedding", "metric", "key", "value", "baseline", "direction", "lowest", "highest", "n_cells", "reason"]
     table = table[columns]
     adata.uns[UNS_KEY] = {**adata.uns[UNS_KEY], "evaluate": table}
     return table
