@@ -256,7 +256,16 @@ def test_a_covariate_that_the_embedding_was_given_proves_nothing():
     verdicts = embedding_verdicts(evaluate_table(PCA=0.5, X_scstate_lora=1.0), given=["condition"])
     told = next(v for v in verdicts if "probe" in v.text)
     assert told.mark == "even"
-    assert "was given this covariate" in told.text
+    assert "told it, so this is no evidence" in told.text
+
+
+def test_a_cell_type_that_sets_were_made_by_proves_nothing_for_the_transition_model():
+    table = evaluate_table(PCA=0.5, X_scstate_lora=0.9, X_scstate_st=0.99)
+    verdicts = embedding_verdicts(table, context_keys=["cell_type"])
+    knn = {v.text.split(": ")[1].split(" ")[0]: v for v in verdicts if "kNN" in v.text}
+    assert knn["X_scstate_lora"].mark == "good"
+    assert knn["X_scstate_st"].mark == "even"
+    assert not knn["X_scstate_st"].headline
 
 
 def test_numbers_as_text():

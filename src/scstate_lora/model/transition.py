@@ -396,7 +396,7 @@ class STTransition(BaseModel):
         Notes
         -----
         Adds ``adata.obsm["X_scstate_st"]``. A cell's representation depends on the set it is in: cells of its context
-        and perturbation.
+        and perturbation. So it was told both, and finding the cell type in it is no evidence.
         """
         self._require_trained("get_latent_representation()")
         adata = self._cells(adata)

@@ -167,7 +167,9 @@ def embedding_section(adata: AnnData, registry: Registry) -> Section:
         n_unseen = int((adata.obs[OBS_SPLIT] != "train").sum()) if OBS_SPLIT in adata.obs else 0
         which = ", those that no model was trained on" if n_cells == n_unseen else ", trained on or not"
         section.paragraphs.append(f"Scores are of {n_cells:,} cells{which}.")
-    section.verdicts = embedding_verdicts(scores, given=[c.name for c in registry.covariates])
+    # The transition model reads cells in sets of one context and perturbation.
+    shared = [*registry.context_keys, *([registry.pert_key] if registry.pert_key is not None else [])]
+    section.verdicts = embedding_verdicts(scores, given=[c.name for c in registry.covariates], context_keys=shared)
     section.blocks.append(figure(pl.metrics(scores), "Scores of the embeddings beside the PCA and the baseline."))
     section.blocks.append(
         table(_wide_embeddings(scores), "Scores; the baseline ignores the embedding. Higher is better for all of them.")

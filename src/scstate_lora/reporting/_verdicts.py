@@ -112,7 +112,9 @@ def _interval_of_mean(gains: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def embedding_verdicts(table: pd.DataFrame, *, given: Iterable[str] = ()) -> list[Verdict]:
+def embedding_verdicts(
+    table: pd.DataFrame, *, given: Iterable[str] = (), context_keys: Iterable[str] = ()
+) -> list[Verdict]:
     """Say for every embedding and score how it stands to the PCA of the same cells.
 
     Parameters
@@ -120,8 +122,11 @@ def embedding_verdicts(table: pd.DataFrame, *, given: Iterable[str] = ()) -> lis
     table
         The table of :func:`scstate_lora.tl.evaluate`.
     given
-        Covariates that the conditioned embedding was told, so that finding them in it proves nothing.
+        Covariates that the models were told, so that finding them in their embeddings proves nothing.
+    context_keys
+        What the cells of one set share, which the transition model's representation was told as well.
     """
+    told = {OBSM_SE: set(given), OBSM_ST: {*given, *context_keys}}
     verdicts = []
     for record in table[table["embedding"] != PCA].to_dict("records"):
         what = f"{metric_name(record['metric'])} of {record['key']}: {record['embedding']}"
@@ -133,9 +138,9 @@ def embedding_verdicts(table: pd.DataFrame, *, given: Iterable[str] = ()) -> lis
         pca = float(table.loc[same, "value"].iloc[0]) if same.any() else np.nan
         said, headline = f"{what} {text(value)}", record["metric"] == "knn_accuracy"
         ignorant = f" (ignoring the embedding gives {text(baseline)})" if not np.isnan(baseline) else ""
-        if record["embedding"] in (OBSM_SE, OBSM_ST) and record["key"] in set(given):
-            told = "the embedding was given this covariate, so this is no evidence: compare the plain ones"
-            verdicts.append(Verdict("even", f"{said}{ignorant}; {told}."))
+        if record["key"] in told.get(record["embedding"], ()):
+            why = "the embedding was told it, so this is no evidence: compare the plain ones"
+            verdicts.append(Verdict("even", f"{said}{ignorant}; {why}."))
         elif np.isnan(pca):
             verdicts.append(Verdict("even", f"{said}{ignorant}; there is no PCA to compare with."))
         else:

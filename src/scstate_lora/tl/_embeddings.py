@@ -50,7 +50,8 @@ def evaluate(
 
     The model behind ``X_scstate_lora`` was given the covariates of every cell, so its probe of a covariate is high by
     construction: it says that the condition can be read from the embedding, not that the expression told it. Compare
-    probes of plain embeddings (``X_scstate_base``, PCA) for that.
+    probes of plain embeddings (``X_scstate_base``, PCA) for that. ``X_scstate_st`` comes from sets of cells of one
+    context, so it was told the cell type as well.
 
     Parameters
     ----------
