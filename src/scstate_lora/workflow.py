@@ -230,19 +230,18 @@ def _groups(obs: pd.DataFrame, keys: list[str]) -> np.ndarray:
 
 def _score_embeddings(adata: AnnData) -> None:
     """Score the embeddings on the cells that were not trained on, or on all cells where those are too few."""
-    unseen = adata[(adata.obs[OBS_SPLIT] != "train").to_numpy()].copy()
-    table = tl.evaluate(unseen) if unseen.n_obs >= _FEWEST_SCORED else None
+    unseen = (adata.obs[OBS_SPLIT] != "train").to_numpy()
+    n_unseen = int(unseen.sum())
+    table = tl.evaluate(adata, cells=unseen) if n_unseen >= _FEWEST_SCORED else None
     if table is not None and table["value"].notna().any():
-        logger.info("The embeddings are scored on the %d cells that were not trained on.", unseen.n_obs)
+        logger.info("The embeddings are scored on the %d cells that were not trained on.", n_unseen)
     elif adata.n_obs < _FEWEST_SCORED:
         logger.warning("%d cells are too few to score the embeddings.", adata.n_obs)
-        return
     else:
-        said = f"scored on all cells, training ones included: {unseen.n_obs} others are too few"
+        said = f"scored on all cells, training ones included: {n_unseen} others are too few"
         logger.warning("The embeddings are %s.", said)
         table = tl.evaluate(adata)
         table["reason"] = [f"{said}; {reason}" if reason else said for reason in table["reason"]]
-    adata.uns[UNS_KEY] = {**adata.uns[UNS_KEY], "evaluate": table}
 
 
 def _write_tables(models: Models, adata: AnnData, predictions: list[AnnData], folder: Path) -> None:

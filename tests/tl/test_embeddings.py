@@ -146,3 +146,21 @@ def test_evaluate_nothing_to_score_raises():
     Registry.create(adata).write(adata)
     with pytest.raises(ValueError, match="nothing to score"):
         tl.evaluate(adata)
+
+
+def test_cells_are_scored_alone_but_the_pca_is_of_all():
+    adata = _adata()
+    adata.obsm["X_state"] = np.random.default_rng(1).normal(size=(adata.n_obs, 5)).astype(np.float32)
+    mask = np.arange(adata.n_obs) % 2 == 0
+    table = tl.evaluate(adata, cells=mask)
+    assert (table["n_cells"] == mask.sum()).all()
+    alone = tl.evaluate(adata[mask].copy())
+    plain = table["embedding"] == "X_state"
+    pd.testing.assert_frame_equal(table[plain], alone[plain])
+    assert not np.allclose(table.loc[~plain, "value"], alone.loc[~plain, "value"])
+
+
+@pytest.mark.parametrize("cells", [np.arange(5), np.ones(3, dtype=bool)])
+def test_cells_that_are_no_mask_raises(cells):
+    with pytest.raises(ValueError, match=r"cells must be 120 bools"):
+        tl.evaluate(_adata(), cells=cells)

@@ -37,6 +37,7 @@ def evaluate(
     *,
     label_key: str | None = None,
     covariate_keys: str | Sequence[str] | None = None,
+    cells: np.ndarray | None = None,
     n_pcs: int = 50,
     n_neighbors: int = 10,
     seed: int = 0,
@@ -64,6 +65,9 @@ def evaluate(
         Column of ``adata.obs`` with the cell type; by default the registered one.
     covariate_keys
         Columns to probe; by default the registered covariates and the perturbation.
+    cells
+        Which cells are scored, a mask of shape ``(n_cells,)``: for instance those that no model was trained on. The
+        PCA is of all cells in any case.
     n_pcs
         Components of the PCA, fewer where there are not as many cells or genes.
     n_neighbors
@@ -84,7 +88,7 @@ def evaluate(
     KeyError
         If `adata` was not set up, or a key is not in ``adata.obsm`` or ``adata.obs``.
     ValueError
-        If there is neither a cell type nor a covariate to score.
+        If there is neither a cell type nor a covariate to score, or `cells` is not one bool a cell.
     """
     registry = Registry.from_adata(adata)
     names = _embedding_keys(adata, embeddings)
@@ -99,18 +103,24 @@ def evaluate(
     for key in [*probed, *([label_key] if label_key is not None else [])]:
         obs_column(adata, key)  # all keys are checked before any work is done
 
+    mask = np.ones(adata.n_obs, dtype=bool) if cells is None else np.asarray(cells)
+    if mask.dtype != bool or mask.shape != (adata.n_obs,):
+        raise ValueError(f"cells must be {adata.n_obs} bools, one a cell; found shape {mask.shape} of {mask.dtype}.")
+
     matrices = {name: _embedding_matrix(adata, name) for name in names}
     matrices[PCA_NAME] = _pca(adata, n_pcs=n_pcs, seed=seed)
+    scored = adata[mask]
     rows = []
-    for name, x in matrices.items():
+    for name, matrix in matrices.items():
+        x = matrix[mask]
         if label_key is not None:
-            rows.append(_score_label(adata, x, label_key, n_neighbors=n_neighbors, seed=seed) | {"embedding": name})
-        rows += [_score_covariate(adata, x, key, registry=registry, seed=seed) | {"embedding": name} for key in probed]
+            rows.append(_score_label(scored, x, label_key, n_neighbors=n_neighbors, seed=seed) | {"embedding": name})
+        rows += [_score_covariate(scored, x, key, registry=registry, seed=seed) | {"embedding": name} for key in probed]
     table = pd.DataFrame(rows)
     table["direction"] = "higher"
     table["lowest"] = table["metric"].map(_LOWEST)
     table["highest"] = 1.0
-    table["n_cells"] = adata.n_obs
+    table["n_cells"] = int(mask.sum())
     columns = ["embedding", "metric", "key", "value", "baseline", "direction", "lowest", "highest", "n_cells", "reason"]
     table = table[columns]
     adata.uns[UNS_KEY] = {**adata.uns[UNS_KEY], "evaluate": table}
