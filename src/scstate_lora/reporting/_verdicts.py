@@ -59,9 +59,11 @@ def _overall(model: str, single: Sequence[tuple[str, Verdict]], *, target: str) 
         f"not decided on {_listed(by_mark['even'])}" if by_mark["even"] else "",
     ]
     sentence = f"Predicting {target!r}, {model!r} is " + "; ".join(p for p in parts if p) + "."
-    if n_bad > n_good:
+    n_even = len(by_mark["even"])
+    if n_bad > max(n_good, n_even):
         sentence += " Adding an average difference to the control cells predicts better here."
-    return Verdict("even" if n_good == n_bad else "good" if n_good > n_bad else "bad", sentence, headline=True)
+    mark = "bad" if n_bad > max(n_good, n_even) else "good" if n_good > max(n_bad, n_even) else "even"
+    return Verdict(mark, sentence, headline=True)
 
 
 def _against_yardstick(table: pd.DataFrame, model: str, metric: str) -> Verdict:
