@@ -13,7 +13,7 @@ class _Stderr(logging.StreamHandler):
         logging.Handler.__init__(self)
 
     @property
-    def stream(self):  # type: ignore[no-untyped-def]
+    def stream(self):  # type: ignore[no-untyped-def]  # the base class has an attribute of type Any here
         return sys.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,8 +37,7 @@ def unique_names(names: Any, what: str, fix: str) -> list[str]:
     """Return names as a list of strings; a ValueError names one that is there twice, and how to fix it."""
     listed = [str(n) for n in names]
     if len(set(listed)) < len(listed):
-        seen: set[str] = set()
-        repeated = next(n for n in listed if n in seen or seen.add(n))  # type: ignore[func-returns-value]
+        repeated = Counter(listed).most_common(1)[0][0]
         msg = f"{what} holds {repeated!r} more than once. Names must be unique: {fix}."
         raise ValueError(msg)
     return listed

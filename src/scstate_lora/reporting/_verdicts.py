@@ -85,7 +85,7 @@ def _against_yardstick(table: pd.DataFrame, model: str, metric: str) -> Verdict:
     if np.isnan(floor):
         return Verdict("even", f"{said}; the {YARDSTICK} is not known, so there is nothing to hold it against{others}.")
 
-    gain = float(np.subtract(*goodness([value, floor], direction=direction)))  # type: ignore[arg-type]
+    gain = float(np.subtract(*goodness([value, floor], direction=direction)))  # type: ignore[arg-type]  # read from a table
     if abs(gain) <= 1e-6 * max(1.0, abs(floor)):
         return Verdict("even", f"{said}, the same as the {YARDSTICK}{others}.")
     said += f", {'better' if gain > 0 else 'worse'} than the {YARDSTICK} with {text(floor)}"
@@ -103,7 +103,8 @@ def _against_yardstick(table: pd.DataFrame, model: str, metric: str) -> Verdict:
 def _gains(part: pd.DataFrame, model: str, direction: str) -> np.ndarray:
     """By how much the model beats the mean shift in every context where both are known, shape (n_contexts,)."""
     wide = part[part["context"] != ALL_CONTEXTS].pivot(index="context", columns="model", values="value")
-    good = goodness(wide.reindex(columns=[model, YARDSTICK]).dropna().to_numpy(), direction=direction)  # type: ignore[arg-type]
+    both = wide.reindex(columns=[model, YARDSTICK]).dropna().to_numpy()
+    good = goodness(both, direction=direction)  # type: ignore[arg-type]  # read from a table
     return good[:, 0] - good[:, 1]
 
 

@@ -15,7 +15,7 @@ from scstate_lora._utils import progress_bar
 try:
     import resource
 except ImportError:  # Windows has none
-    resource = None  # type: ignore[assignment]
+    resource = None  # type: ignore[assignment]  # a module elsewhere
 
 if TYPE_CHECKING:
     from torch import Tensor
