@@ -8,8 +8,9 @@ import pytest
 from scipy import sparse
 
 from scstate_lora.data import log_expression
-from scstate_lora.data.matrix import check_scale, log_normalize, log_raw, read_matrix, resolve_scale
+from scstate_lora.data.matrix import MatrixStats, Moments, check_scale, log_normalize, log_raw, resolve_scale
 from scstate_lora.data.registry import Registry
+from scstate_lora.data.stream import read_matrix
 
 COUNTS = np.random.default_rng(1).poisson(2.0, (20, 8))
 
@@ -20,6 +21,10 @@ def _log(counts, target=1e4):
 
 def _csr(values):
     return sparse.csr_matrix(np.asarray(values, dtype=np.float32))
+
+
+def _stats(values):
+    return MatrixStats.of(_csr(values))
 
 
 def _plain(x):
@@ -136,21 +141,21 @@ def test_only_zeros_raises():
     ],
 )
 def test_scale_is_decided_from_the_values(values, scale, reason):
-    decided, why = resolve_scale(_csr(values), None, "adata.X")
+    decided, why = resolve_scale(_stats(values), None, "adata.X")
     assert decided == scale
     assert reason in why
 
 
 def test_shallow_counts_are_not_taken_for_log():
     shallow = np.random.default_rng(0).poisson(0.05, (200, 100))
-    assert resolve_scale(_csr(shallow), None, "adata.X")[0] == "counts"
+    assert resolve_scale(_stats(shallow), None, "adata.X")[0] == "counts"
 
 
 def test_input_scale_overrides():
     fractional = COUNTS * 0.5
-    assert resolve_scale(_csr(fractional), None, "adata.X")[0] == "log1p"
-    assert resolve_scale(_csr(fractional), "counts", "adata.X") == ("counts", "as given by input_scale")
-    assert resolve_scale(_csr(_log(COUNTS)), "log1p", "adata.X") == ("log1p", "as given by input_scale")
+    assert resolve_scale(_stats(fractional), None, "adata.X")[0] == "log1p"
+    assert resolve_scale(_stats(fractional), "counts", "adata.X") == ("counts", "as given by input_scale")
+    assert resolve_scale(_stats(_log(COUNTS)), "log1p", "adata.X") == ("log1p", "as given by input_scale")
 
 
 @pytest.mark.parametrize(
@@ -166,14 +171,14 @@ def test_input_scale_overrides():
 )
 def test_scale_against_the_values_raises(values, input_scale, message):
     with pytest.raises(ValueError, match=message):
-        resolve_scale(_csr(values), input_scale, "adata.X")
+        resolve_scale(_stats(values), input_scale, "adata.X")
 
 
 def test_new_data_of_the_same_scale_passes():
     for values, input_scale in [(COUNTS, None), (COUNTS, "counts"), (_log(COUNTS), None), (COUNTS * 30.5, None)]:
-        scale, reason = resolve_scale(_csr(values), input_scale, "adata.X")
-        check_scale(_csr(values[:3]), scale, reason, "adata.X")
-    check_scale(_csr(COUNTS * 0.5), "counts", "as given by input_scale", "adata.X")
+        scale, reason = resolve_scale(_stats(values), input_scale, "adata.X")
+        check_scale(_stats(values[:3]), scale, reason, "adata.X")
+    check_scale(_stats(COUNTS * 0.5), "counts", "as given by input_scale", "adata.X")
 
 
 @pytest.mark.parametrize(
@@ -187,9 +192,66 @@ def test_new_data_of_the_same_scale_passes():
     ],
 )
 def test_new_data_of_another_scale_raises(setup, input_scale, new, found):
-    scale, reason = resolve_scale(_csr(setup), input_scale, "adata.X")
+    scale, reason = resolve_scale(_stats(setup), input_scale, "adata.X")
     with pytest.raises(ValueError, match=rf"adata\.X looks like {found} .*set up on {scale}"):
-        check_scale(_csr(new), scale, reason, "adata.X")
+        check_scale(_stats(new), scale, reason, "adata.X")
+
+
+CASES = {
+    "counts": COUNTS,
+    "log": _log(COUNTS),
+    "normalised": np.expm1(_log(COUNTS)),
+    "shifted": 1e6 + np.random.default_rng(0).random((20, 8)),
+    "empty cells": np.where(np.arange(20)[:, None] % 3 == 0, 0, _log(COUNTS)),
+    "large": np.where(np.arange(20)[:, None] == 13, 1e38, COUNTS + 0.5),
+    "bad": np.where(np.eye(20, 8) == 1, [np.nan, -np.inf, np.inf, -3, 1, 2, 3, np.nan], COUNTS),
+    "all bad": np.full((3, 2), np.nan),
+    "zeros": np.zeros((20, 8)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_stats_of_parts_add_up_to_those_of_the_whole(case, rows):
+    matrix = _csr(CASES[case])
+    whole = MatrixStats.of(matrix)
+    parts = sum((MatrixStats.of(matrix[i : i + rows]) for i in range(0, matrix.shape[0], rows)), MatrixStats())
+    exact = ["n_cells", "n_stored", "n_nan", "n_inf", "largest", "smallest", "whole"]
+    assert [getattr(parts, name) for name in exact] == [getattr(whole, name) for name in exact]
+    np.testing.assert_allclose(parts.total, whole.total, rtol=1e-12)
+    assert parts.sums.constant == whole.sums.constant
+    np.testing.assert_allclose([parts.sums.mean, parts.sums.squares], [whole.sums.mean, whole.sums.squares], rtol=1e-6)
+    if whole.largest <= 20:
+        assert parts.unlogged.count == whole.unlogged.count
+        assert parts.unlogged.constant == whole.unlogged.constant == (case in ("log", "empty cells"))
+
+
+def test_stats_say_what_a_matrix_holds():
+    stats = MatrixStats.of(_csr([[0, 2, 1.5], [0, 0, 0], [np.nan, -np.inf, -4]]))
+    assert (stats.n_cells, stats.n_stored, stats.n_nan, stats.n_inf) == (3, 5, 1, 1)
+    assert (stats.largest, stats.smallest, stats.whole, stats.total) == (2, -4, False, -0.5)
+    assert (stats.sums.count, stats.sums.mean) == (2, -0.25)
+    stats = MatrixStats.of(_csr(COUNTS))
+    assert stats.sums.mean == pytest.approx(COUNTS.sum(axis=1).mean())
+    assert stats.sums.squares == pytest.approx(20 * COUNTS.sum(axis=1).var())
+    assert stats.unlogged.mean == pytest.approx(np.expm1(COUNTS).sum(axis=1).mean())
+
+
+def test_spread_of_large_sums_is_exact():
+    # Sums of squares in float64 would cancel: 1e12 squared is beyond its digits.
+    values = 1e12 + np.arange(6.0)
+    moments = sum((Moments.of(part) for part in np.split(values, 3)), Moments())
+    assert moments.squares == pytest.approx(np.arange(6).var() * 6)
+
+
+@pytest.mark.parametrize(
+    ("values", "input_scale"),
+    [(_log(COUNTS), "counts"), (np.expm1(_log(COUNTS)), None), (np.expm1(_log(COUNTS, target=1)), None)],
+)
+def test_scale_of_parts_against_the_values_raises(values, input_scale):
+    stats = sum((_stats(values[i : i + 1]) for i in range(20)), MatrixStats())
+    with pytest.raises(ValueError, match="every cell"):
+        resolve_scale(stats, input_scale, "adata.X")
 
 
 def test_log_normalize_is_log1p_of_counts_per_10000():

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scstate_lora.data import Registry
+from scstate_lora.data import Registry, storage, stream
 from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate
 
 KEYS = {
@@ -106,6 +106,19 @@ def test_backed_anndata_is_set_up(adata, tmp_path):
     registry.write(backed)
     assert Registry.from_adata(backed) == _create(adata)
     assert (registry.matrix(backed) != adata.X).nnz == 0
+    backed.file.close()
+
+
+def test_set_up_reads_a_backed_file_in_chunks(adata, tmp_path, monkeypatch):
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    sizes = []
+    read = storage._read
+    monkeypatch.setattr(storage, "_read", lambda *args: sizes.append(args[2] - args[1]) or read(*args))
+    monkeypatch.setattr(stream, "_CHUNK_VALUES", 100)
+    registry = _create(backed)
+    assert (registry.scale, registry.scale_reason) == (_create(adata).scale, _create(adata).scale_reason)
+    assert max(sizes) <= 100 < adata.X.nnz
     backed.file.close()
 
 

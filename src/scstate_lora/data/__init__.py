@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scstate_lora._constants import UNS_KEY
-from scstate_lora.data.matrix import read_matrix
 from scstate_lora.data.registry import REGISTRY_KEY, Registry
+from scstate_lora.data.stream import read_matrix
 
 if TYPE_CHECKING:
     from anndata import AnnData

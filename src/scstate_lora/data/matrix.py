@@ -1,17 +1,17 @@
-"""Expression matrices: read from any AnnData, checked, their scale decided once, brought to log1p of CP10k."""
+"""What an expression matrix holds: checked, its scale decided once for all of it, brought to log1p of CP10k."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy import sparse
 
 from scstate_lora._constants import TARGET_SUM
 from scstate_lora._utils import did_you_mean
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from scipy import sparse
 
 Scale = Literal["counts", "log1p"]
 SCALES: tuple[Scale, ...] = ("counts", "log1p")
@@ -22,90 +22,158 @@ _WHOLE = "every value is a whole number"
 _GIVEN = "as given by input_scale"
 
 
-def read_matrix(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
-    """Read ``adata.X`` or a layer as a checked CSR matrix, without touching the input.
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and sum of squared deviations of some values; those of two groups add up to those of both."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Moments:
+        """Moments of the values of an array."""
+        if not values.size:
+            return cls()
+        mean = float(values.mean(dtype=np.float64))
+        return cls(values.size, mean, float(((values - mean) ** 2).sum()))
+
+    def __add__(self, other: Moments) -> Moments:
+        # Chan et al. 1979: sums of squares of large, nearly equal numbers would cancel.
+        count = self.count + other.count
+        if count == 0:
+            return self
+        step = other.mean - self.mean
+        mean = self.mean + step * other.count / count
+        return Moments(count, mean, self.squares + other.squares + step**2 * self.count * other.count / count)
+
+    @property
+    def constant(self) -> bool:
+        """Whether there are several values, all of them the same within a thousandth."""
+        return self.count > 1 and (self.squares / self.count) ** 0.5 < 1e-3 * self.mean
+
+
+@dataclass(frozen=True)
+class MatrixStats:
+    """What the checks and the decision on the scale need to know of a matrix; those of its parts add up to the whole's.
 
     Parameters
     ----------
-    adata
-        May be a view or backed; the matrix may be dense, CSR, CSC, of any integer or float type.
-    layer
-        Layer to read in place of ``adata.X``.
+    n_cells
+        Rows.
+    n_stored
+        Values other than zero, among them NaN and infinite ones.
+    n_nan, n_inf
+        NaN and infinite values.
+    largest, smallest
+        Of the finite values other than zero; ``-inf`` and ``inf`` without any.
+    whole
+        Every finite value is a whole number.
+    total
+        Sum of the finite values. Two scans of one matrix in the same chunks give the same number to the last digit.
+    sums
+        Moments of the cells' sums, cells without expression left out.
+    unlogged
+        The same of expm1 of the values. Read only where no value is too large for a logarithm.
+    """
 
-    Returns
-    -------
-    float32 matrix of shape ``(n_cells, n_genes)``, without stored zeros, column indices sorted.
+    n_cells: int = 0
+    n_stored: int = 0
+    n_nan: int = 0
+    n_inf: int = 0
+    largest: float = -np.inf
+    smallest: float = np.inf
+    whole: bool = True
+    total: float = 0.0
+    sums: Moments = field(default_factory=Moments)
+    unlogged: Moments = field(default_factory=Moments)
+
+    @classmethod
+    def of(cls, matrix: sparse.csr_matrix) -> MatrixStats:
+        """Describe a CSR matrix ``(n_cells, n_genes)`` without stored zeros."""
+        values, starts = matrix.data, matrix.indptr[:-1][np.diff(matrix.indptr) > 0]
+        n_cells, n_stored = matrix.shape[0], int(values.size)
+        if n_stored == 0:
+            return cls(n_cells=n_cells)
+        n_nan = n_inf = 0
+        present = values
+        finite = np.isfinite(values)
+        if not finite.all():
+            n_nan = int(np.isnan(values).sum())
+            n_inf = n_stored - int(finite.sum()) - n_nan
+            present, values = values[finite], np.where(finite, values, 0)
+        largest = float(present.max(initial=-np.inf))
+        sums = np.add.reduceat(values, starts, dtype=np.float64)
+        unlogged = Moments()
+        if largest <= _LOG_MAX:
+            unlogged = Moments.of(np.add.reduceat(np.expm1(values), starts, dtype=np.float64))
+        return cls(
+            n_cells=n_cells,
+            n_stored=n_stored,
+            n_nan=n_nan,
+            n_inf=n_inf,
+            largest=largest,
+            smallest=float(present.min(initial=np.inf)),
+            whole=bool((present == np.rint(present)).all()),
+            total=float(sums.sum()),
+            sums=Moments.of(sums),
+            unlogged=unlogged,
+        )
+
+    def __add__(self, other: MatrixStats) -> MatrixStats:
+        return MatrixStats(
+            n_cells=self.n_cells + other.n_cells,
+            n_stored=self.n_stored + other.n_stored,
+            n_nan=self.n_nan + other.n_nan,
+            n_inf=self.n_inf + other.n_inf,
+            largest=max(self.largest, other.largest),
+            smallest=min(self.smallest, other.smallest),
+            whole=self.whole and other.whole,
+            total=self.total + other.total,
+            sums=self.sums + other.sums,
+            unlogged=self.unlogged + other.unlogged,
+        )
+
+
+def check_values(stats: MatrixStats, name: str) -> None:
+    """Refuse what is neither counts nor log1p values.
+
+    Parameters
+    ----------
+    stats
+        Of the whole matrix.
+    name
+        What to call it in messages.
 
     Raises
     ------
-    KeyError
-        The layer does not exist.
-    TypeError
-        The matrix is not numeric.
     ValueError
-        The matrix is absent, empty, or holds NaN, infinite or negative values.
+        There are NaN, infinite or negative values, or no values other than zero.
     """
-    name = matrix_name(layer)
-    if layer is not None and layer not in adata.layers:
-        msg = f"{name} does not exist. {did_you_mean(layer, adata.layers.keys())}"
-        raise KeyError(msg)
-    check_not_empty(adata)
-    stored: Any = adata.X if layer is None else adata.layers[layer]
-    if stored is None:
-        msg = f"{name} is None: there is no expression matrix. Put counts or log1p values there, or name a layer=."
+    if stats.n_nan:
+        msg = f"{name} holds {stats.n_nan} NaN values. Replace or remove them; zero means not detected."
         raise ValueError(msg)
-    if hasattr(stored, "to_memory"):  # a backed sparse matrix
-        stored = stored.to_memory()
-    elif not sparse.issparse(stored):  # dense in memory, or a backed dense matrix
-        stored = np.asarray(stored[:])
-    if stored.dtype.kind not in "biuf":
-        msg = f"{name} has dtype {stored.dtype}, expected numbers (any integer or float type)."
-        raise TypeError(msg)
-    matrix = sparse.csr_matrix(stored, dtype=np.float32, copy=True)
-    matrix.sum_duplicates()
-    matrix.eliminate_zeros()
-    _check_values(matrix, name)
-    return matrix
-
-
-def check_not_empty(adata: AnnData) -> None:
-    """Raise a ValueError for an AnnData without cells or without genes."""
-    if adata.n_obs == 0 or adata.n_vars == 0:
-        msg = f"The AnnData is empty: {adata.n_obs} cells x {adata.n_vars} genes. Give one with cells and genes."
+    if stats.n_inf:
+        msg = f"{name} holds {stats.n_inf} infinite values. Counts and log1p values are finite."
         raise ValueError(msg)
-
-
-def matrix_name(layer: str | None) -> str:
-    """Name the matrix as a user would write it."""
-    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-
-
-def _check_values(matrix: sparse.csr_matrix, name: str) -> None:
-    values = matrix.data
-    if np.isnan(values).any():
-        msg = f"{name} holds {int(np.isnan(values).sum())} NaN values. Replace or remove them; zero means not detected."
-        raise ValueError(msg)
-    if np.isinf(values).any():
-        msg = f"{name} holds {int(np.isinf(values).sum())} infinite values. Counts and log1p values are finite."
-        raise ValueError(msg)
-    if values.size and values.min() < 0:
+    if stats.smallest < 0:
         msg = (
-            f"{name} holds negative values (smallest {values.min():.3g}): it looks scaled or residualised. Give counts "
-            "or log1p values: a layer=, or adata.raw.to_adata() where the unscaled matrix was kept in .raw."
+            f"{name} holds negative values (smallest {stats.smallest:.3g}): it looks scaled or residualised. Give "
+            "counts or log1p values: a layer=, or adata.raw.to_adata() where the unscaled matrix was kept in .raw."
         )
         raise ValueError(msg)
-    if values.size == 0:
+    if stats.n_stored == 0:
         msg = f"{name} holds only zeros: nothing was measured in these cells. Check the cells, or name another layer=."
         raise ValueError(msg)
 
 
-def resolve_scale(matrix: sparse.csr_matrix, input_scale: str | None, name: str) -> tuple[Scale, str]:
-    """Decide from the whole matrix whether it holds counts or log1p values.
+def resolve_scale(stats: MatrixStats, input_scale: str | None, name: str) -> tuple[Scale, str]:
+    """Decide from all of a matrix whether it holds counts or log1p values.
 
     Parameters
     ----------
-    matrix
-        Checked matrix of shape ``(n_cells, n_genes)``.
+    stats
+        Of the whole matrix, checked.
     input_scale
         ``"counts"``, ``"log1p"``, or None to decide from the values.
     name
@@ -120,9 +188,7 @@ def resolve_scale(matrix: sparse.csr_matrix, input_scale: str | None, name: str)
     ValueError
         ``input_scale`` is unknown or contradicts the values, or the values are neither counts nor log1p.
     """
-    values = matrix.data
-    largest = float(values.max())
-    whole = _whole(values)
+    largest, whole = stats.largest, stats.whole
     if input_scale is not None and input_scale not in SCALES:
         msg = f"input_scale={input_scale!r} is unknown. {did_you_mean(input_scale, SCALES)}"
         raise ValueError(msg)
@@ -135,7 +201,7 @@ def resolve_scale(matrix: sparse.csr_matrix, input_scale: str | None, name: str)
             raise ValueError(msg)
         return "log1p", _GIVEN
     if input_scale == "counts":
-        if not whole and largest <= _LOG_MAX and _constant_row_sums(matrix, log1p=True):
+        if not whole and largest <= _LOG_MAX and stats.unlogged.constant:
             msg = (
                 f"input_scale='counts', but {name} is log1p of normalised counts (expm1 sums to the same number in "
                 "every cell): use input_scale='log1p', or name the layer that holds the counts."
@@ -144,7 +210,7 @@ def resolve_scale(matrix: sparse.csr_matrix, input_scale: str | None, name: str)
         return "counts", f"{_GIVEN}; {_WHOLE}" if whole else _GIVEN
     if whole:
         return "counts", f"{_WHOLE}, up to {largest:g}"
-    if _constant_row_sums(matrix):
+    if stats.sums.constant:
         msg = (
             f"{name} is neither counts nor log1p: fractional values up to {largest:g} that sum to the same number in "
             "every cell, so normalised but not log-transformed. Run sc.pp.log1p, or name the layer of the counts."
@@ -155,13 +221,13 @@ def resolve_scale(matrix: sparse.csr_matrix, input_scale: str | None, name: str)
     return "counts", f"values are fractional, but reach {largest:g}, too large for log1p"
 
 
-def check_scale(matrix: sparse.csr_matrix, scale: Scale, reason: str, name: str) -> None:
+def check_scale(stats: MatrixStats, scale: Scale, reason: str, name: str) -> None:
     """Refuse new data that is evidently of another scale than the data a model was set up on.
 
     Parameters
     ----------
-    matrix, name
-        The new data's matrix, and what to call it.
+    stats, name
+        Of the new data's whole matrix, and what to call it.
     scale, reason
         What :func:`resolve_scale` decided of the model's data.
 
@@ -170,14 +236,13 @@ def check_scale(matrix: sparse.csr_matrix, scale: Scale, reason: str, name: str)
     ValueError
         Counts were registered and these are log1p values, or the reverse.
     """
-    largest = float(matrix.data.max())
-    whole = _whole(matrix.data)
+    largest, whole = stats.largest, stats.whole
     looks_counts = (whole and largest > 1) or largest > _LOG_MAX
     looks_log = not whole and largest <= _LOG_MAX
     # Fractional counts exist (ambient RNA removed), so log1p values are told from them only where all were whole.
     if (scale == "log1p" and looks_counts) or (scale == "counts" and looks_log and _WHOLE in reason):
         found = "counts" if looks_counts else "log1p values"
-    elif scale == "counts" and _WHOLE in reason and not whole and _constant_row_sums(matrix):
+    elif scale == "counts" and _WHOLE in reason and not whole and stats.sums.constant:
         found = "normalised counts"
     else:
         return
@@ -186,17 +251,6 @@ def check_scale(matrix: sparse.csr_matrix, scale: Scale, reason: str, name: str)
         f"Put {'raw counts' if scale == 'counts' else 'log1p values'} there."
     )
     raise ValueError(msg)
-
-
-def _whole(values: np.ndarray) -> bool:
-    return bool((values == np.rint(values)).all())
-
-
-def _constant_row_sums(matrix: sparse.csr_matrix, *, log1p: bool = False) -> bool:
-    """Whether all cells with any expression have one total, as after normalisation; ``log1p``: undo a logarithm."""
-    values = np.expm1(matrix.data, dtype=np.float64) if log1p else matrix.data.astype(np.float64)
-    sums = np.add.reduceat(values, matrix.indptr[:-1][np.diff(matrix.indptr) > 0])
-    return len(sums) > 1 and bool(sums.std() < 1e-3 * sums.mean())
 
 
 def log_raw(matrix: sparse.csr_matrix, scale: Scale) -> sparse.csr_matrix:

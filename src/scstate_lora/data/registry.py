@@ -23,15 +23,8 @@ from scstate_lora.data.fields import (
     obs_column,
 )
 from scstate_lora.data.genes import gene_names, match_genes, take_columns, unique_names
-from scstate_lora.data.matrix import (
-    Scale,
-    check_not_empty,
-    check_scale,
-    log_normalize,
-    matrix_name,
-    read_matrix,
-    resolve_scale,
-)
+from scstate_lora.data.matrix import MatrixStats, Scale, check_scale, log_normalize, resolve_scale
+from scstate_lora.data.stream import check_not_empty, matrix_name, open_source, read_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -120,8 +113,8 @@ class Registry:
         context_keys = [context_keys] if isinstance(context_keys, str) else list(context_keys)
         if pert_key is not None:
             _check_contexts(adata, pert_key, control, context_keys)
-        matrix = read_matrix(adata, layer)  # last, as it takes longest
-        scale, reason = resolve_scale(matrix, input_scale, matrix_name(layer))
+        source = open_source(adata, layer)  # last, as it takes longest
+        scale, reason = resolve_scale(source.scan(), input_scale, source.name)
         return cls(
             var_names=genes,
             scale=scale,
@@ -216,7 +209,7 @@ class Registry:
             msg = f"{len(absent)} of the model's {len(positions)} genes are not in the data and count as 0: {names}"
             warnings.warn(msg, UserWarning, stacklevel=2)
         matrix = read_matrix(adata, self.layer)
-        check_scale(matrix, self.scale, self.scale_reason, matrix_name(self.layer))
+        check_scale(MatrixStats.of(matrix), self.scale, self.scale_reason, matrix_name(self.layer))
         aligned = take_columns(matrix, positions)
         if genes is None:
             return aligned

@@ -1,0 +1,222 @@
+"""Where expression matrices are: in memory, or in an HDF5 file or zarr store, of which rows are read on demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scstate_lora._logging import logger
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A CSR or dense matrix in memory."""
+
+    matrix: Any
+
+    @property
+    def dense(self) -> bool:
+        """Whether zeros are stored."""
+        return not sparse.issparse(self.matrix)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Number of values before every row, and of all, ``(n_rows + 1,)``."""
+        n_rows, n_columns = self.matrix.shape
+        return np.arange(n_rows + 1) * n_columns if self.dense else self.matrix.indptr
+
+    def rows(self, start: int, stop: int) -> Any:
+        """Take rows; they may share memory with the whole."""
+        return self.matrix[start:stop]
+
+
+@dataclass(frozen=True)
+class DenseOnDisk:
+    """A dense HDF5 or zarr array."""
+
+    array: Any
+    name: str
+    dense = True
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """As of :class:`InMemory`."""
+        return np.arange(self.array.shape[0] + 1) * self.array.shape[1]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Read rows."""
+        return _read(self.array, start, stop, self.name)
+
+
+@dataclass(frozen=True)
+class SparseOnDisk:
+    """A CSR or CSC matrix in an HDF5 or zarr group; the offsets of its rows (CSC: columns) are in memory."""
+
+    group: Any
+    shape: tuple[int, int]
+    offsets: np.ndarray
+    name: str
+    dense = False
+
+    @classmethod
+    def open(cls, dataset: Any, name: str) -> SparseOnDisk:
+        """Read the offsets, and check that the values are as many."""
+        group, shape = dataset.group, dataset.shape
+        n_offsets = group["indptr"].shape[0]
+        offsets = _read(group["indptr"], 0, n_offsets, name).astype(np.int64)
+        fits = n_offsets == 1 + shape[0 if dataset.format == "csr" else 1] and offsets[0] == 0
+        fits = fits and bool((np.diff(offsets) >= 0).all())
+        if not fits or {group["data"].shape[0], group["indices"].shape[0]} != {int(offsets[-1])}:
+            raise _damaged(group, name, "the number of its values is not what its offsets say")
+        return cls(group, shape, offsets, name)
+
+    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Read rows of a CSR matrix."""
+        return sparse.csr_matrix(self._slice(start, stop, self.shape[1]), shape=(stop - start, self.shape[1]))
+
+    def transposed(self) -> sparse.csr_matrix:
+        """Read all of a CSC matrix, as CSR."""
+        return sparse.csc_matrix(self._slice(0, self.shape[1], self.shape[0]), shape=self.shape).tocsr()
+
+    def _slice(self, start: int, stop: int, n_minor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        first, last = int(self.offsets[start]), int(self.offsets[stop])
+        indices = _read(self.group["indices"], first, last, self.name)
+        # Scipy does not look at the indices: a wrong one would crash.
+        if indices.size and (indices.min() < 0 or indices.max() >= n_minor):
+            raise _damaged(self.group, self.name, "it has indices beyond its shape")
+        values = _read(self.group["data"], first, last, self.name)
+        return values, indices, self.offsets[start : stop + 1] - first
+
+
+Stored = InMemory | DenseOnDisk | SparseOnDisk
+
+
+def find_storage(matrix: Any, name: str) -> Stored:
+    """Find out how a matrix is stored."""
+    from anndata.abc import CSCDataset, CSRDataset
+
+    on_disk = isinstance(matrix, CSRDataset | CSCDataset)
+    dtype = matrix.group["data"].dtype if on_disk else matrix.dtype
+    if dtype.kind not in "biuf":
+        msg = f"{name} has dtype {dtype}, expected numbers (any integer or float type)."
+        raise TypeError(msg)
+    if isinstance(matrix, CSRDataset):
+        return SparseOnDisk.open(matrix, name)
+    if isinstance(matrix, CSCDataset):
+        logger.warning(
+            "%s is stored by columns (CSC), so its cells cannot be read one by one: all of it is read into memory. For "
+            "less memory, write it as CSR once: adata.X = adata.X.tocsr() before adata.write_h5ad(...).",
+            name,
+        )
+        return InMemory(SparseOnDisk.open(matrix, name).transposed())
+    if sparse.issparse(matrix):
+        return InMemory(matrix.tocsr())
+    if _is_h5(matrix) or _is_zarr(matrix):
+        return DenseOnDisk(matrix, name)
+    return InMemory(np.asarray(matrix))
+
+
+def _is_h5(stored: Any) -> bool:
+    import h5py
+
+    return isinstance(stored, h5py.Dataset | h5py.Group)
+
+
+def _is_zarr(stored: Any) -> bool:
+    import zarr
+
+    return isinstance(stored, zarr.Array | zarr.Group)
+
+
+def _read(array: Any, start: int, stop: int, name: str) -> np.ndarray:
+    """Read a slice of a stored array."""
+    try:
+        return np.asarray(array[start:stop])
+    except (OSError, RuntimeError, ValueError) as error:  # what HDF5's and zarr's decompressors raise
+        raise _damaged(array, name, str(error)) from error
+
+
+def _damaged(stored: Any, name: str, what: str) -> ValueError:
+    where = stored.file.filename if _is_h5(stored) else stored.store_path
+    return ValueError(f"{name} of {where} cannot be read: {what}. The file is damaged: copy or write it again.")
+
+
+def open_file(path: Path) -> Any:
+    """Open an .h5ad file or a .zarr directory as a group of HDF5 or zarr."""
+    kind = path.suffix.lower()
+    if path.name.lower().endswith(".zarr.zip"):
+        msg = f"{path} is a zipped zarr store, in which rows are slow to find. Unzip it and give the .zarr directory."
+        raise ValueError(msg)
+    if kind not in (".h5ad", ".zarr"):
+        msg = f"{path} is neither an .h5ad file nor a .zarr directory. Write the AnnData by write_h5ad or write_zarr."
+        raise ValueError(msg)
+    if not path.exists():
+        msg = f"There is no {'file' if kind == '.h5ad' else 'directory'} {path}. Check the path."
+        raise FileNotFoundError(msg)
+    if kind == ".h5ad" and path.is_dir():
+        msg = f"{path} is a directory, and an .h5ad is a file. If it is a zarr store, let its name end in .zarr."
+        raise ValueError(msg)
+    if kind == ".zarr" and not path.is_dir():
+        msg = f"{path} is a file, and a zarr store is a directory. Unpack it if it is an archive."
+        raise ValueError(msg)
+    try:
+        if kind == ".h5ad":
+            import h5py
+
+            return h5py.File(path, "r")
+        import zarr
+
+        # A store's summary of its contents is out of date where something was added later.
+        return zarr.open_group(path, mode="r", use_consolidated=False)
+    except (PermissionError, BlockingIOError):  # these say what is the matter
+        raise
+    except (OSError, ValueError) as error:
+        msg = f"{path} cannot be opened: {error}. It is damaged or not what its name says: copy or write it again."
+        raise ValueError(msg) from error
+
+
+def read_table(file: Any, key: str, path: Path) -> pd.DataFrame:
+    """Read obs or var."""
+    from anndata.io import read_elem
+
+    if key not in file:
+        msg = f"{path} has no {key}: it was not written by anndata. Write the AnnData by write_h5ad or write_zarr."
+        raise ValueError(msg)
+    try:
+        table = read_elem(file[key])
+    except Exception as error:  # HDF5, zarr and anndata each raise their own
+        msg = f"{key} of {path} cannot be read: {error}. It is damaged, or of a newer anndata: copy or write it again."
+        raise ValueError(msg) from error
+    if not isinstance(table, pd.DataFrame):
+        msg = (
+            f"{key} of {path} is in the layout of an old anndata (before 0.7). Read the file by anndata.read_h5ad and "
+            "write it again."
+        )
+        raise ValueError(msg)
+    return table
+
+
+def lazy_matrix(stored: Any, path: Path) -> Any:
+    """Make of a stored matrix what an AnnData can hold without reading it."""
+    from anndata.io import sparse_dataset
+
+    if not hasattr(stored, "keys"):
+        return stored
+    try:
+        return sparse_dataset(stored)
+    except (ValueError, KeyError) as error:
+        msg = f"{stored.name} of {path} is no matrix that anndata wrote: {error}."
+        raise ValueError(msg) from error
+
+
+def layers_of(file: Any) -> str:
+    """Say which layers a file has."""
+    layers = list(file["layers"]) if "layers" in file else []
+    return f"It has the layers {', '.join(map(repr, layers))}: name one by layer=." if layers else "It has no layers."

@@ -1,0 +1,245 @@
+"""Expression matrices of an AnnData or a file, read and checked by rows, so that memory stays small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from scstate_lora._utils import did_you_mean, progress_bar
+from scstate_lora.data.matrix import MatrixStats, check_values
+from scstate_lora.data.storage import InMemory, Stored, find_storage, layers_of, lazy_matrix, open_file, read_table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# What a chunk holds at most, unless one row alone holds more: with its copies some 100 MB.
+_CHUNK_VALUES = 4_000_000
+# Values that are read and thrown away rather than read around: about a chunk of compressed storage.
+_GAP_VALUES = 50_000
+
+
+@dataclass(frozen=True)
+class ExpressionSource:
+    """Rows of an expression matrix, wherever it is.
+
+    Parameters
+    ----------
+    name
+        What a user calls the matrix, ``adata.X`` for instance.
+    n_cells, n_genes
+        Its shape.
+    """
+
+    name: str
+    n_cells: int
+    n_genes: int
+    _stored: Stored
+    _rows: np.ndarray | None = None  # of a view: rows and columns of what is stored
+    _columns: np.ndarray | None = None
+
+    def read(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Read cells ``start`` to ``stop``.
+
+        Returns
+        -------
+        float32 matrix of shape ``(stop - start, n_genes)`` that nothing else shares, without stored zeros, column
+        indices sorted. Its values are not checked, see :meth:`scan`.
+
+        Raises
+        ------
+        ValueError
+            The file is damaged.
+        """
+        start, stop, _ = slice(start, stop).indices(self.n_cells)
+        if stop <= start:
+            return sparse.csr_matrix((0, self.n_genes), dtype=np.float32)
+        block = self._stored.rows(start, stop) if self._rows is None else self._gather(self._rows[start:stop])
+        if self._columns is not None:
+            block = block[:, self._columns]
+        matrix = sparse.csr_matrix(block, dtype=np.float32, copy=isinstance(self._stored, InMemory))
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+        return matrix
+
+    def read_all(self) -> sparse.csr_matrix:
+        """Read and check all cells.
+
+        Returns
+        -------
+        As :meth:`read`.
+
+        Raises
+        ------
+        ValueError
+            See :meth:`scan`.
+        """
+        chunks = self.chunks() if self._stored.dense else [(0, self.n_cells)]  # dense rows take more than what is kept
+        blocks = [self.read(*bounds) for bounds in chunks]
+        matrix = blocks[0] if len(blocks) == 1 else sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
+        check_values(MatrixStats.of(matrix), self.name)
+        return matrix
+
+    def chunks(self) -> list[tuple[int, int]]:
+        """Divide the cells by the number of stored values: ``(start, stop)`` of every chunk."""
+        ends = self._stored.offsets
+        if self._rows is not None:
+            ends = np.concatenate([[0], np.cumsum(np.diff(ends)[self._rows])])
+        bounds, start = [], 0
+        while start < self.n_cells:
+            fitting = int(np.searchsorted(ends, ends[start] + _CHUNK_VALUES, side="right")) - 1
+            stop = min(max(fitting, start + 1), self.n_cells)
+            bounds.append((start, stop))
+            start = stop
+        return bounds
+
+    def scan(self, *, progress: bool = False) -> MatrixStats:
+        """Read all cells once, a chunk at a time, and check the values.
+
+        Parameters
+        ----------
+        progress
+            Show a bar.
+
+        Raises
+        ------
+        ValueError
+            There are NaN, infinite or negative values, or only zeros, or the file is damaged.
+        """
+        chunks = progress_bar(self.chunks(), desc=f"Checking {self.name}", unit="chunk", disable=not progress)
+        stats = reduce(add, (MatrixStats.of(self.read(*bounds)) for bounds in chunks), MatrixStats())
+        check_values(stats, self.name)
+        return stats
+
+    def _gather(self, rows: np.ndarray) -> Any:
+        """Read rows in any order: near ones in one go, as a file is slow at many small reads."""
+        if isinstance(self._stored, InMemory):
+            return self._stored.matrix[rows]
+        wanted, order = np.unique(rows, return_inverse=True)
+        offsets = self._stored.offsets
+        gaps = offsets[wanted[1:]] - offsets[wanted[:-1] + 1] > _GAP_VALUES
+        full = np.diff(offsets[wanted] // _CHUNK_VALUES) > 0  # or a block of near rows could span the file
+        blocks = []
+        for near in np.split(wanted, np.flatnonzero(gaps | full) + 1):
+            read = self._stored.rows(int(near[0]), int(near[-1]) + 1)
+            blocks.append(sparse.csr_matrix(read[near - near[0]], dtype=np.float32))
+        return sparse.csr_matrix(sparse.vstack(blocks, format="csr"))[order]
+
+
+def open_source(adata: AnnData, layer: str | None = None) -> ExpressionSource:
+    """Open ``adata.X`` or a layer to be read by rows. Nothing is read yet, with one exception.
+
+    Parameters
+    ----------
+    adata
+        May be a view, backed, or from :func:`open_cells`; the matrix may be dense, CSR, CSC, of any integer or float
+        type. CSC is read into memory, as its rows are all over the file; a log line says so.
+    layer
+        Layer to read in place of ``adata.X``.
+
+    Raises
+    ------
+    KeyError
+        The layer does not exist.
+    TypeError
+        The matrix is not numeric.
+    ValueError
+        The matrix is absent or empty, or the file is damaged.
+    """
+    name = matrix_name(layer)
+    if layer is not None and layer not in adata.layers:
+        msg = f"{name} does not exist. {did_you_mean(layer, adata.layers.keys())}"
+        raise KeyError(msg)
+    check_not_empty(adata)
+    # A view's own X would be a copy, or all of a backed view in memory: take the rows of what it is a view of.
+    parent = adata._adata_ref if adata.is_view else adata
+    matrix = parent.X if layer is None else parent.layers[layer]
+    if matrix is None:
+        msg = f"{name} is None: there is no expression matrix. Put counts or log1p values there, or name a layer=."
+        raise ValueError(msg)
+    stored = find_storage(matrix, name)
+    if not adata.is_view:
+        return ExpressionSource(name, adata.n_obs, adata.n_vars, stored)
+    rows, columns = np.arange(parent.n_obs)[adata._oidx], np.arange(parent.n_vars)[adata._vidx]
+    every_column = np.array_equal(columns, np.arange(parent.n_vars))
+    return ExpressionSource(name, adata.n_obs, adata.n_vars, stored, rows, None if every_column else columns)
+
+
+def read_matrix(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
+    """Read all of ``adata.X`` or a layer as a checked CSR matrix, without touching the input.
+
+    Parameters
+    ----------
+    adata, layer
+        See :func:`open_source`.
+
+    Returns
+    -------
+    float32 matrix of shape ``(n_cells, n_genes)``, without stored zeros, column indices sorted.
+
+    Raises
+    ------
+    KeyError
+        The layer does not exist.
+    TypeError
+        The matrix is not numeric.
+    ValueError
+        The matrix is absent, empty, or holds NaN, infinite or negative values.
+    """
+    return open_source(adata, layer).read_all()
+
+
+def open_cells(path: str | Path, layer: str | None = None) -> AnnData:
+    """Open a file of cells for :func:`open_source`: its obs and var are read, the matrix stays in the file.
+
+    Parameters
+    ----------
+    path
+        An ``.h5ad`` file or a ``.zarr`` directory that anndata wrote.
+    layer
+        Layer to open in place of ``X``.
+
+    Returns
+    -------
+    An AnnData with ``obs``, ``var`` and, in its place, the one matrix. Nothing else of the file is there.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    KeyError
+        The layer does not exist.
+    ValueError
+        The file is of another kind, damaged, or holds no matrix.
+    """
+    from anndata import AnnData
+
+    path = Path(path).expanduser()
+    file = open_file(path)
+    obs, var = (read_table(file, key, path) for key in ("obs", "var"))
+    if layer is None:
+        if "X" not in file:
+            msg = f"{path} holds no X. {layers_of(file)}"
+            raise ValueError(msg)
+        return AnnData(lazy_matrix(file["X"], path), obs=obs, var=var)
+    if "layers" not in file or layer not in file["layers"]:
+        msg = f"{path} has no layer {layer!r}. {did_you_mean(layer, file['layers'] if 'layers' in file else [])}"
+        raise KeyError(msg)
+    return AnnData(obs=obs, var=var, layers={layer: lazy_matrix(file["layers"][layer], path)})
+
+
+def check_not_empty(adata: AnnData) -> None:
+    """Raise a ValueError for an AnnData without cells or without genes."""
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        msg = f"The AnnData is empty: {adata.n_obs} cells x {adata.n_vars} genes. Give one with cells and genes."
+        raise ValueError(msg)
+
+
+def matrix_name(layer: str | None) -> str:
+    """Name the matrix as a user would write it."""
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
