@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scstate_lora.io import from_arc_names, to_arc_names
+from scstate_lora.io.arc import arc_shapes, arc_sizes, from_arc_names, take_arc_state, to_arc_names
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 
 D, HID, OUT, TOKEN = 8, 12, 6, 5
@@ -96,3 +96,41 @@ def test_incomplete_attention_raises() -> None:
 def test_rows_not_in_three_parts_raises() -> None:
     with pytest.raises(ValueError, match=r"qkv_proj\.weight has shape \(10, 4\)"):
         from_arc_names({"transformer_encoder.layers.0.qkv_proj.weight": torch.zeros(10, 4)})
+
+
+def test_sizes_and_shapes_are_read_off_the_tensors() -> None:
+    published = to_arc_names(_state())
+    sizes = arc_sizes(published, what="it")
+    assert sizes == {
+        "token_dim": TOKEN,
+        "d_model": D,
+        "n_layers": 2,
+        "d_hid": HID,
+        "output_dim": OUT,
+        "counts": True,
+        "rda": True,
+        "dataset_correction": False,
+    }
+    assert arc_shapes(sizes) == {name: tuple(tensor.shape) for name, tensor in published.items()}
+
+
+def test_taken_are_views_and_only_what_is_needed() -> None:
+    published = to_arc_names(_state())
+    published["gene_embedding_layer.0.weight"] = published["encoder.0.weight"]
+    published["pe_embedding.weight"] = torch.zeros(3, TOKEN)
+    sizes, taken = take_arc_state(published, what="it")
+    assert sizes["d_model"] == D
+    assert taken.keys() == _state().keys()
+    stacked = published["transformer_encoder.layers.0.qkv_proj.weight"]
+    assert taken["transformer_encoder.layers.0.self_attn.q_proj.weight"].data_ptr() == stacked.data_ptr()
+
+
+def test_nothing_that_shows_a_size_raises() -> None:
+    with pytest.raises(ValueError, match=r"it lacks encoder\.1\.weight or gene_embedding_layer\.1\.weight or bin_enc"):
+        arc_sizes({"cls_token": torch.zeros(1, 3)}, what="it")
+
+
+def test_one_name_with_and_without_infix_raises() -> None:
+    twice = {"decoder.1.bias": torch.zeros(1), "decoder._orig_mod.1.bias": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"decoder\.1\.bias is there twice"):
+        from_arc_names(twice)
