@@ -1,0 +1,147 @@
+"""Fetch published models from the Hugging Face Hub, or from its cache, with errors that say what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scstate_lora._logging import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)
+_FILE_ENDINGS = (".ckpt", ".pt", ".safetensors")
+"""What ends so is a path that was mistyped, rather than a repository."""
+_ASK_SECONDS = 10.0
+
+
+def is_hub_id(text: str | Path) -> bool:
+    """Whether this names a repository of the Hub, ``owner/name`` or ``owner/name@revision``, and no local path."""
+    match = _ID.fullmatch(str(text)) if isinstance(text, str) else None
+    return match is not None and not match[1].endswith(_FILE_ENDINGS) and not Path(text).exists()
+
+
+def fetch_snapshot(hub_id: str, *, patterns: Sequence[str], offline: bool | None = None) -> Path:
+    """Download what is needed of a repository, or take it from the cache.
+
+    Parameters
+    ----------
+    hub_id
+        ``owner/name`` or ``owner/name@revision``; a branch, tag or commit.
+    patterns
+        Names of the files wanted, with ``*``. Others are not downloaded.
+    offline
+        Whether to use the cache alone. By default what the environment variable ``HF_HUB_OFFLINE`` says. When the Hub
+        cannot be reached, the cache is used too.
+
+    Returns
+    -------
+    The folder that holds the files.
+
+    Raises
+    ------
+    ValueError
+        If the id is none.
+    FileNotFoundError
+        If there is no such repository, revision or file, or it is not in the cache and ``offline`` forbids more.
+    PermissionError
+        If the licence has to be accepted first, or a token is missing.
+    ConnectionError
+        If the Hub cannot be reached and the cache lacks the files.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    match = _ID.fullmatch(hub_id)
+    if match is None:
+        msg = f"{hub_id!r} is not the id of a model on the Hub. Give owner/name or owner/name@revision."
+        raise ValueError(msg)
+    repo, revision = match[1], match[2]
+    if offline is None:
+        offline = bool(constants.HF_HUB_OFFLINE)
+    unreachable: Exception | None = None
+    try:
+        if not offline:
+            try:  # ask first: snapshot_download would fall back on the cache without a word
+                HfApi().repo_info(repo, revision=revision, timeout=_ASK_SECONDS)
+            except (HTTPError, OfflineModeIsEnabled) as error:
+                if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
+                    raise
+                unreachable = error
+        folder = Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=list(patterns),
+                local_files_only=offline or unreachable is not None,
+            )
+        )
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise _explained(error, repo, revision, offline=offline, unreachable=unreachable) from error
+    _check_files(folder, hub_id, patterns)
+    if unreachable is not None:
+        logger.warning(
+            "The Hub cannot be reached (%s). %s is read from the cache, %s.", type(unreachable).__name__, hub_id, folder
+        )
+    return folder
+
+
+def _explained(
+    error: Exception, repo: str, revision: str | None, *, offline: bool, unreachable: Exception | None
+) -> OSError:
+    """Translate an error of huggingface_hub into one that names the model and the way out."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        IncompleteSnapshotError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    model = f"{repo} (revision {revision or 'main'})"
+    page = f"{constants.ENDPOINT}/{repo}"
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, GatedRepoError):  # a RepositoryNotFoundError too
+        return PermissionError(
+            f"{model} is only for those who accepted its licence. Accept it at {page}, then log in with "
+            "`hf auth login` or set HF_TOKEN."
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return FileNotFoundError(
+            f"There is no model {model} at {page}, or it is private. Check the id; log in with `hf auth login` or set "
+            "HF_TOKEN if it is private. If a local folder was meant: there is none of that name here."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return FileNotFoundError(f"The model {repo} has no revision {revision}. Those it has are listed at {page}.")
+    if status in (401, 403):
+        return PermissionError(
+            f"{page} refused access to {model} ({status}). Log in with `hf auth login` or set HF_TOKEN to a "
+            "token that may read it."
+        )
+    if offline and isinstance(error, LocalEntryNotFoundError):
+        found = "only in part" if isinstance(error, IncompleteSnapshotError) else "not"
+        return FileNotFoundError(
+            f"{model} is {found} in the cache {constants.HF_HUB_CACHE}, and offline mode forbids to download it. "
+            "Fetch it once with a network (offline=False, HF_HUB_OFFLINE not set), or give a local folder."
+        )
+    cause = unreachable or error
+    return ConnectionError(
+        f"{model} could not be downloaded and is not wholly in the cache {constants.HF_HUB_CACHE} "
+        f"({type(cause).__name__}: {cause}). Check the network and HF_HUB_OFFLINE, or give a local folder."
+    )
+
+
+def _check_files(folder: Path, hub_id: str, patterns: Sequence[str]) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    if not any(filter_repo_objects(files, allow_patterns=list(patterns))):
+        msg = (
+            f"{hub_id} holds none of the files {', '.join(patterns)} (in {folder}: {', '.join(sorted(files)) or 'none'}"
+            "). Check that it is the model that was meant."
+        )
+        raise FileNotFoundError(msg)
