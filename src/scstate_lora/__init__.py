@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scstate_lora import datasets, pl, tl
-    from scstate_lora.model import LoRACovariateSE, Models, STTransition, setup_anndata
+    from scstate_lora.model import LoRACovariateSE, Models, SEBase, STTransition, setup_anndata
     from scstate_lora.reporting import report
 
 __all__ = [
     "LoRACovariateSE",
     "Models",
+    "SEBase",
     "STTransition",
     "__version__",
     "datasets",
@@ -29,6 +30,7 @@ _SUBMODULES = frozenset({"datasets", "pl", "tl"})
 _DEFINED_IN = {
     "LoRACovariateSE": "scstate_lora.model",
     "Models": "scstate_lora.model",
+    "SEBase": "scstate_lora.model",
     "STTransition": "scstate_lora.model",
     "setup_anndata": "scstate_lora.model",
     "report": "scstate_lora.reporting",

@@ -1,4 +1,4 @@
-"""The command line: `scstate-lora run` does the main job on an h5ad, `scstate-lora demo` on embedded data."""
+"""The command line: the main job on a file or on embedded data, and plain embeddings from published checkpoints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from scstate_lora._constants import OBSM_STATE
 
 app = typer.Typer(
     add_completion=False,
@@ -44,6 +46,10 @@ def main() -> None:
         raise SystemExit(2) from error
 
 
+_BASE = (
+    "The base model: a published SE checkpoint (folder, .ckpt, model.safetensors or hub id), or the directory of a "
+    "saved model."
+)
 _TRACEBACK = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")]
 
 
@@ -75,7 +81,7 @@ def run(
         list[str] | None,
         typer.Option(help="Hold these cells out, e.g. 'cell_type=B cells,condition=stim'; repeatable."),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Directory of a saved model whose base is taken.")] = None,
+    base: Annotated[str | None, typer.Option(help=_BASE)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/<file> by default.")] = None,
     traceback: _TRACEBACK = False,
 ) -> None:
@@ -100,9 +106,8 @@ def run(
     if file.resolve() in {(folder / name).resolve() for name in _RESULTS}:
         msg = f"{file} would be overwritten by the results. Name another folder by --out."
         raise ValueError(msg)
-    if base is not None and not Path(base).is_dir():
-        msg = f"--base {base}: there is no such directory. Name one that holds a saved LoRACovariateSE."
-        raise FileNotFoundError(msg)
+    if base is not None:
+        _check_base(base)
     cells = _read(file, modality)
 
     from scstate_lora import workflow
@@ -111,6 +116,87 @@ def run(
     done = workflow.run(cells, config, folder)
     report(done.adata, done.models, folder / "report.html", predictions=done.predictions, title=file.name)
     _say_where(folder)
+
+
+@app.command()
+def embed(
+    file: Annotated[Path, typer.Argument(help="Cells x genes, an .h5ad file or a .zarr directory.")],
+    *,
+    base: Annotated[str, typer.Option(help=_BASE)],
+    out: Annotated[Path, typer.Option(help="The same kind of file with the embedding added, or an .npy of it alone.")],
+    key_added: Annotated[str, typer.Option(help="Key of the embedding in obsm.")] = OBSM_STATE,
+    layer: Annotated[str | None, typer.Option(help="Layer of the expression; X by default.")] = None,
+    input_scale: Annotated[
+        str | None, typer.Option(help="counts or log1p; decided from the values by default.")
+    ] = None,
+    gene_key: Annotated[
+        str | None, typer.Option(help="Column of var with gene names; the best match by default.")
+    ] = None,
+    n_tokens: Annotated[
+        str | None,
+        typer.Option(help="Tokens a cell, the model's own by default; 'expressed' leaves unexpressed genes out."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of ties and padding.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Cells at a time; chosen by default.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; CUDA where there is one.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on CUDA, else fp32.")] = None,
+    n_workers: Annotated[int, typer.Option(help="Threads that read and tokenise.")] = 1,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the transformer first.")] = False,
+    arc_per_cell_scale: Annotated[
+        bool, typer.Option("--arc-per-cell-scale", help="Guess counts or log1p cell by cell, as Arc's tool does.")
+    ] = False,
+    traceback: _TRACEBACK = False,
+) -> None:
+    """Embed the cells of a file with a base model as it is. Interrupted, the same command goes on where it was."""
+    _check_base(base)
+    from scstate_lora import tl
+
+    tl.embed_file(
+        file,
+        base,
+        out=out,
+        key_added=key_added,
+        layer=layer,
+        input_scale=input_scale,
+        gene_key=gene_key,
+        n_tokens=int(n_tokens) if n_tokens is not None and n_tokens.isdigit() else n_tokens,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        n_workers=n_workers,
+        compile=compile,
+        arc_per_cell_scale=arc_per_cell_scale,
+    )
+    where = "the embedding" if out.suffix == ".npy" else f"the cells, with the embedding in obsm[{key_added!r}]"
+    typer.echo(f"Wrote {out}: {where}.")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A checkpoint, a folder of one, or a saved model.")],
+    *,
+    traceback: _TRACEBACK = False,
+) -> None:
+    """Say what a model file or folder is, its sizes, genes and licence, and what it can be used for."""
+    from scstate_lora.io.inspect import inspect_path
+
+    typer.echo(inspect_path(path).text())
+
+
+@app.command()
+def convert(
+    base: Annotated[str, typer.Argument(help="A published SE checkpoint: folder, .ckpt, model.safetensors or hub id.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    traceback: _TRACEBACK = False,
+) -> None:
+    """Convert a published SE checkpoint to safetensors and JSON, which hold no code and load fastest."""
+    _check_base(base)
+    from scstate_lora.model import SEBase
+
+    SEBase.load(base).save(out)
+    typer.echo(f"Wrote {out}: use it as base={str(out)!r}.")
 
 
 @app.command()
@@ -125,6 +211,15 @@ def demo(
 
     run_demo(out)
     _say_where(out)
+
+
+def _check_base(base: str) -> None:
+    """Refuse a base that is neither a path that exists nor looks like a hub id."""
+    from scstate_lora.io.hub import is_hub_id
+
+    if not Path(base).expanduser().exists() and not is_hub_id(base):
+        msg = f"--base {base}: there is no such file or directory, and it is not a hub id such as owner/name."
+        raise FileNotFoundError(msg)
 
 
 def _covariates(text: str) -> list[str] | dict[str, Any]:

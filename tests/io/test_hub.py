@@ -13,11 +13,14 @@ from huggingface_hub import constants
 from scstate_lora.io.hub import fetch_snapshot, is_hub_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 FILES = {"config.yaml": b"a: 1\n", "model.safetensors": b"weights", "readme.md": b"not wanted"}
-PATTERNS = ["*.yaml", "*.safetensors"]
+
+
+def _choose(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name.endswith((".yaml", ".safetensors"))]
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -35,7 +38,11 @@ class _Hub(BaseHTTPRequestHandler):
                 json.dumps([{"type": "file", "path": k, "size": len(v), "oid": k} for k, v in FILES.items()]).encode()
             )
         elif path.startswith("/api/models/owner/name"):
-            self._reply(json.dumps({"id": "owner/name", "sha": SHA, "siblings": []}).encode())
+            self._reply(
+                json.dumps(
+                    {"id": "owner/name", "sha": SHA, "siblings": [{"rfilename": name} for name in FILES]}
+                ).encode()
+            )
         elif self.gated_files:
             self._reply(b"", status=403, code="GatedRepo")
         else:
@@ -128,46 +135,52 @@ def test_a_local_path_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_downloads_what_is_wanted_once(hub: type[_Hub], cache: Path) -> None:
-    folder = fetch_snapshot("owner/name", patterns=PATTERNS)
+    folder = fetch_snapshot("owner/name", choose=_choose)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         name: FILES[name] for name in ("config.yaml", "model.safetensors")
     }
     assert cache in folder.parents
     hub.answer = (500, "")
-    assert fetch_snapshot("owner/name", patterns=PATTERNS, offline=True) == folder
+    assert fetch_snapshot("owner/name", choose=_choose, offline=True) == folder
 
 
 @pytest.mark.parametrize("by_setting", [True, False])
 def test_offline_takes_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch, by_setting: bool) -> None:
     snapshot = _cached(cache)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", by_setting)
-    assert fetch_snapshot("owner/name", patterns=PATTERNS, offline=None if by_setting else True) == snapshot
+    assert fetch_snapshot("owner/name", choose=_choose, offline=None if by_setting else True) == snapshot
 
 
 def test_offline_takes_the_revision(cache: Path) -> None:
     snapshot = _cached(cache, revision="v1")
-    assert fetch_snapshot("owner/name@v1", patterns=PATTERNS, offline=True) == snapshot
-    assert fetch_snapshot(f"owner/name@{SHA}", patterns=PATTERNS, offline=True) == snapshot
+    assert fetch_snapshot("owner/name@v1", choose=_choose, offline=True) == snapshot
+    assert fetch_snapshot(f"owner/name@{SHA}", choose=_choose, offline=True) == snapshot
     with pytest.raises(FileNotFoundError, match=r"owner/name \(revision main\) is not in the cache"):
-        fetch_snapshot("owner/name", patterns=PATTERNS, offline=True)
+        fetch_snapshot("owner/name", choose=_choose, offline=True)
 
 
 def test_offline_and_not_cached_raises(cache: Path) -> None:
     with pytest.raises(FileNotFoundError, match=rf"owner/name .* not in the cache {cache}.*offline mode.*local folder"):
-        fetch_snapshot("owner/name", patterns=PATTERNS, offline=True)
+        fetch_snapshot("owner/name", choose=_choose, offline=True)
 
 
 def test_offline_and_cached_in_part_raises(hub: type[_Hub]) -> None:
-    fetch_snapshot("owner/name", patterns=["*.yaml"])
-    with pytest.raises(FileNotFoundError, match="only in part in the cache"):
-        fetch_snapshot("owner/name", patterns=PATTERNS, offline=True)
+    fetch_snapshot("owner/name", choose=lambda names: [n for n in names if n.endswith(".yaml")])
+
+    def weights(names: Sequence[str]) -> list[str]:
+        return [name for name in names if name.endswith(".safetensors")]
+
+    with pytest.raises(FileNotFoundError, match=r"none of the files that are needed; it holds config\.yaml\."):
+        fetch_snapshot("owner/name", choose=weights, offline=True)
+    hub.answer = None
+    assert (fetch_snapshot("owner/name", choose=weights) / "model.safetensors").exists()
 
 
 def test_an_unreachable_hub_takes_the_cache_and_warns(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     snapshot = _cached(cache)
     logging.getLogger("scstate_lora").addHandler(caplog.handler)
     try:
-        assert fetch_snapshot("owner/name", patterns=PATTERNS) == snapshot
+        assert fetch_snapshot("owner/name", choose=_choose) == snapshot
     finally:
         logging.getLogger("scstate_lora").removeHandler(caplog.handler)
     assert any("cannot be reached" in message and str(snapshot) in message for message in caplog.messages)
@@ -177,20 +190,20 @@ def test_an_unreachable_hub_takes_the_cache_and_warns(cache: Path, caplog: pytes
 def test_a_broken_hub_takes_the_cache(hub: type[_Hub], cache: Path, status: int) -> None:
     snapshot = _cached(cache)
     hub.answer = (status, "")
-    assert fetch_snapshot("owner/name", patterns=PATTERNS) == snapshot
+    assert fetch_snapshot("owner/name", choose=_choose) == snapshot
 
 
 def test_no_network_and_not_cached_raises(cache: Path) -> None:
     with pytest.raises(
         ConnectionError, match=rf"owner/name \(revision v2\).*{cache} \(ConnectError.*Check the network"
     ):
-        fetch_snapshot("owner/name@v2", patterns=PATTERNS)
+        fetch_snapshot("owner/name@v2", choose=_choose)
 
 
 def test_offline_setting_is_not_overridden_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
-        fetch_snapshot("owner/name", patterns=PATTERNS, offline=False)
+        fetch_snapshot("owner/name", choose=_choose, offline=False)
 
 
 @pytest.mark.parametrize(
@@ -212,21 +225,21 @@ def test_offline_setting_is_not_overridden_raises(monkeypatch: pytest.MonkeyPatc
 def test_answers_of_the_hub_raise(hub: type[_Hub], status: int, code: str, error: type[OSError], match: str) -> None:
     hub.answer = (status, code)
     with pytest.raises(error, match=match):
-        fetch_snapshot("owner/name@v1", patterns=PATTERNS)
+        fetch_snapshot("owner/name@v1", choose=_choose)
 
 
 def test_a_gated_file_raises(hub: type[_Hub]) -> None:
     hub.gated_files = True  # anyone may see what a gated model holds
     with pytest.raises(PermissionError, match="accepted its licence"):
-        fetch_snapshot("owner/name", patterns=PATTERNS)
+        fetch_snapshot("owner/name", choose=_choose)
 
 
 def test_another_model_raises(cache: Path) -> None:
     _cached(cache, files={"readme.md": b""})
-    with pytest.raises(FileNotFoundError, match=r"owner/name holds none of the files \*\.yaml, .*: readme\.md"):
-        fetch_snapshot("owner/name", patterns=PATTERNS, offline=True)
+    with pytest.raises(FileNotFoundError, match=r"owner/name holds none of the files .*; it holds readme\.md"):
+        fetch_snapshot("owner/name", choose=_choose, offline=True)
 
 
 def test_no_id_raises() -> None:
     with pytest.raises(ValueError, match=r"'a/b/c' is not the id.*owner/name@revision"):
-        fetch_snapshot("a/b/c", patterns=PATTERNS)
+        fetch_snapshot("a/b/c", choose=_choose)

@@ -14,7 +14,7 @@ from scstate_lora.io.contents import find_se_file
 from scstate_lora.io.proteins import stack_proteins
 from scstate_lora.io.safe_pickle import UnsafePickleError
 from scstate_lora.io.save_load import save_directory
-from scstate_lora.io.se_checkpoint import UNKNOWN_LICENCE, licence_beside, name_of, read_se_checkpoint
+from scstate_lora.io.se_checkpoint import UNKNOWN_LICENCE, files_to_fetch, licence_beside, name_of, read_se_checkpoint
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def test_folder(make_se: Callable[..., Any], tmp_path: Path) -> None:
         ("folder", {}),
         ("ckpt_embedded", {"d_model": 32, "n_layers": 2, "d_hid": 48, "n_heads": 4, "output_dim": 16}),
         ("ckpt_bare", {}),
+        ("ckpt_trained", {}),
         ("safetensors", {"d_hid": 40}),
         ("compiled", {}),
         ("no_dataset", {"dataset_correction": False}),
@@ -485,3 +486,12 @@ def test_name(tmp_path: Path) -> None:
     assert name_of(tmp_path / "ST-Tahoe" / "checkpoints" / "final.ckpt") == "ST-Tahoe (final.ckpt)"
     snapshot = tmp_path / "models--arcinstitute--SE-600M" / "snapshots" / "0123abc"
     assert name_of(snapshot / "a.ckpt") == "arcinstitute/SE-600M (a.ckpt)"
+
+
+def test_of_a_published_model_one_file_of_weights_is_fetched() -> None:
+    names = ["README.md", "LICENSE", "config.yaml", "protein_embeddings.pt", "model.safetensors", "other.bin"]
+    beside = ["README.md", "LICENSE", "config.yaml", "protein_embeddings.pt"]
+    assert files_to_fetch(names) == ["model.safetensors", *beside]
+    epochs = ["se600m_epoch4.ckpt", "se600m_epoch16.ckpt", "old/se600m_epoch99.ckpt"]
+    assert files_to_fetch([*epochs, *names]) == ["se600m_epoch16.ckpt", *beside]
+    assert files_to_fetch(beside) == []

@@ -188,7 +188,8 @@ def test_base_meets_data_of_another_gene_order(trained, wound, setup, make_se):
     se = make_se(adata, base=reference.base)
     assert se.base.genes == reference.base.genes != se.registry.var_names
     plain = reference.base.embed(source, reference.registry)
-    np.testing.assert_array_equal(se.base.embed(adata, se.registry), plain)
+    # The same sentences, whose genes are summed in another order.
+    np.testing.assert_allclose(se.base.embed(adata, se.registry), plain, atol=1e-5)
     se.train(max_epochs=1, **QUICK)
     assert np.isfinite(se.get_latent_representation()).all()
 
@@ -251,7 +252,7 @@ def test_base_without_the_datas_genes_raises(trained, wound, setup, make_se):
     adata = wound.copy()
     adata.var_names = [f"ENSG{i:011d}" for i in range(200)]
     ssl.LoRACovariateSE.setup_anndata(adata, **setup)
-    with pytest.raises(ValueError, match=r"Only 0\.0% of the model's 200 genes are in the data"):
+    with pytest.raises(ValueError, match=r"Only 0 of the data's 200 genes are in the base's vocabulary of 200"):
         make_se(adata, base=trained[1].base)
 
 

@@ -76,7 +76,7 @@ def test_two_steps_give_what_one_call_gives(wound, setup, make_se, make_st):
         ({"covariate_keys": []}, ValueError, "at least one covariate"),
         ({"control": "shan"}, ValueError, r"control='shan' is not in adata\.obs\['condition'\].*'sham'"),
         ({"base": "no/such/folder"}, FileNotFoundError, "no/such/folder"),
-        ({"base": 3}, TypeError, "base must be a directory or an SEBase"),
+        ({"base": 3}, TypeError, "base must be a path, a hub id or an SEBase"),
         ({"modality": "rna"}, ValueError, "modality='rna' is for MuData"),
         ({"holdout": {"condition": "burn"}}, ValueError, r"No training cell has adata\.obs\['condition'\] = 'burn'"),
         ({"holdout": {"timepoint": "day14"}}, ValueError, r"No training cell has adata\.obs\['timepoint'\] = 'day14'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,18 @@ from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 
 CONFIG = SEConfig(token_dim=7, d_model=12, n_layers=3, n_heads=3, d_hid=10, output_dim=9, n_tokens=6, dropout=0.2)
 N_GENES = 20
+VARIANTS = {
+    "plain": CONFIG,
+    "dataset token": replace(CONFIG, dataset_correction=True),
+    "no counts": replace(CONFIG, counts=False, dataset_correction=True),
+    "no read depth": replace(CONFIG, rda=False),
+    "nothing": replace(CONFIG, rda=False, counts=False),
+}
 
 
-def _encoder(seed: int = 0) -> SEEncoder:
-    torch.manual_seed(seed)
-    encoder = SEEncoder(CONFIG, 3 * torch.randn(N_GENES, CONFIG.token_dim))
+def _encoder(config: SEConfig = CONFIG) -> SEEncoder:
+    torch.manual_seed(0)
+    encoder = SEEncoder(config, 3 * torch.randn(N_GENES, config.token_dim))
     with torch.no_grad():  # also norms and biases away from where they start
         for parameter in encoder.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -80,16 +88,25 @@ def _layer(p: dict[str, np.ndarray], name: str, h: list[np.ndarray]) -> list[np.
     return result
 
 
-def _slow_embedding(p: dict[str, np.ndarray], vectors: np.ndarray, genes: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _slow_embedding(
+    p: dict[str, np.ndarray], config: SEConfig, vectors: np.ndarray, genes: np.ndarray, values: np.ndarray
+) -> np.ndarray:
     tokens = [p["cls_token"][0], *(_unit(vectors[g]) for g in genes)]
+    if config.dataset_correction:
+        tokens.append(p["dataset_token"][0])
     h = []
-    for token, value in zip(tokens, values, strict=True):
-        a = _linear(p, "count_encoder.0", np.array([value]))
-        bins = _softmax(_linear(p, "count_encoder.2", np.where(a > 0, a, 0.01 * a)))
-        h.append(_token(p, token) * math.sqrt(CONFIG.d_model) + bins @ p["bin_encoder.weight"])
-    for i in range(CONFIG.n_layers):
+    for i, token in enumerate(tokens):
+        vector = _token(p, token) * math.sqrt(config.d_model)
+        if config.counts and i < len(values):
+            a = _linear(p, "count_encoder.0", values[i : i + 1])
+            bins = _softmax(_linear(p, "count_encoder.2", np.where(a > 0, a, 0.01 * a)))
+            vector = vector + bins @ p["bin_encoder.weight"]
+        h.append(vector)
+    for i in range(config.n_layers):
         h = _layer(p, f"transformer_encoder.layers.{i}", h)
-    return _unit(_linear(p, "decoder.1", _skip(p, "decoder.0", h[0])))
+    decoded = [_linear(p, "decoder.1", _skip(p, "decoder.0", x)) for x in h]
+    dataset = [_linear(p, "dataset_embedder", decoded[-1])] if config.dataset_correction else []
+    return np.concatenate([_unit(decoded[0]), *dataset])
 
 
 def _published(encoder: SEEncoder) -> dict[str, np.ndarray]:
@@ -99,23 +116,30 @@ def _published(encoder: SEEncoder) -> dict[str, np.ndarray]:
 # ---- tests
 
 
-def test_embedding_is_the_published_forward_pass() -> None:
-    encoder = _encoder()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_embedding_is_the_published_forward_pass(variant: str) -> None:
+    config = VARIANTS[variant]
+    encoder = _encoder(config)
     genes, values = _sentences()
+    values[:, 2] = values[0, 0]  # equal values share their count vector
     p, vectors = _published(encoder), encoder.gene_tokens.double().numpy()
     with torch.no_grad():
         fast = encoder(genes, values).numpy()
-    slow = np.stack([_slow_embedding(p, vectors, g, v) for g, v in zip(genes.numpy(), values.numpy(), strict=True)])
-    assert fast.shape == (5, CONFIG.output_dim)
+    cells = zip(genes.numpy(), values.numpy(), strict=True)
+    slow = np.stack([_slow_embedding(p, config, vectors, g, v) for g, v in cells])
+    assert fast.shape == (5, config.embedding_dim)
+    assert config.embedding_dim == config.output_dim + (10 if config.dataset_correction else 0)
     assert np.abs(fast - slow).max() < 1e-5
     # Cells differ, so the agreement says something.
     assert np.abs(slow - slow[0]).max() > 1e-2
 
 
-def test_expression_head_is_the_published_one() -> None:
-    encoder = _encoder()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_expression_head_is_the_published_one(variant: str) -> None:
+    config = VARIANTS[variant]
+    encoder = _encoder(config)
     generator = torch.Generator().manual_seed(2)
-    cells = torch.randn(4, CONFIG.output_dim, generator=generator)
+    cells = torch.randn(4, config.embedding_dim, generator=generator)
     depth = torch.rand(4, generator=generator)
     genes = torch.tensor([3, 0, 19, 3, 7])
     with torch.no_grad():
@@ -123,12 +147,52 @@ def test_expression_head_is_the_published_one() -> None:
     p, vectors = _published(encoder), encoder.gene_tokens.double().numpy()
     slow = np.zeros((4, 5))
     for i in range(4):
+        cell, dataset = np.split(cells[i].double().numpy(), [config.output_dim])
+        read_depth = [depth[i].double().item()] if config.rda else []
         for j, gene in enumerate(genes.numpy()):
-            pair = np.concatenate([_token(p, vectors[gene]), cells[i].double().numpy(), [depth[i].double().item()]])
+            pair = np.concatenate([_token(p, vectors[gene]), cell, read_depth, dataset])
             hidden = _skip(p, "binary_decoder.1", _skip(p, "binary_decoder.0", pair))
             slow[i, j] = _linear(p, "binary_decoder.2", hidden)[0]
     assert np.abs(fast - slow).max() < 1e-5
     assert slow.std() > 1e-2
+
+
+@pytest.mark.parametrize("variant", ["plain", "dataset token"])
+def test_only_the_first_genes_are_read_where_lengths_are_given(variant: str) -> None:
+    encoder = _encoder(VARIANTS[variant])
+    genes, values = _sentences()
+    lengths = torch.tensor([5, 3, 1, 0, 4])
+    with torch.no_grad():
+        masked = encoder(genes, values, lengths)
+        for i, n in enumerate(lengths.tolist()):
+            alone = encoder(genes[i : i + 1, :n], values[i : i + 1, : n + 1])
+            assert torch.allclose(masked[i], alone[0], atol=1e-6)
+        assert not torch.allclose(masked[1], encoder(genes, values)[1], atol=1e-3)
+
+
+def test_table_of_tokens_is_made_once_and_anew_when_a_weight_changes() -> None:
+    encoder = _encoder()
+    genes, values = _sentences()
+    with torch.inference_mode():
+        first = encoder(genes, values)
+        assert encoder.token_table() is encoder.token_table()
+    table = encoder.token_table()  # with gradient it is made anew, as a part of the graph
+    assert table.requires_grad
+    encoder.requires_grad_(requires_grad=False)
+    kept = encoder.token_table()
+    assert kept is encoder.token_table()
+    assert not kept.is_inference()  # made in inference mode, it could not be trained with
+    assert torch.equal(kept, table.detach())
+    with torch.no_grad():
+        encoder.encoder[1].bias.add_(0.5)
+        assert not torch.allclose(encoder(genes, values), first, atol=1e-4)
+
+
+def test_table_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = _encoder()
+    whole = encoder.token_table()
+    monkeypatch.setattr("scstate_lora.nn.se_encoder._CHUNK", 7)
+    assert torch.allclose(encoder.token_table(), whole, atol=1e-6)
 
 
 def test_last_layer_at_cls_only_equals_all_positions() -> None:
@@ -169,8 +233,9 @@ def test_dropout_acts_in_training_only() -> None:
         assert torch.equal(layer.eval()(tokens), layer(tokens))
 
 
-def test_every_parameter_gets_gradient() -> None:
-    encoder = _encoder().train()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_gets_gradient(variant: str) -> None:
+    encoder = _encoder(VARIANTS[variant]).train()
     genes, values = _sentences()
     embedding = encoder(genes, values)
     encoder.predict_expression(embedding, torch.arange(4), torch.ones(5)).square().sum().backward()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from scstate_lora.data.tokens import cell_seeds, tokenize
+from scstate_lora.data.tokens import Tokenizer, cell_seeds
 from scstate_lora.training.batches import CellBatches, make_loader, take, to_tensors
 
 
@@ -19,8 +19,9 @@ def x():
 def _batches(x, rows=None, **kwargs):
     seeds = cell_seeds([f"c{i}" for i in range(x.shape[0])], 0)
     rows = np.arange(x.shape[0]) if rows is None else rows
-    options = {"n_tokens": 6, "batch_size": 5, "n_targets": 4, "seed": 0, "extra": {"row": np.arange(x.shape[0])}}
-    return CellBatches(x, seeds, rows, **{**options, **kwargs}), seeds
+    tokenizer = kwargs.pop("tokenizer", Tokenizer.of_columns(x.shape[1], n_tokens=6))
+    options = {"batch_size": 5, "n_targets": 4, "seed": 0, "extra": {"row": np.arange(x.shape[0])}}
+    return CellBatches(x, seeds, rows, tokenizer=tokenizer, **{**options, **kwargs}), seeds
 
 
 def test_an_epoch_takes_every_cell_at_most_once_and_only_the_rows_asked_for(x):
@@ -37,7 +38,7 @@ def test_an_epoch_takes_every_cell_at_most_once_and_only_the_rows_asked_for(x):
 def test_a_batch_holds_the_cells_sentences_targets_and_depth(x):
     batches, seeds = _batches(x)
     batch = batches[1]
-    genes, values = tokenize(x[batch["row"]], seeds[batch["row"]], n_tokens=6)
+    genes, values, _ = Tokenizer.of_columns(12, n_tokens=6)(x[batch["row"]], seeds[batch["row"]])
     np.testing.assert_array_equal(batch["genes"], genes)
     np.testing.assert_array_equal(batch["values"], values)
     dense = x.toarray()[batch["row"]][:, batch["target_genes"]]
@@ -45,6 +46,17 @@ def test_a_batch_holds_the_cells_sentences_targets_and_depth(x):
     assert len(set(batch["target_genes"])) == 4
     means = [row[row > 0].mean() if (row > 0).any() else 0 for row in dense]
     np.testing.assert_allclose(batch["read_depth"], means, rtol=1e-6)
+
+
+def test_genes_that_the_network_does_not_know_are_neither_read_nor_asked_for(x):
+    vocabulary = np.array([-1, 30, -1, 7, 8, 9, -1, 2, 0, 1, 40, -1])
+    batches, _ = _batches(x, tokenizer=Tokenizer(vocabulary, 6), n_targets=99)
+    batch = batches[1]
+    assert sorted(batch["target_genes"]) == sorted(vocabulary[vocabulary >= 0])
+    assert np.isin(batch["genes"], vocabulary[vocabulary >= 0]).all()
+    column = {gene: i for i, gene in enumerate(vocabulary)}
+    dense = x.toarray()[batch["row"]]
+    np.testing.assert_array_equal(batch["targets"], dense[:, [column[g] for g in batch["target_genes"]]])
 
 
 def test_a_batch_depends_on_seed_and_number_alone(x):

@@ -7,7 +7,8 @@ from scipy import sparse
 
 from scstate_lora.config import CompactBaseConfig
 from scstate_lora.data.matrix import log_normalize, log_raw
-from scstate_lora.data.tokens import cell_seeds
+from scstate_lora.data.reader import SentenceReader
+from scstate_lora.data.tokens import Tokenizer, cell_seeds
 from scstate_lora.training.compact import fit_compact_base, gene_tokens
 from scstate_lora.training.embed import embed_cells
 from scstate_lora.training.runner import TrainerOptions
@@ -35,7 +36,9 @@ def _fit(counts, rows=None, val=(), seed=0, **options):
     encoder, history = fit_compact_base(
         x, logged, seeds, rows, np.array(val, dtype=int), config=config, options=OPTIONS, seed=seed
     )
-    return encoder, history, embed_cells(encoder, x, seeds)
+    tokenizer = Tokenizer.of_columns(x.shape[1], n_tokens=encoder.config.n_tokens)
+    read = SentenceReader(lambda start, stop: x[start:stop], tokenizer, seeds)
+    return encoder, history, np.concatenate([block for _, block in embed_cells(encoder, read)])
 
 
 def test_gene_tokens_are_the_loadings_of_the_standardised_expression():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numba
 import numpy as np
@@ -42,52 +43,83 @@ def _unmix(h: Any) -> Any:  # pragma: no cover  (compiled)
     return h ^ (h >> np.uint64(16))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _tokenize(
-    data: Any, indices: Any, indptr: Any, n_genes: int, seeds: Any, genes: Any, values: Any
+    data: Any,
+    indices: Any,
+    indptr: Any,
+    vocabulary: Any,
+    kept_genes: Any,
+    n_columns: Any,
+    cls_column: Any,
+    pad: Any,
+    seeds: Any,
+    genes: Any,
+    values: Any,
+    lengths: Any,
 ) -> None:  # pragma: no cover  (compiled)
     wanted = genes.shape[1]
-    top = np.empty(wanted, dtype=np.uint32)
-    top_values = top.view(np.float32)
-    absent = np.empty(n_genes, dtype=np.int64)
-    expressed = np.zeros(n_genes, dtype=np.bool_)
+    row = np.empty(1, dtype=np.uint64)
+    absent = np.empty(len(kept_genes), dtype=np.int64)
+    expressed = np.zeros(kept_genes[-1] + 1, dtype=np.bool_)
+    one = np.empty(1, dtype=np.uint32)
+    one_value = one.view(np.float32)
     for cell in range(len(seeds)):
         start, stop = indptr[cell], indptr[cell + 1]
         seed = np.uint64(seeds[cell])
+        if stop - start > len(row):
+            row = np.empty(2 * (stop - start), dtype=np.uint64)
         bits = data[start:stop].view(np.uint32)  # positive floats sort like their bit patterns
-        keys = np.empty(stop - start, dtype=np.uint64)
-        total = 0.0
-        for i in range(len(keys)):
+        n, total, of_cls = 0, 0.0, 0.0
+        for i in range(stop - start):
+            column = indices[start + i]
+            gene = vocabulary[column]
+            if gene < 0:
+                continue
             total += data[start + i]
-            keys[i] = (np.uint64(bits[i]) << _HALF) | _mix((np.uint64(indices[start + i]) ^ seed) & _LOW)
-        keys.sort()
-        kept = min(len(keys), wanted)
+            if column == cls_column:
+                of_cls = data[start + i]
+            row[n] = (np.uint64(bits[i]) << _HALF) | _mix((np.uint64(gene) ^ seed) & _LOW)
+            n += 1
+        kept = min(n, wanted)
+        keys = row[:n]
+        if n > wanted:
+            keys = np.partition(keys, n - wanted)[n - wanted :]
+        elif n >= len(kept_genes):  # the sentence may start again: from the highest
+            keys = np.sort(keys)[::-1].copy()
         for i in range(kept):
-            key = keys[len(keys) - 1 - i]
-            genes[cell, i] = np.int64(_unmix(key & _LOW) ^ seed)
-            top[i] = np.uint32(key >> _HALF)
-        for i in range(kept):
-            values[cell, i + 1] = 100.0 * top_values[i] / total
-        if kept == wanted:
+            genes[cell, i] = np.int64(_unmix(keys[i] & _LOW) ^ seed)
+            one[0] = np.uint32(keys[i] >> _HALF)
+            values[cell, i + 1] = 100.0 * one_value[0] / total
+        lengths[cell] = kept
+        if cls_column >= 0:
+            values[cell, 0] = 100.0 * of_cls / total if n else 100.0 / n_columns
+        if kept == wanted or not pad:
             continue
         for i in range(start, stop):
-            expressed[indices[i]] = True
+            if vocabulary[indices[i]] >= 0:
+                expressed[vocabulary[indices[i]]] = True
         n_absent = 0
-        for gene in range(n_genes):
+        for gene in kept_genes:
             if not expressed[gene]:
                 absent[n_absent] = gene
                 n_absent += 1
         for i in range(start, stop):
-            expressed[indices[i]] = False
+            if vocabulary[indices[i]] >= 0:
+                expressed[vocabulary[indices[i]]] = False
         for i in range(kept, wanted):
-            if n_absent:  # unexpressed genes, with replacement
+            if n_absent:  # an unexpressed gene
                 draw = _mix((seed + np.uint64(i + 1) * _STEP) & _LOW)
-                genes[cell, i] = absent[np.int64((draw * np.uint64(n_absent)) >> _HALF)]
+                place = np.int64((draw * np.uint64(n_absent)) >> _HALF)
+                genes[cell, i] = absent[place]
+                if n_columns >= wanted:  # without replacement, as there are enough
+                    n_absent -= 1
+                    absent[place] = absent[n_absent]
             else:  # every gene is expressed: the sentence starts again
                 genes[cell, i] = genes[cell, i - kept]
                 values[cell, i + 1] = values[cell, i + 1 - kept]
         if kept == 0:  # an empty cell: equal shares, the softmax of zeros
-            values[cell, 1:] = 100.0 / n_genes
+            values[cell, 1:] = 100.0 / n_columns
 
 
 def cell_seeds(names: Sequence[str], seed: int) -> np.ndarray:
@@ -97,28 +129,78 @@ def cell_seeds(names: Sequence[str], seed: int) -> np.ndarray:
     return np.frombuffer(digests, dtype=np.uint32).copy()
 
 
-def tokenize(x: sparse.csr_matrix, seeds: np.ndarray, *, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+class Sentences(NamedTuple):
+    """Tokenised cells."""
+
+    genes: np.ndarray
+    """Vocabulary indices, int64 ``(n_cells, n_tokens - 1)``, in no particular order."""
+    values: np.ndarray
+    """Count values of CLS and the genes, 100 x share of the cell's total, float32 ``(n_cells, n_tokens)``."""
+    lengths: np.ndarray
+    """Expressed genes in the sentence, int64 ``(n_cells,)``; they come first, padding follows."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
     """Turn expression into sentences.
 
-    The ``n_tokens - 1`` highest genes of every cell, highest first, ties in random order; a cell with fewer expressed
-    genes is filled with unexpressed ones, drawn with replacement. A cell's randomness comes from its own seed alone.
+    The ``n_tokens - 1`` highest genes of every cell, ties at random; a cell with fewer expressed genes is filled with
+    unexpressed ones at random, each once unless the data have fewer genes than the sentence. A cell's randomness comes
+    from its own seed and the genes' places in the vocabulary alone.
 
     Parameters
     ----------
-    x
-        log1p expression, float32 CSR ``(n_cells, n_genes)``, without stored zeros or duplicates.
-    seeds
-        From :func:`cell_seeds`, ``(n_cells,)``.
+    vocabulary
+        Vocabulary index of every column of the data, int64 ``(n_columns,)``; -1 for a gene that is left out.
     n_tokens
         Length of a sentence, the CLS token included.
-
-    Returns
-    -------
-    Gene indices int64 ``(n_cells, n_tokens - 1)`` and count values float32 ``(n_cells, n_tokens)``: 100 x the gene's
-    share of the cell's total, 0 for CLS. A cell without any expression has equal shares of all genes.
+    cls_gene
+        The CLS token takes the count value of this one of the kept columns, counted in the data's order; None: 0.
+    pad
+        Fill short sentences; otherwise what lies beyond a sentence's length means nothing.
     """
-    genes = np.zeros((x.shape[0], n_tokens - 1), dtype=np.int64)
-    values = np.zeros((x.shape[0], n_tokens), dtype=np.float32)
-    data = np.ascontiguousarray(x.data, dtype=np.float32)
-    _tokenize(data, x.indices.astype(np.int32, copy=False), x.indptr, x.shape[1], seeds, genes, values)
-    return genes, values
+
+    vocabulary: np.ndarray
+    n_tokens: int
+    cls_gene: int | None = None
+    pad: bool = True
+
+    @classmethod
+    def of_columns(cls, n_columns: int, *, n_tokens: int) -> Self:
+        """Make a tokenizer of data whose columns are the vocabulary itself."""
+        return cls(np.arange(n_columns), n_tokens)
+
+    def __call__(self, x: sparse.csr_matrix, seeds: np.ndarray) -> Sentences:
+        """Tokenise cells.
+
+        Parameters
+        ----------
+        x
+            log1p expression, float32 CSR ``(n_cells, n_columns)``, without stored zeros or duplicates.
+        seeds
+            From :func:`cell_seeds`, ``(n_cells,)``.
+
+        Returns
+        -------
+        Sentences. A cell without any expression has equal shares of all genes.
+        """
+        columns = np.flatnonzero(self.vocabulary >= 0)
+        has_cls = self.cls_gene is not None and self.cls_gene < len(columns)
+        sentences = Sentences(
+            genes=np.zeros((x.shape[0], self.n_tokens - 1), dtype=np.int64),
+            values=np.zeros((x.shape[0], self.n_tokens), dtype=np.float32),
+            lengths=np.zeros(x.shape[0], dtype=np.int64),
+        )
+        _tokenize(
+            np.ascontiguousarray(x.data, dtype=np.float32),
+            x.indices.astype(np.int32, copy=False),
+            x.indptr,
+            self.vocabulary,
+            np.unique(self.vocabulary[columns]),
+            len(columns),
+            columns[self.cls_gene] if has_cls else -1,
+            self.pad,
+            seeds,
+            *sentences,
+        )
+        return sentences

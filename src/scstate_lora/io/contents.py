@@ -17,7 +17,7 @@ from scstate_lora.io.safe_pickle import load_torch
 from scstate_lora.io.save_load import holds_save
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _ST_PARTS = ("pert_encoder.", "basal_encoder.", "transformer_backbone.", "project_out.")
 _EPOCH = re.compile(r"epoch[=_-]?(\d+)", re.IGNORECASE)
@@ -69,9 +69,7 @@ def find_se_file(path: str | Path) -> Path:
         raise ValueError(_ours(path))
     if path.suffix == ".zarr" or {".zgroup", "zarr.json"} & set(present):
         raise ValueError(f"{path} holds cells (zarr), not a model. Give the checkpoint here and the cells as adata.")
-    checkpoints = [name for name in present if name.endswith(".ckpt")]
-    epochs = {name: int(match.group(1)) for name in checkpoints if (match := _EPOCH.search(name))}
-    latest = [name for name in epochs if epochs[name] == max(epochs.values())] or checkpoints
+    latest = latest_weights(present)
     if len(latest) > 1:
         msg = (
             f"{path} holds several checkpoints, and their names do not say which is the last: {', '.join(latest)}. "
@@ -80,13 +78,24 @@ def find_se_file(path: str | Path) -> Path:
         raise ValueError(msg)
     if latest:
         return path / latest[0]
-    if "model.safetensors" in present:
-        return path / "model.safetensors"
     if {"var_dims.pkl", "checkpoints"} & set(present):
         raise ValueError(_st(path))
     listed = ", ".join(present[:10]) + (", …" if len(present) > 10 else "")
     msg = f"{path} holds neither a .ckpt nor a model.safetensors; it holds: {listed or 'nothing'}. Give an SE folder."
     raise FileNotFoundError(msg)
+
+
+def latest_weights(names: Sequence[str]) -> list[str]:
+    """Choose the file of weights among a folder's files: the last epoch's, as Arc's tool reads a ``.ckpt`` first.
+
+    Returns
+    -------
+    One name, several where the names do not tell, or none.
+    """
+    checkpoints = [name for name in names if name.endswith(".ckpt") and "/" not in name]
+    epochs = {name: int(match.group(1)) for name in checkpoints if (match := _EPOCH.search(name))}
+    latest = [name for name in epochs if epochs[name] == max(epochs.values())] or checkpoints
+    return latest or [name for name in names if name == "model.safetensors"]
 
 
 def open_contents(file: Path) -> Contents:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from scstate_lora._logging import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)
 _FILE_ENDINGS = (".ckpt", ".pt", ".safetensors")
 """What ends so is a path that was mistyped, rather than a repository."""
 _ASK_SECONDS = 10.0
+_NO_FILE = "no file of this name"
 
 
 def is_hub_id(text: str | Path) -> bool:
@@ -23,15 +24,17 @@ def is_hub_id(text: str | Path) -> bool:
     return match is not None and not match[1].endswith(_FILE_ENDINGS) and not Path(text).exists()
 
 
-def fetch_snapshot(hub_id: str, *, patterns: Sequence[str], offline: bool | None = None) -> Path:
+def fetch_snapshot(
+    hub_id: str, *, choose: Callable[[Sequence[str]], Sequence[str]], offline: bool | None = None
+) -> Path:
     """Download what is needed of a repository, or take it from the cache.
 
     Parameters
     ----------
     hub_id
         ``owner/name`` or ``owner/name@revision``; a branch, tag or commit.
-    patterns
-        Names of the files wanted, with ``*``. Others are not downloaded.
+    choose
+        Given the names of the repository's files, those wanted. Others are not downloaded.
     offline
         Whether to use the cache alone. By default what the environment variable ``HF_HUB_OFFLINE`` says. When the Hub
         cannot be reached, the cache is used too.
@@ -63,9 +66,12 @@ def fetch_snapshot(hub_id: str, *, patterns: Sequence[str], offline: bool | None
         offline = bool(constants.HF_HUB_OFFLINE)
     unreachable: Exception | None = None
     try:
+        wanted: Sequence[str] = [_NO_FILE]  # of the cache all there is, and not whether it is complete
         if not offline:
             try:  # ask first: snapshot_download would fall back on the cache without a word
-                HfApi().repo_info(repo, revision=revision, timeout=_ASK_SECONDS)
+                info = HfApi().repo_info(repo, revision=revision, timeout=_ASK_SECONDS)
+                files = [file.rfilename for file in info.siblings or []]
+                wanted = choose(files) or _nothing_in(hub_id, files)
             except (HTTPError, OfflineModeIsEnabled) as error:
                 if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
                     raise
@@ -74,13 +80,15 @@ def fetch_snapshot(hub_id: str, *, patterns: Sequence[str], offline: bool | None
             snapshot_download(
                 repo,
                 revision=revision,
-                allow_patterns=list(patterns),
+                allow_patterns=list(wanted),
                 local_files_only=offline or unreachable is not None,
             )
         )
     except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise _explained(error, repo, revision, offline=offline, unreachable=unreachable) from error
-    _check_files(folder, hub_id, patterns)
+    cached = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    if not choose(cached):
+        _nothing_in(hub_id, cached)
     if unreachable is not None:
         logger.warning(
             "The Hub cannot be reached (%s). %s is read from the cache, %s.", type(unreachable).__name__, hub_id, folder
@@ -96,7 +104,6 @@ def _explained(
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
-        IncompleteSnapshotError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -123,9 +130,8 @@ def _explained(
             "token that may read it."
         )
     if offline and isinstance(error, LocalEntryNotFoundError):
-        found = "only in part" if isinstance(error, IncompleteSnapshotError) else "not"
         return FileNotFoundError(
-            f"{model} is {found} in the cache {constants.HF_HUB_CACHE}, and offline mode forbids to download it. "
+            f"{model} is not in the cache {constants.HF_HUB_CACHE}, and offline mode forbids to download it. "
             "Fetch it once with a network (offline=False, HF_HUB_OFFLINE not set), or give a local folder."
         )
     cause = unreachable or error
@@ -135,13 +141,7 @@ def _explained(
     )
 
 
-def _check_files(folder: Path, hub_id: str, patterns: Sequence[str]) -> None:
-    from huggingface_hub.utils import filter_repo_objects
-
-    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    if not any(filter_repo_objects(files, allow_patterns=list(patterns))):
-        msg = (
-            f"{hub_id} holds none of the files {', '.join(patterns)} (in {folder}: {', '.join(sorted(files)) or 'none'}"
-            "). Check that it is the model that was meant."
-        )
-        raise FileNotFoundError(msg)
+def _nothing_in(hub_id: str, files: Sequence[str]) -> NoReturn:
+    listed = ", ".join(sorted(files)[:10]) or "nothing"
+    msg = f"{hub_id} holds none of the files that are needed; it holds {listed}. Check that it is the model that was meant."
+    raise FileNotFoundError(msg)

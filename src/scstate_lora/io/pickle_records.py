@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _INERT_PACKAGES = ("omegaconf", "lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning")
+# What Arc's own training leaves among the hyperparameters: an object that makes its batches.
+_INERT_CLASSES = (
+    "argparse.Namespace",
+    "state.emb.data.loader.VCIDatasetSentenceCollator",
+    "vci.data.loader.VCIDatasetSentenceCollator",
+)
 _ARRAY_TYPES = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[US]\d+|O8?")
 
 
@@ -261,7 +267,7 @@ class _Unpickler(pickle.Unpickler):
             return _TABLE[full_name]
         # Only what is written like a class, so that a function's name is refused rather than taken for data.
         is_class = global_name.rpartition(".")[2][:1].isupper()
-        if full_name == "argparse.Namespace" or (is_class and module.partition(".")[0] in _INERT_PACKAGES):
+        if full_name in _INERT_CLASSES or (is_class and module.partition(".")[0] in _INERT_PACKAGES):
             return self._inert.setdefault(full_name, type("_Inert", (_Inert,), {"full_name": full_name}))
         raise RefusedError(full_name)
 

@@ -76,18 +76,23 @@ def save_directory(
         for name, state in tensors.items():
             save_file(_storable(state), new / f"{name}.safetensors")
         for file in [*new.iterdir(), new]:
-            _flush(file)
-        _swap(new, path, old)
+            flush(file)
+        swap(new, path, old)
     except (OSError, SafetensorError) as error:
         # OSError picks its subclass by number; safetensors reports a full disk as an error of its own, without one.
         number = error.errno if isinstance(error, OSError) and error.errno else 0
         msg = f"Saving to {path} failed: {error}. What was there is unchanged. Free some space or save elsewhere."
         raise OSError(number, msg) from error
     else:
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def holds_save(path: str | Path) -> bool:
+    """Whether a path is a directory that :func:`save_directory` wrote, by its looks."""
+    return (Path(path).expanduser() / _METADATA).is_file()
 
 
 def load_directory(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
@@ -230,7 +235,7 @@ def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _swap(new: Path, path: Path, old: Path) -> None:
+def swap(new: Path, path: Path, old: Path) -> None:
     """Move ``new`` to ``path``, and what was there to ``old``; back again if that fails."""
     replaces = path.exists()
     if replaces:
@@ -243,7 +248,7 @@ def _swap(new: Path, path: Path, old: Path) -> None:
         raise
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the system write a file or directory to the disk."""
     if path.is_dir() and os.name == "nt":  # Windows cannot open a directory
         return

@@ -13,10 +13,12 @@ import yaml
 
 from scstate_lora._logging import logger
 from scstate_lora.io.arc import take_arc_state
-from scstate_lora.io.contents import Contents, find_se_file, open_contents, require_se
+from scstate_lora.io.contents import Contents, find_se_file, latest_weights, open_contents, require_se
 from scstate_lora.io.proteins import find_proteins, stack_proteins
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 UNKNOWN_LICENCE = (
@@ -24,16 +26,7 @@ UNKNOWN_LICENCE = (
 )
 """Licence of a checkpoint that no licence lies beside."""
 
-CHECKPOINT_FILES = (
-    "*.ckpt",
-    "model.safetensors",
-    "config.yaml",
-    "protein_embeddings*",
-    "README*",
-    "LICENSE*",
-    "LICENCE*",
-)
-"""Patterns of the files of a published SE model that are read."""
+_BESIDE = re.compile(r"config\.yaml|protein_embeddings[^/]*|(README|LICEN[SC]E)[^/]*", re.IGNORECASE)
 
 # What the tensors show and who else says it: our name, in hyper_parameters, in the configuration.
 _STATED = (
@@ -77,6 +70,17 @@ class SECheckpoint:
     state: dict[str, Tensor]
     genes: list[str]
     gene_tokens: Tensor
+
+
+def files_to_fetch(names: Sequence[str]) -> list[str]:
+    """Choose, of a published model's files, the weights that would be read and what belongs to them.
+
+    Returns
+    -------
+    Names; none where there are no weights.
+    """
+    weights = latest_weights(names)
+    return [*weights, *(name for name in names if _BESIDE.fullmatch(name))] if weights else []
 
 
 def read_se_checkpoint(

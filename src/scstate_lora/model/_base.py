@@ -140,8 +140,8 @@ class BaseModel(ABC):
         return {f"{name}.csv": getattr(self, name).to_csv(index=False) for name in self._histories}
 
     @abstractmethod
-    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
-        """Rebuild the network; the registry and the seed are there already."""
+    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **given: Any) -> None:
+        """Rebuild the network; the registry and the seed are there already. `given`: what ``load()`` takes besides."""
 
     def save(self, path: str | Path) -> None:
         """Save the model as a directory of JSON and safetensors.
@@ -161,8 +161,11 @@ class BaseModel(ABC):
             Writing failed; an older save is intact.
         """
         self._require_trained("save()")
+        self._write(path, self._tensors())
+
+    def _write(self, path: str | Path, tensors: dict[str, dict[str, Tensor]]) -> None:
         metadata = {"model": type(self).__name__, "seed": self.seed, "registry": self.registry.to_json()}
-        save_directory(path, metadata={**metadata, **self._metadata()}, tensors=self._tensors(), texts=self._texts())
+        save_directory(path, metadata={**metadata, **self._metadata()}, tensors=tensors, texts=self._texts())
 
     @classmethod
     def load(cls, path: str | Path, *, adata: AnnData | None = None) -> Self:
@@ -180,6 +183,10 @@ class BaseModel(ABC):
         FileNotFoundError, ValueError
             The directory is missing, damaged, of a newer format, or holds another kind of model.
         """
+        return cls._load(path, adata)
+
+    @classmethod
+    def _load(cls, path: str | Path, adata: AnnData | None, **given: Any) -> Self:
         metadata, tensors = load_directory(path)
         if metadata.get("model") != cls.__name__:
             found = str(metadata.get("model"))
@@ -191,7 +198,7 @@ class BaseModel(ABC):
         model.seed = metadata["seed"]
         for name in cls._histories:
             setattr(model, name, _read_history(Path(path) / f"{name}.csv"))
-        model._restore(metadata, tensors)
+        model._restore(metadata, tensors, **given)
         return model
 
 

@@ -3,50 +3,54 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from scstate_lora.data.genes import GeneMatch, match_vocabulary
 from scstate_lora.data.matrix import log_raw
-from scstate_lora.data.registry import Registry, match_genes, take_columns
-from scstate_lora.data.tokens import cell_seeds
+from scstate_lora.data.reader import SentenceReader
+from scstate_lora.data.tokens import Tokenizer, cell_seeds
 from scstate_lora.io.arc import from_arc_names, to_arc_names
-from scstate_lora.io.save_load import check_state, load_directory
+from scstate_lora.io.hub import fetch_snapshot, is_hub_id
+from scstate_lora.io.save_load import check_state, holds_save, load_directory, save_directory
+from scstate_lora.io.se_checkpoint import files_to_fetch, read_se_checkpoint
 from scstate_lora.nn.lora import adapters_off, split_adapters
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
-from scstate_lora.training.embed import embed_cells
+from scstate_lora.training.embed import ComputeOptions, embed_cells
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
-    import numpy as np
     from anndata import AnnData
     from scipy import sparse
     from torch import Tensor
 
+    from scstate_lora.data.registry import Registry
+
 _TOKENS = "gene_tokens"
+_ALIGNMENT = 64
 
 
-def se_inputs(adata: AnnData, registry: Registry, genes: list[str], seed: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+def se_inputs(adata: AnnData, registry: Registry, seed: int) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Read of cells what an SE network reads.
 
     Parameters
     ----------
     adata, registry
         Cells, and how to read them.
-    genes
-        The network's vocabulary.
     seed
         Seed of the sentences.
 
     Returns
     -------
-    log1p expression without library-size scaling, CSR ``(n_cells, n_genes)`` in the vocabulary's order, and the seed of
+    log1p expression without library-size scaling, CSR ``(n_cells, n_genes)`` in the registry's order, and the seed of
     every cell ``(n_cells,)``.
     """
-    x = log_raw(registry.matrix(adata), registry.scale)
-    return take_columns(x, match_genes(registry.var_names, genes)), cell_seeds(list(adata.obs_names), seed)
+    return log_raw(registry.matrix(adata), registry.scale), cell_seeds(list(adata.obs_names), seed)
 
 
 @dataclass
@@ -65,6 +69,8 @@ class SEBase:
         Licence of its weights.
     seed
         Seed of the cells' sentences.
+    source
+        Path or hub id it was loaded from, where it can be loaded from again; None for one that was trained here.
     """
 
     encoder: SEEncoder
@@ -72,20 +78,54 @@ class SEBase:
     name: str
     licence: str
     seed: int = 0
+    source: str | None = None
 
-    def inputs(self, adata: AnnData, registry: Registry) -> tuple[sparse.csr_matrix, np.ndarray]:
-        """Read the network's input, see :func:`se_inputs`."""
-        return se_inputs(adata, registry, self.genes, self.seed)
+    def tokenizer(self, match: GeneMatch, *, n_tokens: int | None = None, pad: bool = True) -> Tokenizer:
+        """Make the tokenizer of data whose genes were matched; `n_tokens` is the network's own by default."""
+        vocabulary = np.full(match.n_data, -1, dtype=np.int64)
+        vocabulary[match.columns] = match.vocabulary
+        config = self.encoder.config
+        return Tokenizer(vocabulary, n_tokens or config.n_tokens, cls_gene=config.cls_gene, pad=pad)
 
-    def copy(self) -> SEBase:
-        """Make a base of the same weights, without adapters."""
-        return SEBase.restore(self.metadata(), self.tensors())
+    def match(self, registry: Registry) -> GeneMatch:
+        """Find a registered experiment's genes in the vocabulary; a ValueError if hardly any are there."""
+        return match_vocabulary(registry.var_names, self.genes)
+
+    def inputs(self, adata: AnnData, registry: Registry) -> tuple[sparse.csr_matrix, np.ndarray, Tokenizer]:
+        """Read the network's input, see :func:`se_inputs`, and make the tokenizer that fits it."""
+        x, seeds = se_inputs(adata, registry, self.seed)
+        return x, seeds, self.tokenizer(self.match(registry))
+
+    def reader(self, adata: AnnData, registry: Registry) -> SentenceReader:
+        """Make a reader of an experiment's cells."""
+        x, seeds, tokenizer = self.inputs(adata, registry)
+        return SentenceReader(lambda start, stop: x[start:stop], tokenizer, seeds)
 
     def embed(self, adata: AnnData, registry: Registry, *, progress: str | None = None) -> np.ndarray:
-        """Embed cells without any adapter, float32 ``(n_cells, output_dim)``, rows of unit length."""
-        x, seeds = self.inputs(adata, registry)
+        """Embed cells without any adapter, float32 ``(n_cells, embedding_dim)``."""
+        blocks = self.embed_blocks(self.reader(adata, registry), progress=progress)
+        return np.concatenate([block for _, block in blocks])
+
+    def embed_blocks(
+        self,
+        read: SentenceReader,
+        *,
+        options: ComputeOptions | None = None,
+        start: int = 0,
+        progress: str | None = None,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Embed cells without any adapter, block by block, see :func:`~scstate_lora.training.embed.embed_cells`."""
+        by_length = not read.tokenizer.pad
         with adapters_off(self.encoder):
-            return embed_cells(self.encoder, x, seeds, progress=progress)
+            yield from embed_cells(
+                self.encoder, read, options=options, start=start, by_length=by_length, progress=progress
+            )
+
+    def copy(self) -> SEBase:
+        """Make a base without adapters that shares the weights, which no training changes."""
+        state, _ = split_adapters(self.encoder.state_dict())
+        encoder = _encoder(self.encoder.config, self.encoder.gene_tokens, state, what="the base")
+        return replace(self, encoder=encoder)
 
     def tensors(self) -> dict[str, Tensor]:
         """Give the base's tensors in the published layout, and its gene tokens."""
@@ -97,7 +137,7 @@ class SEBase:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tensors().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().numpy().data.cast("B"))
         return digest.hexdigest()
 
     def metadata(self) -> dict[str, Any]:
@@ -108,35 +148,119 @@ class SEBase:
             "name": self.name,
             "licence": self.licence,
             "seed": self.seed,
+            "source": self.source,
             "sha256": self.sha256(),
         }
 
-    @classmethod
-    def restore(cls, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SEBase:
-        """Rebuild a base from copies of :meth:`metadata` and :meth:`tensors`, each checked by name and shape."""
-        tensors = dict(tensors)
-        # Read from a file, a tensor may start anywhere in memory; a copy is aligned, and rounds as the original does.
-        gene_tokens = tensors.pop(_TOKENS).clone(memory_format=torch.contiguous_format)
-        with torch.random.fork_rng():  # the random initialisation is overwritten; leave the user's state alone
-            encoder = SEEncoder(SEConfig(**metadata["config"]), gene_tokens)
-        state = from_arc_names(tensors)
-        check_state(encoder.state_dict(), state, what="the base")
-        encoder.load_state_dict(state)
-        return cls(
-            encoder.eval(), list(metadata["genes"]), metadata["name"], metadata["licence"], seed=metadata["seed"]
-        )
-
-    @classmethod
-    def load(cls, path: str | Path) -> SEBase:
-        """Load the base of a saved :class:`~scstate_lora.LoRACovariateSE`.
+    def save(self, path: str | Path) -> None:
+        """Save the base as a directory of JSON and safetensors.
 
         Raises
         ------
-        FileNotFoundError, ValueError
-            The directory is missing, damaged, or of another model.
+        FileExistsError
+            ``path`` holds something else.
+        OSError
+            Writing failed; an older save is intact.
         """
+        notice = f"Base: {self.name}\nLicence of its weights: {self.licence}\n"
+        metadata = {"model": type(self).__name__, "base": self.metadata()}
+        save_directory(path, metadata=metadata, tensors={"base": self.tensors()}, texts={"NOTICE": notice})
+
+    @classmethod
+    def restore(cls, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SEBase:
+        """Rebuild a base from :meth:`metadata` and :meth:`tensors`, each checked by name and shape."""
+        # Read from a file, a tensor may start anywhere in memory; aligned, it rounds as the original does.
+        tensors = {name: _aligned(tensor) for name, tensor in tensors.items()}
+        gene_tokens = tensors.pop(_TOKENS)
+        encoder = _encoder(SEConfig(**metadata["config"]), gene_tokens, from_arc_names(tensors), what="the base")
+        described = {key: metadata[key] for key in ("name", "licence", "seed")}
+        return cls(encoder, list(metadata["genes"]), **described, source=metadata.get("source"))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        config: str | Path | None = None,
+        protein_embeddings: str | Path | None = None,
+        offline: bool | None = None,
+    ) -> SEBase:
+        """Load a base.
+
+        Parameters
+        ----------
+        path
+            A published SE checkpoint: a folder, a ``.ckpt``, a ``model.safetensors``, or the id of a repository on the
+            Hugging Face hub, ``owner/name`` or ``owner/name@revision``. Or a directory that ``SEBase.save`` or
+            ``LoRACovariateSE.save`` wrote.
+        config, protein_embeddings
+            Files in place of those in or beside the checkpoint.
+        offline
+            Look for a hub id on this machine only; None: as the hub's own settings say.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is nothing at the path, or a part of the checkpoint is missing.
+        ValueError
+            What is there is damaged, holds code, is of another model, or a tensor is missing, unexpected or of
+            another shape.
+        OSError
+            The hub cannot be reached.
+        """
+        source = str(path)
+        if is_hub_id(path):
+            path = fetch_snapshot(source, choose=files_to_fetch, offline=offline)
+        else:
+            source = str(Path(path).expanduser().resolve())
+        if not holds_save(path):
+            stored = read_se_checkpoint(path, config=config, protein_embeddings=protein_embeddings)
+            encoder = _encoder(SEConfig(**stored.sizes), stored.gene_tokens, stored.state, what=str(stored.path))
+            return cls(encoder, stored.genes, stored.name, stored.licence, source=source)
         metadata, tensors = load_directory(path)
-        if "base" not in tensors:
+        if "base" not in metadata:
             msg = f"{path} holds a {metadata.get('model')} without a base. Give the directory of a LoRACovariateSE."
             raise ValueError(msg)
+        if "base" not in tensors:  # adapters only: the base is where it was
+            return cls.load_again(metadata["base"], path)
         return cls.restore(metadata["base"], tensors["base"])
+
+    @classmethod
+    def load_again(cls, metadata: dict[str, Any], path: str | Path) -> SEBase:
+        """Load the base that the model saved at `path` was trained on from where it came; it must be the same."""
+        source = metadata["source"]
+        try:
+            base = cls.load(source)
+        except FileNotFoundError as error:
+            msg = (
+                f"{path} holds adapters only; their base {metadata['name']!r} was at {source}, and is not there now. "
+                f"Name where it is: load(..., base=...). ({error})"
+            )
+            raise FileNotFoundError(msg) from error
+        base.check_is(metadata, path)
+        return base
+
+    def check_is(self, metadata: dict[str, Any], path: str | Path) -> None:
+        """Raise a ValueError unless this is the base that the model saved at `path` was trained on."""
+        found = self.sha256()
+        if found != metadata["sha256"]:
+            msg = (
+                f"The model at {path} was trained on another base: {metadata['name']}, with SHA-256 "
+                f"{metadata['sha256'][:12]}…; this one is {self.name}, {found[:12]}…. Adapters fit their own base only."
+            )
+            raise ValueError(msg)
+
+
+def _encoder(config: SEConfig, gene_tokens: Tensor, state: dict[str, Tensor], *, what: str) -> SEEncoder:
+    """Make a network around tensors that exist, without a copy, each checked by name and shape."""
+    with torch.device("meta"):  # nothing is allocated or drawn
+        encoder = SEEncoder(config, gene_tokens)
+    check_state(encoder.state_dict(), state, what=what)
+    encoder.load_state_dict(state, assign=True)
+    return encoder.requires_grad_(requires_grad=False).eval()
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    if tensor.data_ptr() % _ALIGNMENT == 0 and tensor.is_contiguous():
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -12,7 +12,6 @@ from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._logging import logger
 from scstate_lora.config import CompactBaseConfig, LoraConfig, ObjectiveConfig
 from scstate_lora.data.fields import CategoricalCovariate
-from scstate_lora.data.genes import match_genes
 from scstate_lora.data.matrix import log_normalize
 from scstate_lora.io.save_load import check_state
 from scstate_lora.model._base import BaseModel
@@ -48,8 +47,9 @@ class LoRACovariateSE(BaseModel):
     adata
         Set up by :func:`scstate_lora.setup_anndata` or :meth:`setup_anndata`, with at least one covariate.
     base
-        A base to adapt: the directory of a saved LoRACovariateSE, or an ``SEBase``. None: a compact SE of about a
-        million parameters is first trained on the training cells, without labels.
+        A base to adapt: a published SE checkpoint (a folder, a ``.ckpt``, a ``model.safetensors``, or the id of a
+        repository on the Hugging Face hub), the directory of a saved LoRACovariateSE, or an ``SEBase``. None: a compact
+        SE of about a million parameters is first trained on the training cells, without labels.
     lora
         Options of the adapters, see :class:`scstate_lora.config.LoraConfig`.
     compact
@@ -64,8 +64,8 @@ class LoRACovariateSE(BaseModel):
     KeyError
         ``adata`` was not set up.
     ValueError
-        There is no covariate, an option is not allowed, the base is damaged, or under 10 % of its genes are in the
-        data.
+        There is no covariate, an option is not allowed, the base is damaged or holds code, or under 10 % of the genes
+        are known to it.
     FileNotFoundError
         There is no base at the path given.
     TypeError
@@ -106,11 +106,10 @@ class LoRACovariateSE(BaseModel):
     def _given(self, base: Any) -> SEBase:
         """Check and copy, or load, the base a user gave."""
         if not isinstance(base, (str, Path, SEBase)):
-            msg = f"base must be a directory or an SEBase (such as model.base), found {type(base).__name__}."
+            msg = f"base must be a path, a hub id or an SEBase (such as model.base), found {type(base).__name__}."
             raise TypeError(msg)
         base = base.copy() if isinstance(base, SEBase) else SEBase.load(base)
-        found = int((match_genes(self.registry.var_names, base.genes) >= 0).sum())
-        logger.info("%d of the base's %d genes are in the data.", found, len(base.genes))
+        logger.info("%s.", base.match(self.registry))
         return base
 
     def _attach(self, base: SEBase) -> None:
@@ -154,7 +153,7 @@ class LoRACovariateSE(BaseModel):
             msg = f"This model has a base already ({self.base.name})."
             raise ValueError(msg)
         options = TrainerOptions.parse(trainer)
-        x, seeds = se_inputs(self.adata, self.registry, self.registry.var_names, self.seed)
+        x, seeds = se_inputs(self.adata, self.registry, self.seed)
         logged = log_normalize(self.registry.matrix(self.adata), self.registry.scale)
         encoder, self.base_history = fit_compact_base(
             x,
@@ -212,7 +211,7 @@ class LoRACovariateSE(BaseModel):
             self.train_base(**trainer)
         base, network = self._built()
         adata = self.adata
-        x, seeds = base.inputs(adata, self.registry)
+        x, seeds, tokenizer = base.inputs(adata, self.registry)
         extra = {
             "covariates": self.registry.encode(adata.obs),
             "labels": self._labels(adata),
@@ -224,7 +223,7 @@ class LoRACovariateSE(BaseModel):
                 x,
                 seeds,
                 rows,
-                n_tokens=base.encoder.config.n_tokens,
+                tokenizer=tokenizer,
                 batch_size=batch_size,
                 n_targets=self.objective.n_targets,
                 seed=seed,
@@ -316,8 +315,7 @@ class LoRACovariateSE(BaseModel):
         adata = self._cells(adata)
         present = [c.name for c in self.registry.covariates if c.name in adata.obs]
         encoded = self.registry.encode(move(adata.obs[present], self.registry, covariates))
-        x, seeds = base.inputs(adata, self.registry)
-        embedding = embed_conditioned(network, base.encoder, x, seeds, encoded)
+        embedding = embed_conditioned(network, base.encoder, base.reader(adata, self.registry), encoded)
         if key_added is not None and (covariates is None or key_added != OBSM_SE):
             adata.obsm[key_added] = embedding
         if key_added is not None and covariates is None:
@@ -360,11 +358,72 @@ class LoRACovariateSE(BaseModel):
         )
         return {**super()._texts(), "NOTICE": notice}
 
-    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+    def save(self, path: str | Path, *, save_base: bool | None = None) -> None:
+        """Save the model as a directory of JSON and safetensors.
+
+        Parameters
+        ----------
+        path
+            Directory. A model saved there before is replaced, once the new one is complete.
+        save_base
+            Save the base's weights too. By default only those of a base that was trained here: one that was loaded
+            is found again by its path or hub id, and recognised by its hash.
+
+        Raises
+        ------
+        ValueError
+            The model is not trained, or its base would be lost.
+        FileExistsError
+            ``path`` holds something else.
+        OSError
+            Writing failed; an older save is intact.
+        """
+        self._require_trained("save()")
+        base, _ = self._built()
+        tensors = self._tensors()
+        if save_base is False and base.source is None:
+            msg = "save_base=False, but this base was trained here and is nowhere else. Leave save_base out."
+            raise ValueError(msg)
+        if not save_base and base.source is not None:
+            del tensors["base"]
+        self._write(path, tensors)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, adata: AnnData | None = None, base: str | Path | SEBase | None = None
+    ) -> LoRACovariateSE:
+        """Load a saved model.
+
+        Parameters
+        ----------
+        path
+            Directory written by :meth:`save`.
+        adata
+            Cells to use by default; validated against the model's registry when used.
+        base
+            Where the base is, if it was not saved with the model and is not where it was; or the base itself.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            The directory is missing, damaged, of a newer format, or holds another kind of model; its base is missing
+            or another one.
+        """
+        return cls._load(path, adata, saved_at=path, base=base)
+
+    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **given: Any) -> None:
         self.lora = LoraConfig.parse(metadata["lora"], name="lora")
         self.compact = CompactBaseConfig.parse(metadata["compact"], name="compact")
         self.objective = ObjectiveConfig.parse(metadata["objective"], name="objective")
-        self._attach(SEBase.restore(metadata["base"], tensors["base"]))
+        if given["base"] is not None:
+            base = self._given(given["base"])
+            base.check_is(metadata["base"], given["saved_at"])
+        elif "base" in tensors:
+            base = SEBase.restore(metadata["base"], tensors["base"])
+        else:
+            base = SEBase.load_again(metadata["base"], given["saved_at"])
+        base.seed = metadata["base"]["seed"]
+        self._attach(base)
         _, network = self._built()
         own = {k: v for k, v in network.state_dict().items() if not k.startswith("encoder.") or "lora_" in k}
         check_state(own, tensors["adapters"], what="the adapters")

@@ -438,7 +438,7 @@ class STTransition(BaseModel):
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         return {"weights": self.network.state_dict()}
 
-    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **given: Any) -> None:
         self.options = STModelConfig.parse(metadata["options"], name="model")
         self.set_len, self.set_note = metadata["set_len"], metadata["set_note"]
         self.genes, self.gene_note = metadata["genes"], metadata["gene_note"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from scstate_lora.nn.conditioning import Conditioner
@@ -48,7 +49,15 @@ class ConditionedSE(nn.Module):
 
         Returns
         -------
-        The adapted encoder's embedding and the conditioned one, both ``(n, output_dim)`` of unit length.
+        The adapted encoder's embedding ``(n, embedding_dim)`` and the conditioned one, ``(n, output_dim)`` of unit
+        length.
         """
         adapted = self.encoder(genes, values)
-        return adapted, self.conditioner(adapted, self.covariate_encoder(covariates))
+        cell = adapted[:, : self.encoder.config.output_dim]
+        return adapted, self.conditioner(cell, self.covariate_encoder(covariates))
+
+    def predict_expression(self, adapted: Tensor, conditioned: Tensor, genes: Tensor, read_depth: Tensor) -> Tensor:
+        """Expression of ``genes (g,)`` from both embeddings of :meth:`forward`, by the frozen head; ``(n, g)``."""
+        # What the encoder says of the data set goes along unchanged.
+        whole = torch.cat([conditioned, adapted[:, conditioned.shape[1] :]], dim=1)
+        return self.encoder.predict_expression(whole, genes, read_depth)

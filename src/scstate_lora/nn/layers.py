@@ -36,12 +36,13 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """Attend from ``queries (n, Q, d)`` to all of ``tokens (n, T, d)``; returns ``(n, Q, d)``."""
+    def forward(self, queries: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend from ``queries (n, Q, d)`` to ``tokens (n, T, d)`` where ``mask (n, T)`` is true; ``(n, Q, d)``."""
         attended = F.scaled_dot_product_attention(
             self._heads(self.q_proj(queries)),
             self._heads(self.k_proj(tokens)),
             self._heads(self.v_proj(tokens)),
+            attn_mask=None if mask is None else mask[:, None, None],
             dropout_p=self.dropout if self.training else 0.0,
         )  # (n, heads, Q, d / heads)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -70,10 +71,13 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens ``(n, T, d)`` to the same shape, or to ``(n, K, d)`` when only positions ``keep (K,)`` are wanted."""
+    def forward(self, tokens: Tensor, keep: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Tokens ``(n, T, d)`` to the same shape, or to ``(n, K, d)`` when only positions ``keep (K,)`` are wanted.
+
+        Positions where ``mask (n, T)`` is false are not attended to.
+        """
         kept = tokens if keep is None else tokens[:, keep]
-        h = self.norm1(kept + self.drop(self.self_attn(kept, tokens)))
+        h = self.norm1(kept + self.drop(self.self_attn(kept, tokens, mask)))
         return self.norm2(h + self.drop(self.linear2(F.gelu(self.linear1(h)))))
 
 
@@ -92,11 +96,14 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(dim, n_heads, d_hid, dropout) for _ in range(n_layers))
 
-    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens ``(n, T, d)`` to ``(n, K, d)``; the last layer computes the positions ``keep (K,)`` only."""
+    def forward(self, tokens: Tensor, keep: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Tokens ``(n, T, d)`` to ``(n, K, d)``; the last layer computes the positions ``keep (K,)`` only.
+
+        Positions where ``mask (n, T)`` is false are not attended to.
+        """
         for layer in self.layers[:-1]:
-            tokens = layer(tokens)
-        return self.layers[-1](tokens, keep)
+            tokens = layer(tokens, mask=mask)
+        return self.layers[-1](tokens, keep, mask)
 
 
 class SkipBlock(nn.Module):

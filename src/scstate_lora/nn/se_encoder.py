@@ -11,10 +11,15 @@ from torch import Tensor, nn
 
 from scstate_lora.nn.layers import SkipBlock, TransformerEncoder
 
+_N_BINS = 10
+_N_DATASET = 10
+# Genes whose tokens are encoded at a time: the vectors of 20,000 proteins are wide.
+_CHUNK = 2048
+
 
 @dataclass(frozen=True)
 class SEConfig:
-    """Sizes of an SE network.
+    """Sizes of an SE network, and which of its optional parts it has.
 
     Parameters
     ----------
@@ -28,6 +33,14 @@ class SEConfig:
         Length of a cell's sentence: the CLS token and ``n_tokens - 1`` genes.
     dropout
         In the transformer, while training.
+    counts
+        Whether a token knows how high its gene is expressed.
+    rda
+        Whether the expression head is told the read depth.
+    dataset_correction
+        Whether a token for the data set follows the genes; it gives the embedding ten more numbers.
+    cls_gene
+        Which of a cell's genes lends its count value to the CLS token; None: the value is 0.
     """
 
     token_dim: int
@@ -38,6 +51,20 @@ class SEConfig:
     output_dim: int
     n_tokens: int
     dropout: float = 0.0
+    counts: bool = True
+    rda: bool = True
+    dataset_correction: bool = False
+    cls_gene: int | None = None
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the whole embedding: the cell's numbers, then the data set's."""
+        return self.output_dim + _N_DATASET * self.dataset_correction
+
+    @property
+    def decoder_dim(self) -> int:
+        """Width of the expression head: a gene's token, the embedding and the read depth."""
+        return self.d_model + self.embedding_dim + self.rda
 
     def to_dict(self) -> dict[str, Any]:
         """Plain, JSON-able form."""
@@ -70,14 +97,19 @@ class SEEncoder(nn.Module):
         self.register_buffer("gene_tokens", gene_tokens, persistent=False)
         self.cls_token = nn.Parameter(torch.randn(1, config.token_dim))
         self.encoder = nn.Sequential(nn.Linear(config.token_dim, d), nn.LayerNorm(d), nn.SiLU())
-        self.count_encoder = nn.Sequential(nn.Linear(1, 512), nn.LeakyReLU(0.01), nn.Linear(512, 10))
-        self.bin_encoder = nn.Embedding(10, d)
+        if config.counts:
+            self.count_encoder = nn.Sequential(nn.Linear(1, 512), nn.LeakyReLU(0.01), nn.Linear(512, _N_BINS))
+            self.bin_encoder = nn.Embedding(_N_BINS, d)
         self.transformer_encoder = TransformerEncoder(d, config.n_layers, config.n_heads, config.d_hid, config.dropout)
         self.decoder = nn.Sequential(SkipBlock(d), nn.Linear(d, out))
-        width = out + d + 1  # cell embedding, gene, read depth
+        if config.dataset_correction:
+            self.dataset_token = nn.Parameter(torch.randn(1, config.token_dim))
+            self.dataset_embedder = nn.Linear(out, _N_DATASET)
+        width = config.decoder_dim
         self.binary_decoder = nn.Sequential(SkipBlock(width), SkipBlock(width), nn.Linear(width, 1))
+        self._cached: tuple[Any, Tensor] | None = None
 
-    def forward(self, genes: Tensor, values: Tensor) -> Tensor:
+    def forward(self, genes: Tensor, values: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Embed cells.
 
         Parameters
@@ -86,20 +118,62 @@ class SEEncoder(nn.Module):
             Gene indices of every cell's sentence, int64 ``(n, T - 1)``.
         values
             Count values of CLS and the genes, 100 x share of the cell's total, float32 ``(n, T)``.
+        lengths
+            Genes to read of every sentence, ``(n,)``; all by default.
 
         Returns
         -------
-        Unit-length embeddings, ``(n, output_dim)``.
+        ``(n, output_dim)`` of unit length; with dataset correction ``(n, output_dim + 10)``, the last ten not
+        normalised.
         """
-        d = self.config.d_model
-        # Every gene's token is encoded once, then looked up: the vocabulary is shorter than a batch of sentences.
-        table = self.encoder(F.normalize(self.gene_tokens, dim=1))  # (n_genes, d)
-        cls = self.encoder(self.cls_token)  # (1, d)
-        h = torch.cat([cls.expand(len(genes), 1, d), F.embedding(genes, table)], dim=1) * d**0.5  # (n, T, d)
-        h = h + self.count_encoder(values.unsqueeze(-1)).softmax(-1) @ self.bin_encoder.weight
-        # Only the CLS position is read, so the last layer computes only that one.
-        h = self.transformer_encoder(h, keep=torch.zeros(1, dtype=torch.long, device=h.device))  # (n, 1, d)
-        return F.normalize(self.decoder(h[:, 0]), dim=1)
+        config, n_genes = self.config, len(self.gene_tokens)
+        # CLS, the genes, and the data set: rows of one table.
+        ids = F.pad(genes, (1, 0), value=n_genes)  # (n, T)
+        if config.dataset_correction:
+            ids = F.pad(ids, (0, 1), value=n_genes + 1)  # (n, T + 1)
+        h = F.embedding(ids, self.token_table())  # (n, T [+ 1], d)
+        if config.counts:
+            counted = self._count_vectors(values)  # (n, T, d)
+            # The token of the data set has no count.
+            h = h + (F.pad(counted, (0, 0, 0, 1)) if config.dataset_correction else counted)
+        mask = None if lengths is None else _readable(ids.shape[1], genes.shape[1], lengths)
+        # Only CLS and the data set are read, so the last layer computes only those.
+        keep = torch.tensor([0, -1] if config.dataset_correction else [0], device=h.device)
+        h = self.decoder(self.transformer_encoder(h, keep=keep, mask=mask))  # (n, 1 or 2, output_dim)
+        cell = F.normalize(h[:, 0], dim=1)
+        return torch.cat([cell, self.dataset_embedder(h[:, 1])], dim=1) if config.dataset_correction else cell
+
+    def token_table(self) -> Tensor:
+        """Encode the tokens of all genes, CLS and, where there is one, the data set: ``(n_genes + 2, d)``.
+
+        The vocabulary is shorter than a batch of sentences, and the same for all cells. While the token encoder is not
+        trained the table is kept.
+        """
+        weights = [self.gene_tokens, *self._extra_tokens(), *self.encoder.parameters()]
+        if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
+            return self._encode_tokens()
+        # A tensor that is changed in place or moved to another device has another version or address.
+        state = [(w.data_ptr(), w._version) for w in weights]
+        if self._cached is None or self._cached[0] != state:
+            # Kept beyond inference mode and autocast, so made outside of both.
+            off = torch.autocast(self.cls_token.device.type, enabled=False)
+            with torch.inference_mode(mode=False), torch.no_grad(), off:
+                self._cached = state, self._encode_tokens()
+        return self._cached[1]
+
+    def _extra_tokens(self) -> list[Tensor]:
+        return [self.cls_token, self.dataset_token] if self.config.dataset_correction else [self.cls_token]
+
+    def _encode_tokens(self) -> Tensor:
+        encoded = [self.encoder(F.normalize(chunk, dim=1)) for chunk in self.gene_tokens.split(_CHUNK)]
+        return torch.cat([*encoded, *map(self.encoder, self._extra_tokens())]) * self.config.d_model**0.5
+
+    def _count_vectors(self, values: Tensor) -> Tensor:
+        """Vector of every count value, ``(n, T)`` to ``(n, T, d)``: a mixture of bins, computed once per value."""
+        # Most values occur many times: padding is 0, and counts are whole numbers over one total.
+        levels, which = values.unique(return_inverse=True)
+        bins = self.count_encoder(levels.unsqueeze(-1)).softmax(-1)  # (n_levels, bins)
+        return F.embedding(which, bins @ self.bin_encoder.weight)
 
     def predict_expression(self, embedding: Tensor, genes: Tensor, read_depth: Tensor) -> Tensor:
         """Expression of genes from cell embeddings.
@@ -107,24 +181,27 @@ class SEEncoder(nn.Module):
         Parameters
         ----------
         embedding
-            ``(n, output_dim)``.
+            As :meth:`forward` gives it, ``(n, embedding_dim)``.
         genes
             Gene indices, the same for all cells, int64 ``(g,)``.
         read_depth
-            Mean of the cell's non-zero targets, ``(n,)``.
+            Mean of the cell's non-zero targets, ``(n,)``; not looked at by a model without ``rda``.
 
         Returns
         -------
         Predicted log1p expression, ``(n, g)``.
         """
         tokens = self.encoder(self.gene_tokens[genes])  # (g, d); not normalised here, as in the published model
-        n, g = len(embedding), len(genes)
-        pairs = torch.cat(
-            [
-                tokens.expand(n, g, -1),
-                embedding.unsqueeze(1).expand(n, g, -1),
-                read_depth.view(n, 1, 1).expand(n, g, 1),
-            ],
-            dim=2,
-        )  # (n, g, d + output_dim + 1)
-        return self.binary_decoder(pairs).squeeze(-1)
+        n, g, out = len(embedding), len(genes), self.config.output_dim
+        parts = [tokens.expand(n, g, -1), embedding[:, None, :out].expand(n, g, -1)]
+        if self.config.rda:
+            parts.append(read_depth.view(n, 1, 1).expand(n, g, 1))
+        if self.config.dataset_correction:
+            parts.append(embedding[:, None, out:].expand(n, g, -1))
+        return self.binary_decoder(torch.cat(parts, dim=2)).squeeze(-1)
+
+
+def _readable(n_tokens: int, n_genes: int, lengths: Tensor) -> Tensor:
+    """Mask ``(n, n_tokens)`` that is true for CLS, the first ``lengths`` of the genes, and what follows the genes."""
+    position = torch.arange(n_tokens, device=lengths.device)
+    return (position <= lengths[:, None]) | (position > n_genes)

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from scstate_lora.data.tokens import tokenize
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from scipy import sparse
+
+    from scstate_lora.data.tokens import Tokenizer
 
 
 class BatchSource(Protocol):
@@ -67,8 +67,8 @@ class CellBatches:
         Seed of every cell's sentence, ``(n_cells,)``.
     rows
         Cells to draw from.
-    n_tokens
-        Length of a sentence.
+    tokenizer
+        Turns expression into sentences; says which genes the network knows, and under which index.
     batch_size
         Cells a batch; fewer when there are fewer.
     n_targets
@@ -88,7 +88,7 @@ class CellBatches:
         seeds: np.ndarray,
         rows: np.ndarray,
         *,
-        n_tokens: int,
+        tokenizer: Tokenizer,
         batch_size: int,
         n_targets: int,
         seed: int,
@@ -98,14 +98,15 @@ class CellBatches:
         self.x = x
         self.seeds = seeds
         self.rows = rows
-        self.n_tokens = n_tokens
+        self.tokenizer = tokenizer
+        self.known = np.flatnonzero(tokenizer.vocabulary >= 0)  # columns
         self.batch_size = min(batch_size, len(rows))
-        self.n_targets = min(n_targets, x.shape[1])
+        self.n_targets = min(n_targets, len(self.known))
         self.seed = seed
         self.extra = dict(extra or {})
         self.n_batches = len(rows) // self.batch_size
         self.steps_per_epoch = steps_per_epoch or self.n_batches
-        mean = np.asarray(x[rows].mean(axis=0)).ravel()
+        mean = np.asarray(x[rows].mean(axis=0)).ravel()[self.known]
         share = mean / mean.sum() if mean.any() else np.full(len(mean), 1 / len(mean))
         self.gene_weights = 0.5 / len(mean) + 0.5 * share
 
@@ -115,14 +116,14 @@ class CellBatches:
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
         rng = np.random.default_rng([self.seed, epoch, position])
         cells = self.x[chosen]
-        genes, values = tokenize(cells, self.seeds[chosen], n_tokens=self.n_tokens)
-        targets = rng.choice(self.x.shape[1], size=self.n_targets, replace=False, p=self.gene_weights)
+        sentences = self.tokenizer(cells, self.seeds[chosen])
+        targets = self.known[rng.choice(len(self.known), size=self.n_targets, replace=False, p=self.gene_weights)]
         wanted = cells[:, targets].toarray()  # (batch, n_targets)
         depth = wanted.sum(1) / np.maximum((wanted > 0).sum(1), 1)
         return {
-            "genes": genes,
-            "values": values,
-            "target_genes": targets,
+            "genes": sentences.genes,
+            "values": sentences.values,
+            "target_genes": self.tokenizer.vocabulary[targets],
             "targets": wanted,
             "read_depth": depth.astype(np.float32),
             **take(self.extra, chosen),

@@ -10,9 +10,11 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from torch import nn
 
+from scstate_lora.data.reader import SentenceReader
+from scstate_lora.data.tokens import Tokenizer
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 from scstate_lora.training.batches import CellBatches
-from scstate_lora.training.embed import embed_cells
+from scstate_lora.training.embed import ComputeOptions, embed_cells
 from scstate_lora.training.plans import BasePlan
 from scstate_lora.training.runner import TrainerOptions, fit
 
@@ -116,19 +118,22 @@ def fit_compact_base(
         output_dim=config.output_dim,
         n_tokens=min(config.n_tokens, n_genes + 1),
     )
+    tokenizer = Tokenizer.of_columns(n_genes, n_tokens=sizes.n_tokens)
     variable = np.sort(np.argsort(-_std(seen))[:_N_READOUT])
     shown = logged[:, variable]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = SEEncoder(sizes, torch.from_numpy(tokens))
-        readout = _warm_start(encoder, x[train_rows], shown[train_rows], seeds[train_rows])
+        cells = x[train_rows]
+        read = SentenceReader(lambda start, stop: cells[start:stop], tokenizer, seeds[train_rows])
+        readout = _warm_start(encoder, read, shown[train_rows])
 
     def batches(rows: np.ndarray, order_seed: int, steps_per_epoch: int | None = None) -> CellBatches:
         return CellBatches(
             x,
             seeds,
             rows,
-            n_tokens=sizes.n_tokens,
+            tokenizer=tokenizer,
             batch_size=config.batch_size,
             n_targets=config.n_targets,
             seed=order_seed,
@@ -154,16 +159,17 @@ def fit_compact_base(
     return encoder, history
 
 
-def _warm_start(encoder: SEEncoder, x: sparse.csr_matrix, shown: sparse.csr_matrix, seeds: np.ndarray) -> nn.Linear:
+def _warm_start(encoder: SEEncoder, read: SentenceReader, shown: sparse.csr_matrix) -> nn.Linear:
     """Set the encoder's last layer, and return the linear readout that matches it."""
     pca = _pca(shown, encoder.config.output_dim)
     scores = pca.transform(shown)  # (n_cells, n_components)
     features = []
     skip_block, last = encoder.decoder[0], cast("nn.Linear", encoder.decoder[1])
     hook = skip_block.register_forward_hook(lambda _module, _inputs, output: features.append(output.cpu().numpy()))
-    embed_cells(encoder, x, seeds)
+    for _ in embed_cells(encoder, read, options=ComputeOptions(device="cpu")):
+        pass  # only the features are wanted
     hook.remove()
-    f = np.concatenate(features).astype(np.float64)  # (n_cells, d_model)
+    f = np.concatenate(features)[:, 0].astype(np.float64)  # (n_cells, d_model)
     mean = f.mean(0)
     f = f - mean
     gram = f.T @ f

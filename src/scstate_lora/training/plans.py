@@ -133,15 +133,18 @@ class SEPlan(Plan):
 
     def terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss terms of a batch with ``covariates`` and ``labels``."""
-        _, conditioned = self.network(batch["genes"], batch["values"], batch["covariates"])
+        adapted, conditioned = self.network(batch["genes"], batch["values"], batch["covariates"])
         terms = {}
         if "reconstruction" in self.weights:
-            predicted = self.network.encoder.predict_expression(conditioned, batch["target_genes"], batch["read_depth"])
+            asked = batch["target_genes"], batch["read_depth"]
+            predicted = self.network.predict_expression(adapted, conditioned, *asked)
             terms["reconstruction"] = F.mse_loss(predicted, batch["targets"])
         if "contrastive" in self.weights:
             terms["contrastive"] = supervised_contrastive(conditioned, batch["labels"], temperature=self.temperature)
         if "preservation" in self.weights:
-            terms["preservation"] = (1 - F.cosine_similarity(conditioned, batch["base"], dim=1)).mean()
+            terms["preservation"] = (
+                1 - F.cosine_similarity(conditioned, batch["base"][:, : conditioned.shape[1]], dim=1)
+            ).mean()
         return terms
 
 
