@@ -69,7 +69,7 @@ def fetch_snapshot(
         wanted: Sequence[str] = [_NO_FILE]  # of the cache all there is, and not whether it is complete
         if not offline:
             try:  # ask first: snapshot_download would fall back on the cache without a word
-                info = HfApi().repo_info(repo, revision=revision, timeout=_ASK_SECONDS)
+                info = HfApi().model_info(repo, revision=revision, timeout=_ASK_SECONDS)
                 files = [file.rfilename for file in info.siblings or []]
                 wanted = choose(files) or _nothing_in(hub_id, files)
             except (HTTPError, OfflineModeIsEnabled) as error:
@@ -143,5 +143,5 @@ def _explained(
 
 def _nothing_in(hub_id: str, files: Sequence[str]) -> NoReturn:
     listed = ", ".join(sorted(files)[:10]) or "nothing"
-    msg = f"{hub_id} holds none of the files that are needed; it holds {listed}. Check that it is the model that was meant."
+    msg = f"{hub_id} holds none of the files that are needed; it holds {listed}. Check that this model was meant."
     raise FileNotFoundError(msg)
