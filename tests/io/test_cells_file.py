@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
@@ -11,6 +11,9 @@ from scipy import sparse
 
 from scstate_lora.io import cells_file
 from scstate_lora.io.cells_file import write_embedding
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Z = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
 UNS = {"scstate_lora": {"embed": {"X_state": {"base": "SE", "n_tokens": 64}}}}

@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from scstate_lora.io import partial
 from scstate_lora.io.partial import PartialMatrix
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ROWS = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
 MADE_FROM = {"base": "abc", "seed": 0}

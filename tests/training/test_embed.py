@@ -178,13 +178,13 @@ def test_too_large_a_batch_is_halved_until_it_fits(encoder, caplog):
 
 def test_a_batch_size_that_was_asked_for_and_does_not_fit_raises(encoder):
     _short_of_memory(encoder, 10)
-    with pytest.raises(MemoryError, match="20 cells at a time do not fit .* Leave batch_size out"):
+    with pytest.raises(MemoryError, match=r"20 cells at a time do not fit .* Leave batch_size out"):
         _embed(encoder, _reader(), options=ComputeOptions(batch_size=20))
 
 
 def test_a_gpu_too_small_for_one_cell_raises(encoder):
     _short_of_memory(encoder, 0)
-    with pytest.raises(MemoryError, match="1 cells at a time do not fit .* n_tokens='expressed'"):
+    with pytest.raises(MemoryError, match=r"1 cells at a time do not fit .* n_tokens='expressed'"):
         _embed(encoder, _reader())
 
 
@@ -192,7 +192,7 @@ def test_options_that_make_no_sense_raise(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ValueError, match="batch_size=0 must be a whole number"):
         ComputeOptions(batch_size=0)
-    with pytest.raises(ValueError, match="n_workers=1.5"):
+    with pytest.raises(ValueError, match=r"n_workers=1\.5"):
         ComputeOptions(n_workers=1.5)
     with pytest.raises(ValueError, match=r"precision='float32' is unknown\. .*'fp32'"):
         ComputeOptions(precision="float32")
