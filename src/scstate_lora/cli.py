@@ -50,6 +50,12 @@ _BASE = (
     "The base model: a published SE checkpoint (folder, .ckpt, model.safetensors or hub id), or the directory of a "
     "saved model."
 )
+_CONFIG = Annotated[
+    Path | None, typer.Option(help="Configuration of a checkpoint (YAML), where none is in or beside it.")
+]
+_PROTEINS = Annotated[
+    Path | None, typer.Option(help="Protein embeddings of a checkpoint, where none are in or beside it.")
+]
 _TRACEBACK = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")]
 
 
@@ -124,6 +130,8 @@ def embed(
     *,
     base: Annotated[str, typer.Option(help=_BASE)],
     out: Annotated[Path, typer.Option(help="The same kind of file with the embedding added, or an .npy of it alone.")],
+    config: _CONFIG = None,
+    protein_embeddings: _PROTEINS = None,
     key_added: Annotated[str, typer.Option(help="Key of the embedding in obsm.")] = OBSM_STATE,
     layer: Annotated[str | None, typer.Option(help="Layer of the expression; X by default.")] = None,
     input_scale: Annotated[
@@ -150,10 +158,12 @@ def embed(
     """Embed the cells of a file with a base model as it is. Interrupted, the same command goes on where it was."""
     _check_base(base)
     from scstate_lora import tl
+    from scstate_lora.model import SEBase
 
+    told = config is not None or protein_embeddings is not None
     tl.embed_file(
         file,
-        base,
+        SEBase.load(base, config=config, protein_embeddings=protein_embeddings) if told else base,
         out=out,
         key_added=key_added,
         layer=layer,
@@ -189,13 +199,15 @@ def convert(
     base: Annotated[str, typer.Argument(help="A published SE checkpoint: folder, .ckpt, model.safetensors or hub id.")],
     *,
     out: Annotated[Path, typer.Option(help="Directory to write.")],
+    config: _CONFIG = None,
+    protein_embeddings: _PROTEINS = None,
     traceback: _TRACEBACK = False,
 ) -> None:
     """Convert a published SE checkpoint to safetensors and JSON, which hold no code and load fastest."""
     _check_base(base)
     from scstate_lora.model import SEBase
 
-    SEBase.load(base).save(out)
+    SEBase.load(base, config=config, protein_embeddings=protein_embeddings).save(out)
     typer.echo(f"Wrote {out}: use it as base={str(out)!r}.")
 
 
