@@ -279,3 +279,8 @@ def test_check_state_lists_all_differences_raises() -> None:
     assert "unexpected: extra (5,)" in message
     assert "wide is (6,), the model has (4,)" in message
     assert "same" not in message
+
+
+def test_all_files_may_be_read_by_the_same_people(tmp_path: Path) -> None:
+    save_directory(tmp_path / "m", metadata={}, tensors={"a": {"x": torch.ones(2)}}, texts={"NOTICE": "mine"})
+    assert len({file.stat().st_mode for file in (tmp_path / "m").iterdir()}) == 1

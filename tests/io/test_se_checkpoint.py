@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -489,9 +490,28 @@ def test_name(tmp_path: Path) -> None:
 
 
 def test_of_a_published_model_one_file_of_weights_is_fetched() -> None:
-    names = ["README.md", "LICENSE", "config.yaml", "protein_embeddings.pt", "model.safetensors", "other.bin"]
-    beside = ["README.md", "LICENSE", "config.yaml", "protein_embeddings.pt"]
+    names = ["README.md", "MODEL_LICENSE.md", "config.yaml", "protein_embeddings.pt", "model.safetensors", "other.bin"]
+    beside = ["README.md", "MODEL_LICENSE.md", "config.yaml", "protein_embeddings.pt"]
     assert files_to_fetch(names) == ["model.safetensors", *beside]
     epochs = ["se600m_epoch4.ckpt", "se600m_epoch16.ckpt", "old/se600m_epoch99.ckpt"]
     assert files_to_fetch([*epochs, *names]) == ["se600m_epoch16.ckpt", *beside]
     assert files_to_fetch(beside) == []
+
+
+def test_licence_of_the_weights_comes_before_that_of_the_code(tmp_path: Path) -> None:
+    file = tmp_path / "model.ckpt"
+    (tmp_path / "LICENSE.md").write_text("# Code licence")
+    assert licence_beside(file) == "Code licence (LICENSE.md)"
+    (tmp_path / "MODEL_LICENSE.md").write_text("# Model licence")
+    assert licence_beside(file) == "Model licence (MODEL_LICENSE.md)"
+
+
+def test_of_a_folder_the_proteins_beside_the_weights_are_taken_and_of_a_file_those_inside(tmp_path: Path) -> None:
+    shutil.copy(TRUE / "ckpt_embedded" / "model.ckpt", tmp_path)
+    inside = read_se_checkpoint(tmp_path / "model.ckpt").gene_tokens
+    assert torch.equal(read_se_checkpoint(tmp_path).gene_tokens, inside)
+    torch.save(
+        {"A": torch.ones(inside.shape[1]), "B": torch.zeros(inside.shape[1])}, tmp_path / "protein_embeddings.pt"
+    )
+    assert torch.equal(read_se_checkpoint(tmp_path / "model.ckpt").gene_tokens, inside)
+    assert read_se_checkpoint(tmp_path).genes == ["A", "B"]

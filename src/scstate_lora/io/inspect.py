@@ -254,7 +254,9 @@ def _saved(folder: Path) -> Report:
     name = str(metadata.get("model"))
     base = metadata.get("base")
     base = base if isinstance(base, Mapping) else {}
-    report = Report("saved", f"{folder.absolute().name}: a {name} saved by scstate_lora")
+    report = Report(
+        "saved", f"{folder.absolute().name}: {'an' if name == 'SEBase' else 'a'} {name} saved by scstate_lora"
+    )
     rows = report.rows
     rows += [
         ("folder", str(folder)),
@@ -268,7 +270,9 @@ def _saved(folder: Path) -> Report:
     if name != "SEBase":
         report.uses.append(f"ssl.{name}.load({where})")
     if base:
-        report.uses.extend((f"ssl.tl.embed(adata, {where})", f"ssl.LoRACovariateSE(adata, base={where})"))
+        report.uses.append(f"ssl.tl.embed(adata, {where})")
+        report.uses.append(f"ssl.LoRACovariateSE(adata, base={where})")
+        report.uses.append(f"ssl.tl.decode_expression(adata, {where}, genes=[...])")
     return report
 
 

@@ -19,7 +19,7 @@ _CHUNK = 4096
 
 
 def find_proteins(
-    contents: Contents, given: str | Path | Mapping[str, Tensor] | None = None
+    contents: Contents, given: str | Path | Mapping[str, Tensor] | None = None, *, beside_first: bool = False
 ) -> tuple[Mapping[Any, Any], str]:
     """Find the protein embeddings by gene, and say where they are from: given, inside the checkpoint, or beside it."""
     if isinstance(given, Mapping):
@@ -29,11 +29,11 @@ def find_proteins(
         if not path.is_file():
             raise FileNotFoundError(f"There are no protein embeddings at {path}. Give a file: gene to vector.")
         return _proteins_of(path), str(path)
-    if contents.proteins:
-        return contents.proteins, f"{contents.file} itself"
     folder = contents.file.parent
     beside = sorted([*folder.glob("protein_embeddings*.pt"), *folder.glob("protein_embeddings*.safetensors")])
     beside = [file for file in beside if file.name == "protein_embeddings.pt"] or beside
+    if contents.proteins and not (beside_first and len(beside) == 1):
+        return contents.proteins, f"{contents.file} itself"
     if len(beside) == 1:
         return _proteins_of(beside[0]), str(beside[0])
     found = f"several lie beside it: {', '.join(file.name for file in beside)}" if beside else "none lie beside it"

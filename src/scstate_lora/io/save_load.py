@@ -75,6 +75,8 @@ def save_directory(
             (new / name).write_text(text, encoding="utf-8")
         for name, state in tensors.items():
             save_file(_storable(state), new / f"{name}.safetensors")
+            # It makes files for their owner only; they are to be read by whom the others are.
+            (new / f"{name}.safetensors").chmod((new / _METADATA).stat().st_mode)
         for file in [*new.iterdir(), new]:
             flush(file)
         swap(new, path, old)

@@ -26,7 +26,9 @@ UNKNOWN_LICENCE = (
 )
 """Licence of a checkpoint that no licence lies beside."""
 
-_BESIDE = re.compile(r"config\.yaml|protein_embeddings[^/]*|(README|LICEN[SC]E)[^/]*", re.IGNORECASE)
+_BESIDE = re.compile(
+    r"config\.yaml|protein_embeddings[^/]*|(README|(MODEL_)?LICEN[SC]E|MODEL_ACCEPTABLE_USE)[^/]*", re.IGNORECASE
+)
 
 # What the tensors show and who else says it: our name, in hyper_parameters, in the configuration.
 _STATED = (
@@ -101,8 +103,8 @@ def read_se_checkpoint(
     config
         Configuration, or its YAML file. By default what is inside the checkpoint, else ``config.yaml`` beside it.
     protein_embeddings
-        Gene to vector ``(token_dim,)``, or its file. By default what is inside the checkpoint, else
-        ``protein_embeddings.pt`` beside it.
+        Gene to vector ``(token_dim,)``, or its file. By default, as in Arc's tool, ``protein_embeddings.pt`` of a
+        folder, else what is inside the checkpoint; and what is inside a file, else ``protein_embeddings.pt`` beside it.
 
     Raises
     ------
@@ -116,10 +118,10 @@ def read_se_checkpoint(
     require_se(contents)
     sizes, state = take_arc_state(contents.state, what=str(file))
     sizes = complete_sizes(sizes, contents, *find_config(contents, config))
-    proteins, source = find_proteins(contents, protein_embeddings)
+    proteins, source = find_proteins(contents, protein_embeddings, beside_first=Path(path).is_dir())
     genes, gene_tokens = stack_proteins(proteins, sizes["token_dim"], source=source)
     logger.info(
-        "SE checkpoint %s: %d layers of %d, %d tokens a cell; protein embeddings of %d genes from %s.",
+        "SE checkpoint %s: %d layer(s) of %d, %d tokens a cell; protein embeddings of %d genes from %s.",
         file,
         sizes["n_layers"],
         sizes["d_model"],
@@ -194,8 +196,10 @@ def complete_sizes(
 
 def licence_beside(file: Path) -> str:
     """Name the licence that lies beside a file or in the model card there, or say that it is unknown."""
-    texts = sorted(p for p in file.parent.iterdir() if p.is_file() and re.match(r"licen[cs]e|readme", p.name.lower()))
-    for path in sorted(texts, key=lambda p: p.name.lower().startswith("readme")):
+    # Of the weights first: a repository may have another licence for its code.
+    kinds = (r"model[_-]licen[cs]e", r"licen[cs]e", r"readme")
+    files = sorted(path for path in file.parent.iterdir() if path.is_file())
+    for path in (path for kind in kinds for path in files if re.match(kind, path.name.lower())):
         with path.open(encoding="utf-8", errors="replace") as stream:
             lines = [line.strip() for line in stream.read(1 << 16).splitlines()]
         if not path.name.lower().startswith("readme"):

@@ -162,8 +162,12 @@ class SEBase:
         OSError
             Writing failed; an older save is intact.
         """
-        notice = f"Base: {self.name}\nLicence of its weights: {self.licence}\n"
-        metadata = {"model": type(self).__name__, "base": self.metadata()}
+        described = self.metadata()
+        notice = (
+            f"Base: {self.name}\nSHA-256 of the base: {described['sha256']}\nLicence of the base: {self.licence}\n"
+            "An adaptation of it is a derivative work.\n"
+        )
+        metadata = {"model": type(self).__name__, "base": described}
         save_directory(path, metadata=metadata, tensors={"base": self.tensors()}, texts={"NOTICE": notice})
 
     @classmethod
@@ -223,7 +227,9 @@ class SEBase:
             raise ValueError(msg)
         if "base" not in tensors:  # adapters only: the base is where it was
             return cls.load_again(metadata["base"], path)
-        return cls.restore(metadata["base"], tensors["base"])
+        base = cls.restore(metadata["base"], tensors["base"])
+        # A base that was saved by itself can be loaded from there again, wherever it came from.
+        return replace(base, source=source) if metadata["model"] == cls.__name__ else base
 
     @classmethod
     def load_again(cls, metadata: dict[str, Any], path: str | Path) -> SEBase:

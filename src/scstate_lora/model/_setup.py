@@ -80,7 +80,8 @@ def setup_anndata(
         Share of the cells held out at random, stratified by context and perturbation, and share of the rest that
         validates.
     base
-        Pretrained SE base: a directory that ``LoRACovariateSE.save`` wrote, or an ``SEBase``. None: a compact base is
+        Pretrained SE base: a published checkpoint (a folder, a ``.ckpt``, a ``model.safetensors`` or a hub id), a
+        directory that ``LoRACovariateSE.save`` or ``SEBase.save`` wrote, or an ``SEBase``. None: a compact base is
         trained on these cells.
     seed
         Seed of the split, of initialisation and of training.

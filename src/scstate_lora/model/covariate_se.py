@@ -12,6 +12,7 @@ from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._logging import logger
 from scstate_lora.config import CompactBaseConfig, LoraConfig, ObjectiveConfig
 from scstate_lora.data.fields import CategoricalCovariate
+from scstate_lora.data.genes import match_vocabulary
 from scstate_lora.data.matrix import log_normalize
 from scstate_lora.io.save_load import check_state
 from scstate_lora.model._base import BaseModel
@@ -109,7 +110,15 @@ class LoRACovariateSE(BaseModel):
             msg = f"base must be a path, a hub id or an SEBase (such as model.base), found {type(base).__name__}."
             raise TypeError(msg)
         base = base.copy() if isinstance(base, SEBase) else SEBase.load(base)
-        logger.info("%s.", base.match(self.registry))
+        try:
+            logger.info("%s.", base.match(self.registry))
+        except ValueError as error:
+            if self._adata is None or self.registry.gene_key is not None:
+                raise
+            better = match_vocabulary(self._adata, base.genes)  # raises, with advice, where no other names fit either
+            key = better.source.removeprefix("adata.var[").removesuffix("]")
+            msg = f"The base does not know the genes by adata.var_names, but {better}: set up with gene_key={key}."
+            raise ValueError(msg) from error
         return base
 
     def _attach(self, base: SEBase) -> None:

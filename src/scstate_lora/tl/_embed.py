@@ -127,9 +127,11 @@ def embed(
     if not is_told and REGISTRY_KEY in adata.uns.get(UNS_KEY, {}):
         registry = Registry.from_adata(adata)
         layer, input_scale, gene_key = registry.layer, registry.scale, registry.gene_key
+        logger.info("Layer, scale and genes are those that were set up.")
     job = _prepare(
         adata,
         base_of(base),
+        options,
         layer=layer,
         input_scale=input_scale,
         gene_key=gene_key,
@@ -212,6 +214,7 @@ def embed_file(
     job = _prepare(
         cells,
         base_of(base),
+        options,
         layer=layer,
         input_scale=input_scale,
         gene_key=gene_key,
@@ -261,6 +264,7 @@ class _Job:
 def _prepare(
     cells: AnnData,
     base: SEBase,
+    options: ComputeOptions,
     *,
     layer: str | None,
     input_scale: str | None,
@@ -297,6 +301,7 @@ def _prepare(
         "scale": "guessed for every cell" if arc_per_cell_scale else scale,
         "n_tokens": tokenizer.n_tokens if pad else EXPRESSED,
         "seed": seed,
+        "precision": options.resolved_precision(options.resolved_device()),
     }
     digest = hashlib.sha256("\x00".join(names).encode())
     digest.update(f"{stats.n_stored} {stats.total!r}".encode())

@@ -86,9 +86,13 @@ class ComputeOptions:
         """Choose the device."""
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
+    def resolved_precision(self, device: torch.device) -> str:
+        """Choose the precision."""
+        return self.precision or ("bf16" if device.type == "cuda" else "fp32")
+
     def autocast(self, device: torch.device) -> torch.autocast:
         """Context of the precision."""
-        precision = self.precision or ("bf16" if device.type == "cuda" else "fp32")
+        precision = self.resolved_precision(device)
         return torch.autocast(device.type, dtype=_DTYPES[precision], enabled=precision != "fp32")
 
     def resolved_batch_size(self, config: SEConfig, device: torch.device, n_tokens: int) -> int:
