@@ -509,9 +509,10 @@ def test_after_a_kill_the_same_command_goes_on(base, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     out = tmp_path / "embedded.h5ad"
     hidden = tmp_path / ".embedded.h5ad.partial"
-    # Long sentences, so that it takes some seconds.
+    # Long sentences, so that it takes some seconds, and every block is kept, so that there is time to kill it.
     options = ["--base", CHECKPOINT, "--out", out, "--n-tokens", "1000"]
-    command = [sys.executable, "-m", "scstate_lora.cli", "embed", tmp_path / "cells.h5ad", *options]
+    program = "from scstate_lora import cli; from scstate_lora.io import partial; partial._INTERVAL = 0; cli.main()"
+    command = [sys.executable, "-c", program, "embed", tmp_path / "cells.h5ad", *options]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         done = _wait_for_cells(hidden / "progress.json", process)
