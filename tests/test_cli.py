@@ -181,7 +181,7 @@ REFUSED = {
     "no condition": (["--holdout", "macrophage"], "--holdout 'macrophage': write column=value"),
     "unknown level": (["--holdout", "cell_type=Macrophage"], "Did you mean 'macrophage'?"),
     "all of a level": (["--holdout", "condition=burn"], "Hold out fewer cells"),
-    "no base": (["--base", "nowhere"], "--base nowhere: there is no such file or directory"),
+    "no base": (["--base", "nowhere"], "nowhere: there is no such file or directory"),
     "unknown section": (["se.trian.max_epochs=1"], "no option 'se.trian'. Did you mean 'train'?"),
     "unknown option": (["se.train.max_epoch=1"], "no option 'se.train.max_epoch'. Did you mean 'max_epochs'?"),
     "unknown key": (["sed=1"], "Did you mean 'seed'"),

@@ -264,7 +264,7 @@ def test_trained_base_is_taken_and_not_trained(finished, wound, tmp_path):
         ({"context_keys": ["mouse_id"]}, {}, "no control"),
         ({}, {"precision": "bf16-true"}, "Did you mean 'bf16-mixed'"),
         ({}, {"accelerator": "cdua"}, "Did you mean 'cuda'"),
-        ({}, {"base": "nowhere"}, "There is no nowhere"),
+        ({}, {"base": "nowhere"}, "There is no file or folder nowhere"),
         ({}, {"st": {"model": {"cell_set_len": 500}}}, "cell_set_len=500"),
     ],
 )

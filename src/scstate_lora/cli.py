@@ -169,7 +169,7 @@ def embed(
         layer=layer,
         input_scale=input_scale,
         gene_key=gene_key,
-        n_tokens=int(n_tokens) if n_tokens is not None and n_tokens.isdigit() else n_tokens,
+        n_tokens=int(n_tokens) if n_tokens is not None and n_tokens.removeprefix("-").isdigit() else n_tokens,
         seed=seed,
         batch_size=batch_size,
         device=device,
@@ -230,7 +230,7 @@ def _check_base(base: str) -> None:
     from scstate_lora.io.hub import is_hub_id
 
     if not Path(base).expanduser().exists() and not is_hub_id(base):
-        msg = f"--base {base}: there is no such file or directory, and it is not a hub id such as owner/name."
+        msg = f"{base}: there is no such file or directory, and it is not a hub id such as owner/name."
         raise FileNotFoundError(msg)
 
 

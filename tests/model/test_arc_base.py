@@ -427,3 +427,31 @@ def test_a_bad_base_raises_and_nothing_is_written(what, cells, tmp_path):
     assert adata.uns == before.uns
     assert not adata.obsm
     assert not (tmp_path / "was_run").exists()
+
+
+def test_saved_with_its_base_and_saved_again_it_still_needs_nothing_else(on_moveable, moveable, tmp_path):
+    on_moveable.save(tmp_path / "se", save_base=True)
+    shutil.rmtree(moveable.parent)
+    loaded = ssl.LoRACovariateSE.load(tmp_path / "se", adata=on_moveable.adata)
+    loaded.save(tmp_path / "again")
+    again = ssl.LoRACovariateSE.load(tmp_path / "again", adata=on_moveable.adata)
+    np.testing.assert_array_equal(_latent(again), _latent(on_moveable))
+
+
+def test_a_model_on_a_converted_base_loads_without_the_checkpoint(cells, moveable, tmp_path):
+    ssl.SEBase.load(moveable).save(tmp_path / "converted")
+    shutil.rmtree(moveable.parent)
+    model = _model(cells, tmp_path / "converted")
+    model.train(max_epochs=1, **QUICK)
+    model.save(tmp_path / "se")
+    loaded = ssl.LoRACovariateSE.load(tmp_path / "se", adata=model.adata)
+    np.testing.assert_array_equal(_latent(loaded), _latent(model))
+
+
+def test_genes_that_only_a_column_names_are_to_be_named_at_set_up_raises(cells):
+    cells = cells.copy()
+    cells.var["symbol"] = cells.var_names
+    cells.var_names = [f"ENSG{i:011d}" for i in range(cells.n_vars)]
+    with pytest.raises(ValueError, match="set up with gene_key='symbol'"):
+        ssl.setup_anndata(cells, covariate_keys="condition", base=CKPT)
+    ssl.setup_anndata(cells, covariate_keys="condition", base=CKPT, gene_key="symbol")

@@ -181,3 +181,13 @@ def test_a_base_that_is_none_raises(embedded, tmp_path):
         _decode(embedded, 3)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         _decode(embedded, tmp_path / "nowhere")
+
+
+def test_no_genes_raises(embedded, base):
+    with pytest.raises(ValueError, match="genes is empty"):
+        _decode(embedded, base, [])
+
+
+def test_genes_may_be_a_column_of_names(embedded, base):
+    names = pd.Series(GENES, index=[7, 8, 9])
+    np.testing.assert_array_equal(_decode(embedded, base, names).X, _decode(embedded, base).X)

@@ -210,7 +210,7 @@ def test_only_expressed_genes_are_a_sentence_without_padding(base):
 @pytest.mark.parametrize(
     ("n_tokens", "message"),
     [
-        ("expresed", "Did you mean 'expressed'"),
+        ("expresed", "neither 'expressed' nor a whole number"),
         (1, "n_tokens=1 must be a whole number, at least 2, or 'expressed'"),
         (True, "n_tokens=True must be a whole number"),
         (20.0, r"n_tokens=20\.0 must be a whole number"),
@@ -452,16 +452,29 @@ def _other_names(cells):
     cells.obs_names = [f"{name}b" for name in cells.obs_names]
 
 
+def _swapped_genes(cells):
+    names = cells.var_names.to_list()
+    names[0], names[1] = names[1], names[0]
+    cells.var_names = names
+
+
+def _moved_values(cells):
+    cells.X.data[:200] = cells.X.data[:200][::-1].copy()
+
+
 OTHER = {
     "base": (ARC / "folder" / "se_tiny_epoch4.ckpt", {}, None, r"base was folder \(se_tiny_epoch16"),
-    "weights of one name": (None, {}, None, "sha256 was"),
+    "weights of one name": (None, {}, None, "weights was"),
     "seed": (CHECKPOINT, {"seed": 1}, None, "seed was 0, is 1"),
     "n_tokens": (CHECKPOINT, {"n_tokens": 10}, None, "n_tokens was 20, is 10"),
     "n_tokens, expressed": (CHECKPOINT, {"n_tokens": "expressed"}, None, "n_tokens was 20, is expressed"),
     "scale": (CHECKPOINT, {"arc_per_cell_scale": True}, None, "scale was counts, is guessed"),
     "layer": (CHECKPOINT, {"layer": "same"}, None, r"matrix was adata\.X, is adata\.layers\['same'\]"),
-    "values": (CHECKPOINT, {}, _other_values, "cells was"),
-    "names of cells": (CHECKPOINT, {}, _other_names, "cells was"),
+    "values": (CHECKPOINT, {}, _other_values, "cells and their values was"),
+    "names of cells": (CHECKPOINT, {}, _other_names, "cells and their values was"),
+    "names of genes": (CHECKPOINT, {}, _swapped_genes, "cells and their values was"),
+    "places of values": (CHECKPOINT, {}, _moved_values, "cells and their values was"),
+    "precision": (CHECKPOINT, {"precision": "bf16"}, None, "precision was fp32, is bf16"),
     "number of cells": (CHECKPOINT, {}, lambda cells: cells._inplace_subset_obs(slice(0, 50)), "shape"),
 }
 
@@ -529,3 +542,29 @@ def test_after_a_kill_the_same_command_goes_on(base, tmp_path):
     rows = np.r_[0:10, done - 10 : done + 10, n - 10 : n]
     alone = _embed(adata[rows].copy(), base, n_tokens=1000)
     np.testing.assert_allclose(ad.read_h5ad(out).obsm["X_state"][rows], alone, atol=TOLERANCE)
+
+
+def test_a_length_may_be_a_number_of_numpy(cells, base):
+    of_numpy = _embed(cells.copy(), base, n_tokens=np.int64(10))
+    np.testing.assert_array_equal(of_numpy, _embed(cells.copy(), base, n_tokens=10))
+
+
+def test_rows_lost_from_the_folder_are_computed_again(cells, base, tmp_path, small_blocks):
+    undisturbed = _embed(cells.copy(), base, batch_size=8)
+    with _Watch(base, stop_after=40), pytest.raises(_Interrupted):
+        _embed(cells.copy(), base, batch_size=8, resume=tmp_path / "resume")
+    rows = tmp_path / "resume" / "rows.f32"
+    rows.write_bytes(rows.read_bytes()[:100])
+    continued = _embed(cells.copy(), base, batch_size=8, resume=tmp_path / "resume")
+    np.testing.assert_allclose(continued, undisturbed, atol=1e-6)
+
+
+def test_continuing_from_a_file_raises(cells, base, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match="holds something else"):
+        _embed(cells, base, resume=tmp_path / "notes.txt")
+
+
+def test_a_file_without_a_known_ending_raises(base, tmp_path):
+    with pytest.raises(ValueError, match=r"must be an \.h5ad file or a \.zarr directory"):
+        tl.embed_file(tmp_path, base, out=tmp_path / "o.h5ad", progress_bar=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -69,8 +71,8 @@ class MatrixStats:
         Of the finite values other than zero; ``-inf`` and ``inf`` without any.
     whole
         Every finite value is a whole number.
-    total
-        Sum of the finite values. Two scans of one matrix in the same chunks give the same number to the last digit.
+    checksum
+        CRC-32 of values and places. Two scans of one matrix in the same chunks give the same.
     sums
         Moments of the cells' sums, cells without expression left out.
     unlogged
@@ -84,7 +86,7 @@ class MatrixStats:
     largest: float = -np.inf
     smallest: float = np.inf
     whole: bool = True
-    total: float = 0.0
+    checksum: int = 0
     sums: Moments = field(default_factory=Moments)
     unlogged: Moments = field(default_factory=Moments)
 
@@ -94,7 +96,7 @@ class MatrixStats:
         values, starts = matrix.data, matrix.indptr[:-1][np.diff(matrix.indptr) > 0]
         n_cells, n_stored = matrix.shape[0], int(values.size)
         if n_stored == 0:
-            return cls(n_cells=n_cells)
+            return cls(n_cells=n_cells, checksum=_checksum(matrix))
         n_nan = n_inf = 0
         present = values
         finite = np.isfinite(values)
@@ -115,12 +117,14 @@ class MatrixStats:
             largest=largest,
             smallest=float(present.min(initial=np.inf)),
             whole=bool((present == np.rint(present)).all()),
-            total=float(sums.sum()),
+            checksum=_checksum(matrix),
             sums=Moments.of(sums),
             unlogged=unlogged,
         )
 
     def __add__(self, other: MatrixStats) -> MatrixStats:
+        if not self.n_cells or not other.n_cells:
+            return other if other.n_cells else self
         return MatrixStats(
             n_cells=self.n_cells + other.n_cells,
             n_stored=self.n_stored + other.n_stored,
@@ -129,10 +133,15 @@ class MatrixStats:
             largest=max(self.largest, other.largest),
             smallest=min(self.smallest, other.smallest),
             whole=self.whole and other.whole,
-            total=self.total + other.total,
+            checksum=zlib.crc32(f"{self.checksum} {other.checksum}".encode()),
             sums=self.sums + other.sums,
             unlogged=self.unlogged + other.unlogged,
         )
+
+
+def _checksum(matrix: sparse.csr_matrix) -> int:
+    parts = (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data)
+    return reduce(lambda found, part: zlib.crc32(part.data, found), map(np.ascontiguousarray, parts), 0)
 
 
 def check_values(stats: MatrixStats, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numba
@@ -43,6 +44,31 @@ def _unmix(h: Any) -> Any:  # pragma: no cover  (compiled)
     return h ^ (h >> np.uint64(16))
 
 
+@numba.njit(inline="always")
+def _least_kept(keys: Any, wanted: Any, pool: Any, counts: Any) -> Any:  # pragma: no cover  (compiled)
+    """Find the smallest of the `wanted` largest keys: radix selection, eleven bits at a time."""
+    n, left = len(keys), wanted
+    pool[:n] = keys
+    for shift in (53, 42, 31, 20, 9, 0):
+        low, mask = np.uint64(shift), np.uint64(2047 if shift else 511)
+        counts[:] = 0
+        for i in range(n):
+            counts[(pool[i] >> low) & mask] += 1
+        digit = 2047
+        while counts[digit] < left:  # these are kept, whatever follows
+            left -= counts[digit]
+            digit -= 1
+        kept = 0
+        for i in range(n):  # without a branch: which keys stay cannot be predicted
+            key = pool[i]
+            pool[kept] = key
+            kept += ((key >> low) & mask) == np.uint64(digit)
+        n = kept
+        if n == left:
+            break
+    return pool[:n].min()
+
+
 @numba.njit(cache=True, nogil=True)
 def _tokenize(
     data: Any,
@@ -60,15 +86,16 @@ def _tokenize(
 ) -> None:  # pragma: no cover  (compiled)
     wanted = genes.shape[1]
     row = np.empty(1, dtype=np.uint64)
-    absent = np.empty(len(kept_genes), dtype=np.int64)
+    pool = np.empty(1, dtype=np.uint64)
+    counts = np.empty(2048, dtype=np.int64)
+    absent = np.empty(len(kept_genes) + 1, dtype=np.int32)
     expressed = np.zeros(kept_genes[-1] + 1, dtype=np.bool_)
-    one = np.empty(1, dtype=np.uint32)
-    one_value = one.view(np.float32)
     for cell in range(len(seeds)):
         start, stop = indptr[cell], indptr[cell + 1]
         seed = np.uint64(seeds[cell])
         if stop - start > len(row):
             row = np.empty(2 * (stop - start), dtype=np.uint64)
+            pool = np.empty(2 * (stop - start), dtype=np.uint64)
         bits = data[start:stop].view(np.uint32)  # positive floats sort like their bit patterns
         n, total, of_cls = 0, 0.0, 0.0
         for i in range(stop - start):
@@ -84,13 +111,23 @@ def _tokenize(
         kept = min(n, wanted)
         keys = row[:n]
         if n > wanted:
-            keys = np.partition(keys, n - wanted)[n - wanted :]
+            least = _least_kept(keys, wanted, pool, counts)
+            n_high = 0
+            for i in range(n):
+                key = row[i]
+                row[n_high] = key
+                n_high += key >= least
+            keys = row[:n_high]
+            if n_high > wanted:  # two columns of one gene and value
+                keys = np.sort(keys)[n_high - wanted :].copy()
         elif n >= len(kept_genes):  # the sentence may start again: from the highest
             keys = np.sort(keys)[::-1].copy()
+        value, value_bits = values[cell, 1:], values[cell, 1:].view(np.uint32)
         for i in range(kept):
             genes[cell, i] = np.int64(_unmix(keys[i] & _LOW) ^ seed)
-            one[0] = np.uint32(keys[i] >> _HALF)
-            values[cell, i + 1] = 100.0 * one_value[0] / total
+            value_bits[i] = np.uint32(keys[i] >> _HALF)
+        for i in range(kept):
+            value[i] = 100.0 * value[i] / total
         lengths[cell] = kept
         if cls_column >= 0:
             values[cell, 0] = 100.0 * of_cls / total if n else 100.0 / n_columns
@@ -101,9 +138,8 @@ def _tokenize(
                 expressed[vocabulary[indices[i]]] = True
         n_absent = 0
         for gene in kept_genes:
-            if not expressed[gene]:
-                absent[n_absent] = gene
-                n_absent += 1
+            absent[n_absent] = gene
+            n_absent += not expressed[gene]
         for i in range(start, stop):
             if vocabulary[indices[i]] >= 0:
                 expressed[vocabulary[indices[i]]] = False
@@ -170,6 +206,13 @@ class Tokenizer:
         """Make a tokenizer of data whose columns are the vocabulary itself."""
         return cls(np.arange(n_columns), n_tokens)
 
+    @cached_property
+    def _known(self) -> tuple[np.ndarray, int, int]:
+        """Vocabulary indices that occur, number of columns that are known, and the one whose value CLS takes or -1."""
+        columns = np.flatnonzero(self.vocabulary >= 0)
+        has_cls = self.cls_gene is not None and self.cls_gene < len(columns)
+        return np.unique(self.vocabulary[columns]), len(columns), int(columns[self.cls_gene]) if has_cls else -1
+
     def __call__(self, x: sparse.csr_matrix, seeds: np.ndarray) -> Sentences:
         """Tokenise cells.
 
@@ -184,8 +227,6 @@ class Tokenizer:
         -------
         Sentences. A cell without any expression has equal shares of all genes.
         """
-        columns = np.flatnonzero(self.vocabulary >= 0)
-        has_cls = self.cls_gene is not None and self.cls_gene < len(columns)
         sentences = Sentences(
             genes=np.zeros((x.shape[0], self.n_tokens - 1), dtype=np.int64),
             values=np.zeros((x.shape[0], self.n_tokens), dtype=np.float32),
@@ -196,9 +237,7 @@ class Tokenizer:
             x.indices.astype(np.int32, copy=False),
             x.indptr,
             self.vocabulary,
-            np.unique(self.vocabulary[columns]),
-            len(columns),
-            columns[self.cls_gene] if has_cls else -1,
+            *self._known,
             self.pad,
             seeds,
             *sentences,

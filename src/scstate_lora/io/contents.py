@@ -60,7 +60,7 @@ def find_se_file(path: str | Path) -> Path:
     """Find the file of weights that a path means; see :func:`~scstate_lora.io.se_checkpoint.read_se_checkpoint`."""
     path = Path(path).expanduser()
     if not path.exists():
-        msg = f"There is no {path}. Give a folder such as SE-600M, a .ckpt or a model.safetensors."
+        msg = f"There is no file or folder {path}. Give a folder such as SE-600M, a .ckpt or a model.safetensors."
         raise FileNotFoundError(msg)
     if path.is_file():
         return path

@@ -137,7 +137,8 @@ def _explained(
     cause = unreachable or error
     return ConnectionError(
         f"{model} could not be downloaded and is not wholly in the cache {constants.HF_HUB_CACHE} "
-        f"({type(cause).__name__}: {cause}). Check the network and HF_HUB_OFFLINE, or give a local folder."
+        f"({type(cause).__name__}: {cause}). Check the network and HF_HUB_OFFLINE. If a local folder was meant: there "
+        "is none of that name here."
     )
 
 

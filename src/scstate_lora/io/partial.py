@@ -47,7 +47,9 @@ class PartialMatrix:
         self.done = self._read_done()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = (self.folder / _ROWS).open("r+b" if (self.folder / _ROWS).exists() else "w+b")
-        self._file.truncate(self.done * self._row_bytes)  # rows after the last flush may be torn
+        # What was lost is computed again; rows after the last flush may be torn.
+        self.done = min(self.done, (self.folder / _ROWS).stat().st_size // self._row_bytes)
+        self._file.truncate(self.done * self._row_bytes)
         self._file.seek(0, os.SEEK_END)
         self._flushed = time.monotonic()
 
@@ -95,7 +97,7 @@ class PartialMatrix:
 
     def _read_done(self) -> int:
         """Find how many rows are there already."""
-        if not self.folder.exists() or not any(self.folder.iterdir()):
+        if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
             return 0
         if not self.folder.is_dir() or {f.name for f in self.folder.iterdir()} - {_DONE, _ROWS, f"{_DONE}.new"}:
             msg = f"{self.folder} holds something else than an interrupted embedding. Name another folder."

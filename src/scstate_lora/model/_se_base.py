@@ -228,8 +228,8 @@ class SEBase:
         if "base" not in tensors:  # adapters only: the base is where it was
             return cls.load_again(metadata["base"], path)
         base = cls.restore(metadata["base"], tensors["base"])
-        # A base that was saved by itself can be loaded from there again, wherever it came from.
-        return replace(base, source=source) if metadata["model"] == cls.__name__ else base
+        # It can be loaded from here again. One that was trained with a model belongs to that model, and goes along.
+        return base if base.source is None else replace(base, source=source)
 
     @classmethod
     def load_again(cls, metadata: dict[str, Any], path: str | Path) -> SEBase:

@@ -429,6 +429,7 @@ class LoRACovariateSE(BaseModel):
             base.check_is(metadata["base"], given["saved_at"])
         elif "base" in tensors:
             base = SEBase.restore(metadata["base"], tensors["base"])
+            base.source = None  # what was saved with its base is saved so again
         else:
             base = SEBase.load_again(metadata["base"], given["saved_at"])
         base.seed = metadata["base"]["seed"]

@@ -63,11 +63,12 @@ def decode_expression(
     Raises
     ------
     TypeError
-        `base` is neither a model, a base nor a path, or `genes` is a string.
+        `base` is neither a model, a base nor a path, or `genes` is a string or no list.
     KeyError
         There is no such embedding, or a gene is not in the base's vocabulary.
     ValueError
-        The embedding is of another width than the base's, or not finite, or `read_depth` makes no sense.
+        The embedding is of another width than the base's, or not finite, `genes` is empty, or `read_depth` makes no
+        sense.
 
     References
     ----------
@@ -77,8 +78,11 @@ def decode_expression(
 
     from scstate_lora.training.embed import ComputeOptions, decode_cells
 
-    if isinstance(genes, str) or not isinstance(genes, Sequence | np.ndarray | pd.Index):
+    if isinstance(genes, str) or not isinstance(genes, Sequence | np.ndarray | pd.Index | pd.Series):
         raise TypeError(f"genes must be a list of names, found {type(genes).__name__}: write genes=['ACTB', ...].")
+    genes = [str(gene) for gene in genes]
+    if not genes:
+        raise ValueError("genes is empty. Name at least one gene of the base's vocabulary.")
     options = ComputeOptions(device=device, precision=precision)
     if not isinstance(read_depth, Real) or not 0 <= read_depth < np.inf:
         raise ValueError(f"read_depth={read_depth!r} must be a number, 0 or more: a mean of log1p values.")
@@ -98,7 +102,7 @@ def decode_expression(
     if not np.isfinite(embedding).all():
         raise ValueError(f"adata.obsm[{obsm_key!r}] holds NaN or infinite values. Embed the cells again.")
     place = {name: i for i, name in enumerate(base.genes)}
-    unknown = [str(gene) for gene in genes if gene not in place]
+    unknown = [gene for gene in genes if gene not in place]
     if unknown:
         msg = (
             f"{len(unknown)} of {len(genes)} genes are not in the vocabulary of {base.name}: "
@@ -114,7 +118,7 @@ def decode_expression(
         options=options,
         progress="Decoding" if progress_bar else None,
     )
-    decoded = AnnData(expression, obs=adata.obs.copy(), var=pd.DataFrame(index=pd.Index(list(map(str, genes)))))
+    decoded = AnnData(expression, obs=adata.obs.copy(), var=pd.DataFrame(index=pd.Index(genes)))
     decoded.uns[UNS_KEY] = {
         DECODE_KEY: {"base": base.name, "obsm_key": obsm_key, "read_depth": float(read_depth), "scale": "log1p"}
     }

@@ -12,7 +12,6 @@ import numpy as np
 
 from scstate_lora._constants import OBSM_STATE, UNS_KEY
 from scstate_lora._logging import logger
-from scstate_lora._utils import did_you_mean
 from scstate_lora.data.genes import match_vocabulary, unique_names
 from scstate_lora.data.matrix import log_raw, resolve_scale
 from scstate_lora.data.reader import SentenceReader, arc_log
@@ -58,7 +57,8 @@ def embed(
 
     With a published SE checkpoint these are the numbers of Arc's own tool, 2058 of SE-600M, but for two differences:
     ties and padding are drawn from a generator seeded by the cell's name, so that a cell's embedding depends neither on
-    the batch nor on the run; and whether the matrix holds counts or log1p values is decided once, from all of it.
+    the batch nor on the run; and whether the matrix holds counts or log1p values is decided once, from all of it. As
+    there, the CLS token carries the count value of the fourth of the known genes, in the order of `adata`.
 
     Parameters
     ----------
@@ -205,8 +205,10 @@ def embed_file(
     Adds in `out` what :func:`embed` adds to an AnnData.
     """
     path, out = Path(path).expanduser(), Path(out).expanduser()
-    if out.suffix not in {path.suffix, ".npy"} or out.suffix not in FORMATS:
-        msg = f"out={str(out)!r} must end in {path.suffix}, as the input does, or in .npy for the embedding alone."
+    if path.suffix not in FORMATS[:-1]:
+        raise ValueError(f"{path} must be an .h5ad file or a .zarr directory, to judge by its name.")
+    if out.suffix not in {path.suffix, ".npy"}:
+        msg = f"The output, {out}, must end in {path.suffix}, as the input does, or in .npy for the embedding alone."
         raise ValueError(msg)
     options = _compute_options(batch_size, device, precision, n_workers, compile=compile)
     _check_n_tokens(n_tokens)
@@ -246,9 +248,11 @@ class _Job:
 
     def made_from(self) -> dict[str, Any]:
         """Tell what the embedding depends on."""
-        return {**self.record, "cells": self.cells, "sha256": self.base.sha256()}
+        return {**self.record, "cells and their values": self.cells, "weights": self.base.sha256()[:12]}
 
     def run(self, options: ComputeOptions, *, start: int = 0, progress_bar: bool) -> Iterator[tuple[int, np.ndarray]]:
+        device = options.resolved_device()
+        logger.info("Embedding %d cells on %s in %s.", self.shape[0], device, options.resolved_precision(device))
         title = "Embedding" if progress_bar else None
         return self.base.embed_blocks(self.reader, options=options, start=start, progress=title)
 
@@ -291,7 +295,7 @@ def _prepare(
         return arc_log(matrix) if arc_per_cell_scale else log_raw(matrix, scale)
 
     pad = n_tokens != EXPRESSED
-    tokenizer = base.tokenizer(match, n_tokens=n_tokens if isinstance(n_tokens, int) else None, pad=pad)
+    tokenizer = base.tokenizer(match, n_tokens=int(n_tokens) if isinstance(n_tokens, Integral) else None, pad=pad)
     seed = base.seed if seed is None else int(seed)
     record = {
         "base": base.name,
@@ -304,8 +308,9 @@ def _prepare(
         "precision": options.resolved_precision(options.resolved_device()),
     }
     digest = hashlib.sha256("\x00".join(names).encode())
-    digest.update(f"{stats.n_stored} {stats.total!r}".encode())
-    return _Job(base, SentenceReader(read, tokenizer, cell_seeds(names, seed)), record, digest.hexdigest())
+    digest.update(f"{stats.n_stored} {stats.checksum}".encode())
+    digest.update(match.columns.tobytes() + match.vocabulary.tobytes())
+    return _Job(base, SentenceReader(read, tokenizer, cell_seeds(names, seed)), record, digest.hexdigest()[:12])
 
 
 def base_of(base: Any) -> SEBase:
@@ -341,6 +346,6 @@ def _compute_options(
 def _check_n_tokens(n_tokens: Any) -> None:
     """Raise a ValueError for a length of sentences that makes no sense."""
     if isinstance(n_tokens, str) and n_tokens != EXPRESSED:
-        raise ValueError(f"n_tokens={n_tokens!r} is unknown. {did_you_mean(n_tokens, [EXPRESSED])} Or a number.")
+        raise ValueError(f"n_tokens={n_tokens!r} is neither {EXPRESSED!r} nor a whole number.")
     if n_tokens is not None and n_tokens != EXPRESSED and (not isinstance(n_tokens, Integral) or n_tokens < 2):
         raise ValueError(f"n_tokens={n_tokens!r} must be a whole number, at least 2, or {EXPRESSED!r}.")

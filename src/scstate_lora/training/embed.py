@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Tokens in a batch on the CPU: what fits its caches is fastest.
-_CPU_TOKENS = 4096
+_CPU_TOKENS = 2048
 # Tokens in a block, the unit of reading and of what is kept after an interruption.
 _BLOCK_TOKENS = 2**17
 _MAX_BATCH = 512
