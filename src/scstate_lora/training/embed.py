@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Tokens in a batch on the CPU: what fits its caches is fastest.
-_CPU_TOKENS = 2048
+# Numbers between two layers of a batch on the CPU: what fits its caches, and what the C library does not give back to
+# the system after every use.
+_CPU_NUMBERS = 2**20
 # Tokens in a block, the unit of reading and of what is kept after an interruption.
 _BLOCK_TOKENS = 2**17
 _MAX_BATCH = 512
@@ -100,7 +101,7 @@ class ComputeOptions:
         if self.batch_size is not None:
             return int(self.batch_size)
         if device.type != "cuda":
-            return max(1, _CPU_TOKENS // n_tokens)
+            return max(1, _CPU_NUMBERS // (n_tokens * (config.d_model + config.d_hid)))
         free, _ = torch.cuda.mem_get_info(device)
         a_cell = 32 * n_tokens * (config.d_model + config.d_hid)  # bytes of all that is alive within a layer
         return int(min(_MAX_BATCH, max(1, 0.8 * free // a_cell)))
