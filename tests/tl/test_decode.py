@@ -191,3 +191,8 @@ def test_no_genes_raises(embedded, base):
 def test_genes_may_be_a_column_of_names(embedded, base):
     names = pd.Series(GENES, index=[7, 8, 9])
     np.testing.assert_array_equal(_decode(embedded, base, names).X, _decode(embedded, base).X)
+
+
+def test_genes_may_be_given_by_place(embedded, base):
+    decoded = tl.decode_expression(embedded, base, GENES, progress_bar=False)
+    np.testing.assert_array_equal(decoded.X, _decode(embedded, base).X)

@@ -26,8 +26,8 @@ DECODE_KEY = "decode_expression"
 def decode_expression(
     adata: AnnData,
     base: LoRACovariateSE | SEBase | str | Path,
-    *,
     genes: Sequence[str],
+    *,
     obsm_key: str = OBSM_STATE,
     read_depth: float = 4.0,
     device: str | None = None,
