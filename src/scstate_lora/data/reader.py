@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -38,6 +38,11 @@ class SentenceReader:
     tokenizer: Tokenizer
     seeds: np.ndarray
     _reading: Lock = field(default_factory=Lock, repr=False, compare=False)
+
+    @classmethod
+    def of_matrix(cls, x: sparse.csr_matrix, tokenizer: Tokenizer, seeds: np.ndarray) -> Self:
+        """Make a reader of log1p expression in memory, CSR ``(n_cells, n_columns)``."""
+        return cls(lambda start, stop: x[start:stop], tokenizer, seeds)
 
     def __len__(self) -> int:
         return len(self.seeds)

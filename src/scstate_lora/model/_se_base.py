@@ -99,12 +99,15 @@ class SEBase:
     def reader(self, adata: AnnData, registry: Registry) -> SentenceReader:
         """Make a reader of an experiment's cells."""
         x, seeds, tokenizer = self.inputs(adata, registry)
-        return SentenceReader(lambda start, stop: x[start:stop], tokenizer, seeds)
+        return SentenceReader.of_matrix(x, tokenizer, seeds)
 
     def embed(self, adata: AnnData, registry: Registry, *, progress: str | None = None) -> np.ndarray:
         """Embed cells without any adapter, float32 ``(n_cells, embedding_dim)``."""
-        blocks = self.embed_blocks(self.reader(adata, registry), progress=progress)
-        return np.concatenate([block for _, block in blocks])
+        return self.embed_all(self.reader(adata, registry), progress=progress)
+
+    def embed_all(self, read: SentenceReader, *, progress: str | None = None) -> np.ndarray:
+        """Embed all cells of a reader without any adapter, float32 ``(n_cells, embedding_dim)``."""
+        return np.concatenate([block for _, block in self.embed_blocks(read, progress=progress)])
 
     def embed_blocks(
         self,

@@ -14,6 +14,7 @@ from scstate_lora.config import CompactBaseConfig, LoraConfig, ObjectiveConfig
 from scstate_lora.data.fields import CategoricalCovariate
 from scstate_lora.data.genes import match_vocabulary
 from scstate_lora.data.matrix import log_normalize
+from scstate_lora.data.reader import SentenceReader
 from scstate_lora.io.save_load import check_state
 from scstate_lora.model._base import BaseModel
 from scstate_lora.model._counterfactual import move
@@ -224,7 +225,7 @@ class LoRACovariateSE(BaseModel):
         extra = {
             "covariates": self.registry.encode(adata.obs),
             "labels": self._labels(adata),
-            "base": base.embed(adata, self.registry),
+            "base": base.embed_all(SentenceReader.of_matrix(x, tokenizer, seeds)),
         }
 
         def batches(rows: np.ndarray, seed: int) -> CellBatches:
@@ -324,11 +325,12 @@ class LoRACovariateSE(BaseModel):
         adata = self._cells(adata)
         present = [c.name for c in self.registry.covariates if c.name in adata.obs]
         encoded = self.registry.encode(move(adata.obs[present], self.registry, covariates))
-        embedding = embed_conditioned(network, base.encoder, base.reader(adata, self.registry), encoded)
+        read = base.reader(adata, self.registry)
+        embedding = embed_conditioned(network, base.encoder, read, encoded)
         if key_added is not None and (covariates is None or key_added != OBSM_SE):
             adata.obsm[key_added] = embedding
         if key_added is not None and covariates is None:
-            adata.obsm[OBSM_BASE] = base.embed(adata, self.registry)
+            adata.obsm[OBSM_BASE] = base.embed_all(read)
         return embedding
 
     def _parts(self) -> list[tuple[str, nn.Module | None, str]]:

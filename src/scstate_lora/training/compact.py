@@ -124,8 +124,7 @@ def fit_compact_base(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = SEEncoder(sizes, torch.from_numpy(tokens))
-        cells = x[train_rows]
-        read = SentenceReader(lambda start, stop: cells[start:stop], tokenizer, seeds[train_rows])
+        read = SentenceReader.of_matrix(x[train_rows], tokenizer, seeds[train_rows])
         readout = _warm_start(encoder, read, shown[train_rows])
 
     def batches(rows: np.ndarray, order_seed: int, steps_per_epoch: int | None = None) -> CellBatches:
