@@ -6,7 +6,8 @@ import torch
 from scipy import sparse
 
 from scstate_lora.data.tokens import Tokenizer, cell_seeds
-from scstate_lora.training.batches import CellBatches, make_loader, take, to_tensors
+from scstate_lora.training.batches import make_loader, take, to_tensors
+from scstate_lora.training.cell_batches import CellBatches
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ from scstate_lora.nn.conditioned_se import ConditionedSE
 from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 from scstate_lora.nn.transition import StateTransition, STConfig
-from scstate_lora.training.plans import BasePlan, SEPlan, STPlan
+from scstate_lora.training.compact import BasePlan
+from scstate_lora.training.se_plan import SEPlan
+from scstate_lora.training.st_plan import STPlan
 
 SIZES = SEConfig(token_dim=6, d_model=8, n_layers=1, n_heads=2, d_hid=12, output_dim=10, n_tokens=5)
 COMMON = {"lr": 1e-3, "weight_decay": 0.0, "warmup_steps": 0}

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+from scstate_lora.config.data import DataConfig
 from scstate_lora.config.load import to_yaml, with_overrides
-from scstate_lora.config.schema import (
-    CompactBaseConfig,
-    DataConfig,
-    LoraConfig,
-    ObjectiveConfig,
-    RunConfig,
-    SERunConfig,
-    STModelConfig,
-    STRunConfig,
-    TrainConfig,
-)
+from scstate_lora.config.lora import LoraConfig
+from scstate_lora.config.run import RunConfig, SERunConfig, STRunConfig
+from scstate_lora.config.se import CompactBaseConfig, ObjectiveConfig
+from scstate_lora.config.st import STModelConfig
+from scstate_lora.config.training import TrainConfig
 
 __all__ = [
     "CompactBaseConfig",

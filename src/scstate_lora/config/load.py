@@ -9,7 +9,7 @@ import yaml
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from scstate_lora.config.schema import Options
+    from scstate_lora.config.options import Options
 
 
 def with_overrides(options: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from scstate_lora.model._counterfactual import move
 from scstate_lora.model._se_base import SEBase, se_inputs
 from scstate_lora.nn.conditioned_se import ConditionedSE
 from scstate_lora.nn.lora import add_lora, split_adapters
-from scstate_lora.training.batches import CellBatches
+from scstate_lora.training.cell_batches import CellBatches
 from scstate_lora.training.compact import fit_compact_base
 from scstate_lora.training.embed import embed_conditioned
-from scstate_lora.training.plans import SEPlan
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
+from scstate_lora.training.se_plan import SEPlan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -22,8 +22,8 @@ from scstate_lora.model._base import BaseModel
 from scstate_lora.model._counterfactual import move
 from scstate_lora.nn.transition import StateTransition, STConfig
 from scstate_lora.training.batches import to_tensors
-from scstate_lora.training.plans import STPlan
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
+from scstate_lora.training.st_plan import STPlan
 from scstate_lora.training.start import mean_shifts, shrinkage
 
 if TYPE_CHECKING:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import sparse
 from sklearn.decomposition import PCA
 from torch import nn
@@ -13,18 +14,51 @@ from torch import nn
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import Tokenizer
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
-from scstate_lora.training.batches import CellBatches
+from scstate_lora.training.cell_batches import CellBatches
 from scstate_lora.training.embed import ComputeOptions, embed_cells
-from scstate_lora.training.plans import BasePlan
+from scstate_lora.training.plans import Plan
 from scstate_lora.training.runner import TrainerOptions, fit
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from scstate_lora.config import CompactBaseConfig
 
 # Genes the linear readout is asked for, and the PCA of the warm start is made of.
 _N_READOUT = 2000
+
+
+class BasePlan(Plan):
+    """Self-supervised training of a compact SE base.
+
+    Terms: ``expression``, the mean squared error of sampled genes predicted by the expression head (SE's own
+    objective); ``readout``, the same for the most variable genes by a linear readout of the embedding, which is cheap
+    enough to ask for all of them in every step.
+
+    Parameters
+    ----------
+    encoder
+        The network.
+    readout
+        Linear map from the embedding to normalised log expression, used in training only.
+    kwargs
+        As in :class:`Plan`.
+    """
+
+    def __init__(self, encoder: SEEncoder, readout: nn.Linear, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.encoder = encoder
+        self.readout = readout
+
+    def terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Loss terms of a batch of :class:`~scstate_lora.training.batches.CellBatches` with ``readout`` targets."""
+        embedding = self.encoder(batch["genes"], batch["values"])
+        predicted = self.encoder.predict_expression(embedding, batch["target_genes"], batch["read_depth"])
+        return {
+            "expression": F.mse_loss(predicted, batch["targets"]),
+            "readout": F.mse_loss(self.readout(embedding), batch["readout"]),
+        }
 
 
 def gene_tokens(logged: sparse.csr_matrix, n_components: int) -> np.ndarray:
