@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from scstate_lora.training.distributed import place, share
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     import numpy as np
 
 
 class BatchSource(Protocol):
-    """Numbered batches of numpy arrays."""
+    """Numbered batches of numpy arrays, each determined by the seed and its number.
+
+    Where several processes train together, each takes an equal share of the rows of every array. A source whose batches
+    hold arrays that belong to no cell names their keys in an attribute ``shared: frozenset[str]``.
+    """
 
     steps_per_epoch: int
 
@@ -39,9 +45,32 @@ class _StepSampler(Sampler[int]):
         return self.n_steps
 
 
+def shared_keys(source: BatchSource) -> Collection[str]:
+    """Keys of a source's batches that belong to no cell."""
+    return getattr(source, "shared", frozenset())
+
+
+class _Shares(Dataset):
+    """Give this process its share of every batch. Asked at each one: processes start after the loader was made."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self.source = source
+
+    def __getitem__(self, step: int) -> Mapping[str, Any]:
+        batch = self.source[step]
+        rank, n_processes = place()
+        if n_processes == 1:
+            return batch
+        return share(batch, shared=shared_keys(self.source), rank=rank, n_processes=n_processes)
+
+
 def make_loader(source: BatchSource, *, train: bool, start: int = 0) -> DataLoader:
-    """Load a source's batches: new ones every epoch for training, from ``start`` on; the same ones for validation."""
-    dataset: Dataset = source  # type: ignore[assignment]  # anything indexable serves
+    """Load a source's batches: new ones every epoch for training, from ``start`` on; the same ones for validation.
+
+    In training each of several processes gets its share; validation batches are whole in every one, as they may be of
+    any size.
+    """
+    dataset: Dataset = _Shares(source) if train else source  # type: ignore[assignment]  # anything indexable serves
     sampler = _StepSampler(source.steps_per_epoch, advance=train, start=start)
     return DataLoader(dataset, sampler=sampler, batch_size=None, collate_fn=to_tensors)
 

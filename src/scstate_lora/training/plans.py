@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 
+from scstate_lora.training.distributed import alone, mean_over_processes
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -37,20 +39,28 @@ class Plan(L.LightningModule):
 
     @abstractmethod
     def terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Compute the unweighted loss terms of a batch, scalars by name."""
+        """Compute the unweighted loss terms of a batch, scalars by name.
+
+        Where several processes train together, ``batch`` is this process' share. A term that is a mean over cells (or
+        sets) needs nothing more: means over equal shares average to the mean over all. A term in which cells meet
+        takes what it compares through :func:`~scstate_lora.training.distributed.gather` first.
+        """
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Lightning's hook: the weighted loss, and the terms for the history."""
         return self._step(batch, "train")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Lightning's hook: as in training, without gradient."""
-        return self._step(batch, "val")
+        """Lightning's hook: as in training, without gradient, and on a whole batch in every process."""
+        with alone():
+            return self._step(batch, "val")
 
     def _step(self, batch: dict[str, Any], phase: str) -> dict[str, Any]:
         terms = self.terms(batch)
         loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         logged = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+        averaged = mean_over_processes(torch.stack([value.float() for value in logged.values()]))
+        logged = dict(zip(logged, averaged, strict=True))
         # on_epoch for validation: early stopping watches the epoch's mean.
         self.log_dict({f"{phase}/{name}": value for name, value in logged.items()}, batch_size=1)
         return {"loss": loss, "logged": logged}

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from scstate_lora.losses import supervised_contrastive
+from scstate_lora.training.batches import make_loader
+from scstate_lora.training.distributed import alone, gather, mean_over_processes, place, rows_of, share
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
+
+
+def test_one_process_works_on_what_it_has():
+    values = {"x": torch.rand(3, 2, requires_grad=True), "more": {"y": torch.arange(3)}}
+    gathered = gather(values)
+    assert gathered["x"] is values["x"]
+    assert gathered["more"]["y"] is values["more"]["y"]
+    assert mean_over_processes(values["x"]) is values["x"]
+    assert place() == (0, 1)
+
+
+def test_tensors_of_any_kind_are_joined_in_the_order_of_ranks(in_processes):
+    def held(rank):
+        start = 2 * rank
+        return {
+            "numbers": torch.arange(start, start + 2, dtype=torch.float32)[:, None] * torch.ones(1, 3),
+            "turned": torch.arange(6.0).reshape(3, 2).T + 10 * rank,  # not contiguous
+            "codes": {"day": torch.tensor([rank, 7]), "known": torch.tensor([rank == 0, True])},
+        }
+
+    for result in in_processes(lambda rank: gather(held(rank))):
+        first, second = held(0), held(1)
+        for name in ("numbers", "turned"):
+            assert torch.equal(result[name], torch.cat([first[name], second[name]]))
+        for name in ("day", "known"):
+            assert torch.equal(result["codes"][name], torch.cat([first["codes"][name], second["codes"][name]]))
+            assert result["codes"][name].dtype == first["codes"][name].dtype
+
+
+class _Coupled(nn.Module):
+    """A network before the gathering, and a head after it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x, labels):
+        z, labels = gather(self.network(x)), gather(labels)
+        z = nn.functional.normalize(z, dim=1)
+        return supervised_contrastive(z, labels, temperature=0.5) + nn.functional.cross_entropy(self.head(z), labels)
+
+
+def test_gradients_of_a_loss_in_which_cells_meet_are_those_of_one_process(in_processes):
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+
+    def gradients(rank):
+        model = DistributedDataParallel(_Coupled())
+        part = slice(4 * rank, 4 * rank + 4)
+        loss = model(x[part], LABELS[part])
+        loss.backward()
+        return loss.detach(), [p.grad for p in model.parameters()]
+
+    model = _Coupled()
+    loss = model(x, LABELS)
+    loss.backward()
+    for found, grads in in_processes(gradients):
+        assert torch.allclose(found, loss, atol=1e-6)
+        for grad, parameter in zip(grads, model.parameters(), strict=True):
+            assert torch.allclose(grad, parameter.grad, atol=1e-6)
+            assert grad.abs().max() > 1e-3
+
+
+def test_within_alone_a_process_keeps_to_itself(in_processes):
+    def work(rank):
+        mine = torch.tensor([float(rank)])
+        with alone():
+            kept = gather(mine), place()
+        return kept, gather(mine), mean_over_processes(mine), place()
+
+    for rank, result in enumerate(in_processes(work)):
+        kept, joined, mean, where = result
+        assert kept == (torch.tensor([float(rank)]), (0, 1))
+        assert joined.tolist() == [0, 1]
+        assert mean.tolist() == [0.5]
+        assert where == (rank, 2)
+
+
+class _Cells:
+    steps_per_epoch = 2
+    shared = frozenset({"target_genes"})
+
+    def __getitem__(self, step):
+        x = np.arange(4, dtype=np.float32) + 10 * step
+        return {"x": x, "covariates": {"day": x[:, None] + 1}, "target_genes": np.arange(3)}
+
+
+def test_loader_shares_training_batches_out_and_leaves_validation_batches_whole(in_processes):
+    def read(rank):
+        return [list(make_loader(_Cells(), train=train)) for train in (True, False)]
+
+    for rank, (train, val) in enumerate(in_processes(read)):
+        for step in range(2):
+            mine = torch.arange(2.0) + 10 * step + 2 * rank
+            assert torch.equal(train[step]["x"], mine)
+            assert torch.equal(train[step]["covariates"]["day"], mine[:, None] + 1)
+            assert torch.equal(train[step]["target_genes"], torch.arange(3))
+            assert torch.equal(val[step]["x"], torch.arange(4.0) + 10 * step)
+
+
+def test_batch_that_does_not_divide_raises():
+    batch = {"target_genes": np.arange(4), "covariates": {"day": np.zeros(7)}}
+    assert rows_of(batch, shared={"target_genes"}) == 7
+    with pytest.raises(ValueError, match=r"batch of 7 does not divide .* devices=2 .* batch_size .* instance 6"):
+        share(batch, shared={"target_genes"}, rank=0, n_processes=2)
