@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
@@ -23,6 +25,7 @@ def test_parse_takes_a_mapping_options_or_nothing():
 def test_defaults_are_those_of_the_paper_and_the_documentation():
     lora = LoraConfig()
     assert (lora.r, lora.alpha, lora.dropout, lora.targets) == (16, 32, 0.1, ("q", "v"))
+    assert (lora.layers, lora.use_rslora, lora.use_dora) == (None, False, False)
 
 
 def test_options_are_frozen_raises():
@@ -76,6 +79,19 @@ def test_width_that_the_heads_do_not_divide_raises():
         CompactBaseConfig.parse({"d_model": 20, "n_heads": 3}, name="compact")
     with pytest.raises(ValueError, match=r"se\.compact: d_model=20 is not divisible"):
         RunConfig.parse({"data": {"covariate_keys": []}, "se": {"compact": {"d_model": 20, "n_heads": 3}}}, name="run")
+
+
+@pytest.mark.parametrize("layers", [None, [8, 12], (-4, None), (-4, -1), (2, -1)])
+def test_layers_survive_a_dump(layers):
+    lora = LoraConfig.parse({"layers": layers}, name="lora")
+    assert lora.layers == (None if layers is None else tuple(layers))
+    assert LoraConfig.parse(json.loads(lora.model_dump_json()), name="lora") == lora
+
+
+@pytest.mark.parametrize("layers", [(4, 4), (-1, -4)])
+def test_empty_range_of_layers_raises(layers):
+    with pytest.raises(ValueError, match=r"lora: layers: \(.*\) is an empty range\. Give the first layer and the one"):
+        LoraConfig.parse({"layers": layers}, name="lora")
 
 
 def test_objective_without_any_term_raises():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from scstate_lora.config.options import Options
 
@@ -20,3 +20,19 @@ class LoraConfig(Options):
     """Dropout before the adapter, while training."""
     targets: tuple[Literal["q", "k", "v", "out", "linear1", "linear2"], ...] = Field(default=("q", "v"), min_length=1)
     """Which linear layers carry an adapter."""
+    layers: tuple[int, int | None] | None = None
+    """Which layers of the network carry adapters: the first, and the one after the last, as in a slice: (8, 12);
+    (-4, None) for the last four. None: all."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) instead of alpha / r, for high ranks."""
+    use_dora: bool = False
+    """Train the length of every row of a weight on its own (DoRA); slower, with a few more parameters."""
+
+    @field_validator("layers")
+    @classmethod
+    def _not_empty(cls, layers: tuple[int, int | None] | None) -> tuple[int, int | None] | None:
+        first, end = layers or (0, None)
+        if end is not None and (first < 0) == (end < 0) and first >= end:
+            msg = f"({first}, {end}) is an empty range. Give the first layer and the one after the last."
+            raise ValueError(msg)
+        return layers

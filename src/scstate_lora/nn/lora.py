@@ -1,18 +1,27 @@
-"""LoRA adapters on the SE encoder's attention, by PEFT, injected in place."""
+"""LoRA adapters on the SE encoder, by PEFT, injected in place: several by name, one of them active, merged or not."""
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.nn.functional as F
 from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.tuners_utils import cast_adapter_dtype
+from torch import nn
+
+from scstate_lora._utils import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from scstate_lora.nn.se_encoder import SEEncoder
 
 # Linear layers an adapter may sit on, by what a user calls them.
 SE_TARGETS = {
@@ -23,65 +32,368 @@ SE_TARGETS = {
     "linear1": "linear1",
     "linear2": "linear2",
 }
+_RECORD = "peft_config"
+"""Attribute in which PEFT keeps the options of a network's adapters, by name."""
 
 
-def add_lora(module: nn.Module, *, r: int, alpha: int, dropout: float, targets: tuple[str, ...]) -> None:
+class _AdaptedLinear(PeftLinear):
+    """PEFT's LoRA layer, but a merged weight lies beside the base's.
+
+    PEFT adds the adapter to the base's tensor in place and takes it out again by subtraction. Here models share that
+    tensor, and its bits tell one base from another, so it is only read.
+    """
+
+    merged_weight: Tensor | None
+
+    def __init__(self, base_layer: nn.Linear, adapter_name: str, **kwargs: Any) -> None:
+        super().__init__(base_layer, adapter_name, **kwargs)
+        # Not persistent: a state dict holds the base and the adapters, whether they are merged or not.
+        self.register_buffer("merged_weight", None, persistent=False)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As PEFT's; merged, one matrix product."""
+        if self.disable_adapters:
+            return self.base_layer(x)
+        if self.merged_weight is not None:
+            return F.linear(x, self.merged_weight, self.base_layer.bias)
+        return super().forward(x, *args, **kwargs)
+
+    def merge(self, *_: Any, **__: Any) -> None:
+        """Hold the weight that the active adapter makes of the base's, computed in float32 and rounded once."""
+        (name,) = self.active_adapters
+        weight = self.base_layer.weight
+        # Wherever it is called from, it is the full precision, and a tensor that can be used everywhere.
+        off = torch.autocast(weight.device.type, enabled=False)
+        with torch.inference_mode(mode=False), torch.no_grad(), off:
+            a, b = self.lora_A[name].weight.float(), self.lora_B[name].weight.float()
+            merged = weight.float() + self.scaling[name] * (b @ a)  # (out, in)
+            if name in self.lora_magnitude_vector:  # DoRA: every row has a length of its own
+                length = self.lora_magnitude_vector[name].weight.float() / merged.norm(dim=1)
+                merged = length[:, None] * merged
+            self.merged_weight = merged.to(weight.dtype)
+        self.merged_adapters = [name]
+
+    def unmerge(self) -> None:
+        """Let go of the merged weight."""
+        self.merged_weight = None
+        self.merged_adapters = []
+
+    def train(self, mode: bool = True) -> _AdaptedLinear:  # noqa: FBT001, FBT002 (torch's own signature)
+        """As in torch, but a merged adapter is not trained."""
+        if mode and self.merged_weight is not None:
+            raise ValueError(_while_merged("train"))
+        return super().train(mode)
+
+
+def add_lora(
+    module: SEEncoder,
+    name: str = "default",
+    *,
+    r: int,
+    alpha: int,
+    dropout: float,
+    targets: tuple[str, ...],
+    layers: tuple[int, int | None] | None = None,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+) -> None:
     """Put LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on an SE encoder and freeze everything else in it.
 
-    ``W = W0 + (alpha / r) B A`` with B zero at first, so nothing changes until training.
+    ``W = W0 + (alpha / r) B A`` with B zero at first, so nothing changes until training. The new adapters are the
+    active ones; those that were there stay as they are, frozen.
 
     Parameters
     ----------
     module
         SE encoder, changed in place.
+    name
+        What to call them: letters, digits, ``-`` and ``_``.
     r, alpha, dropout
         Rank, scale, and dropout before the adapter.
     targets
         Some of ``q``, ``k``, ``v``, ``out``, ``linear1``, ``linear2``.
+    layers
+        First layer, and the one after the last, as in a slice: ``(8, 12)``; ``(-4, None)`` for the last four. None:
+        all.
+    use_rslora
+        Scale by ``alpha / sqrt(r)`` (Kalajdzievski 2023, arXiv:2312.03732).
+    use_dora
+        Train the length of every row of the weight on its own (Liu et al. 2024, DoRA, arXiv:2402.09353).
 
     Raises
     ------
     ValueError
-        If a target is none of these, or none is given.
+        If a target is none of these or none is given, the network has no such layers, the name is taken or not
+        allowed, or adapters are merged.
     """
+    _refuse_merged(module, "add adapters")
+    _check_name(module, name)
     unknown = [t for t in targets if t not in SE_TARGETS]
     if unknown or not targets:
         msg = f"LoRA targets {list(targets)}: {unknown or 'none given'}. Give at least one of {list(SE_TARGETS)}."
         raise ValueError(msg)
+    numbers = "|".join(map(str, _layer_numbers(layers, len(module.transformer_encoder.layers))))
     suffixes = "|".join(SE_TARGETS[t].replace(".", r"\.") for t in targets)
     config = PeftLoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=rf"transformer_encoder\.layers\.\d+\.({suffixes})",
+        target_modules=rf"transformer_encoder\.layers\.({numbers})\.({suffixes})",
+        use_rslora=use_rslora,
+        use_dora=use_dora,
     )
-    inject_adapter_in_model(config, module)
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad = "lora_" in name
+    config._register_custom_module({nn.Linear: _AdaptedLinear})  # PEFT's documented way to a layer of one's own
+    others = vars(module).pop(_RECORD, {})  # PEFT warns of a record that is there already
+    inject_adapter_in_model(config, module, adapter_name=name)
+    vars(module)[_RECORD] = {**others, name: config}
+    # In full precision on a half-precision base, too: an optimiser's steps are too small for less.
+    cast_adapter_dtype(module, adapter_name=name)
+    module.requires_grad_(requires_grad=False)
+    set_adapter(module, name)
+    if not module.training:
+        module.eval()  # what is new, too
+
+
+def adapter_names(module: nn.Module) -> list[str]:
+    """Names of an SE encoder's adapters, in the order they were added."""
+    return list(vars(module).get(_RECORD, {}))
+
+
+def active_adapter(module: nn.Module) -> str | None:
+    """Name of the adapters that compute; None where there are none."""
+    for _, layer in _adapted(module):
+        return layer.active_adapters[0]
+    return None
+
+
+def set_adapter(module: nn.Module, name: str) -> None:
+    """Have the adapters of one name compute and train; all others rest, frozen.
+
+    Parameters
+    ----------
+    module
+        SE encoder.
+    name
+        One of :func:`adapter_names`.
+
+    Raises
+    ------
+    KeyError
+        There is none of that name.
+    ValueError
+        Adapters are merged.
+    """
+    _check_known(module, name)
+    _refuse_merged(module, "switch adapters")
+    for _, layer in _adapted(module):
+        layer.set_adapter(name)
+
+
+def delete_adapter(module: nn.Module, name: str) -> None:
+    """Remove the adapters of one name; layers that carry none any more are the base's own again.
+
+    Raises
+    ------
+    KeyError
+        There is none of that name.
+    ValueError
+        Adapters are merged, or these are the active ones and there are others to choose from.
+    """
+    _check_known(module, name)
+    _refuse_merged(module, "delete adapters")
+    others = [other for other in adapter_names(module) if other != name]
+    if others and name == active_adapter(module):
+        msg = f"The adapter {name!r} is the active one. Activate another first, set_adapter: {others}."
+        raise ValueError(msg)
+    for where, layer in _adapted(module):
+        if set(layer.lora_A) == {name}:
+            module.set_submodule(where, layer.base_layer)
+        elif name in layer.lora_A:
+            layer.delete_adapter(name)
+    del vars(module)[_RECORD][name]
+
+
+def adapter_state(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """Tensors of the adapters of one name, shared with the network.
+
+    Their names do not hold the adapter's, so that what was stored may be loaded under another:
+    ``transformer_encoder.layers.0.self_attn.q_proj.lora_A.weight``.
+
+    Raises
+    ------
+    KeyError
+        There is none of that name.
+    """
+    _check_known(module, name)
+    return {
+        f"{where}.{kind}.{part}": parameter.detach()
+        for where, layer in _adapted(module)
+        for kind in layer.adapter_layer_names
+        if name in getattr(layer, kind)
+        for part, parameter in getattr(layer, kind)[name].named_parameters()
+    }
+
+
+def load_adapter_state(module: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
+    """Copy tensors into adapters that were added with the same rank, targets and layers.
+
+    Parameters
+    ----------
+    module
+        SE encoder.
+    name
+        One of :func:`adapter_names`.
+    state
+        As :func:`adapter_state` gave it, of adapters of any name.
+
+    Raises
+    ------
+    KeyError
+        There is none of that name.
+    ValueError
+        A tensor is missing, unexpected or of another shape, all of them named, or adapters are merged. Nothing was
+        copied.
+    """
+    own = adapter_state(module, name)
+    _refuse_merged(module, "load adapters")
+    problems = [f"missing: {key} {tuple(own[key].shape)}" for key in own if key not in state]
+    problems += [f"unexpected: {key} {tuple(state[key].shape)}" for key in state if key not in own]
+    problems += [
+        f"shape: {key} is {tuple(state[key].shape)}, the adapter has {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        listed = "\n  ".join(problems)
+        msg = (
+            f"The tensors do not fit the adapter {name!r}, nothing was loaded:\n  {listed}\n"
+            "Add it with the rank, the targets and the layers that they were trained with."
+        )
+        raise ValueError(msg)
+    for key, tensor in own.items():
+        tensor.copy_(state[key])
+
+
+def merge(module: nn.Module) -> None:
+    """Compute as one weight what the base's and the active adapters' come to, for faster embedding.
+
+    The base's tensors stay as they are, and so do state dicts; the merged weights take memory of their own. Of merged
+    adapters no more is trained, switched, added, deleted or loaded until :func:`unmerge`.
+
+    Raises
+    ------
+    ValueError
+        There are no adapters, or a merged weight is not finite.
+    """
+    name = active_adapter(module)
+    if name is None:
+        raise ValueError("There are no adapters to merge. Put some on the network first, add_lora.")
+    if is_merged(module):
+        return
+    layers = {where: layer for where, layer in _adapted(module) if name in layer.lora_A}
+    for layer in layers.values():
+        layer.merge()
+    broken = [where for where, layer in layers.items() if not layer.merged_weight.isfinite().all()]
+    if broken:
+        unmerge(module)
+        msg = f"The adapter {name!r} gives weights that are not finite, in {', '.join(broken)}. Train or load it again."
+        raise ValueError(msg)
+
+
+def unmerge(module: nn.Module) -> None:
+    """Compute by the base's weights and the adapters again, both as they were."""
+    for _, layer in _adapted(module):
+        layer.unmerge()
+
+
+def is_merged(module: nn.Module) -> bool:
+    """Whether adapters are merged."""
+    return any(layer.merged for _, layer in _adapted(module))
 
 
 def train_adapters_only(module: nn.Module) -> None:
-    """Put a frozen module with adapters in ``eval`` but for the adapters' dropout."""
+    """Put a frozen module with adapters in ``eval`` but for the active adapters' dropout.
+
+    Raises
+    ------
+    ValueError
+        The adapters are merged.
+    """
+    _refuse_merged(module, "train")
     module.eval()
-    for name, child in module.named_modules():
-        if "lora_dropout" in name:
-            child.train()
+    for _, layer in _adapted(module):
+        for name in layer.active_adapters:
+            if name in layer.lora_dropout:
+                layer.lora_dropout[name].train()
+                # PEFT's DoRA skips the dropout where the layer itself is in ``eval``.
+                layer.training = name in layer.lora_magnitude_vector
 
 
 def split_adapters(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Separate a state dict into the base's tensors, under their names without adapters, and the adapters' tensors."""
+    """Separate a state dict into the base's tensors, under their names without adapters, and all adapters' tensors.
+
+    Merged or not, the base's tensors are its own.
+    """
     base = {k.replace(".base_layer.", "."): v for k, v in state.items() if "lora_" not in k}
     return base, {k: v for k, v in state.items() if "lora_" in k}
 
 
 @contextmanager
 def adapters_off(module: nn.Module) -> Iterator[None]:
-    """Within this context the module computes what its frozen base does."""
-    layers = [child for child in module.modules() if isinstance(child, BaseTunerLayer)]
-    for layer in layers:
+    """Within this context the module computes what its frozen base does, merged or not."""
+    layers = [(layer, layer.disable_adapters) for _, layer in _adapted(module)]
+    # PEFT freezes and frees parameters when it switches; what was frozen stays so.
+    trainable = [(p, p.requires_grad) for layer, _ in layers for p in layer.parameters()]
+    for layer, _ in layers:
         layer.enable_adapters(enabled=False)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(enabled=True)
+        for layer, was_off in layers:
+            layer.enable_adapters(enabled=not was_off)
+        for parameter, was in trainable:
+            parameter.requires_grad = was
+
+
+def _adapted(module: nn.Module) -> list[tuple[str, Any]]:
+    """Layers that carry adapters, by where they are."""
+    return [(where, child) for where, child in module.named_modules() if isinstance(child, _AdaptedLinear)]
+
+
+def _layer_numbers(layers: tuple[int, int | None] | None, depth: int) -> range:
+    """Numbers of the layers of a half-open range, which must not be empty nor reach beyond the network."""
+    start, stop = (0, None) if layers is None else layers
+    first = start + depth if start < 0 else start
+    end = depth if stop is None else stop + depth if stop < 0 else stop
+    if not 0 <= first < end <= depth:
+        msg = (
+            f"LoRA layers=({start}, {stop}) is not a range of this network's layers, which are numbered 0 to "
+            f"{depth - 1}. Give the first and the one after the last, at most {depth}; a negative number counts from "
+            f"the end, and None as the second means to the end: ({-min(2, depth)}, None)."
+        )
+        raise ValueError(msg)
+    return range(first, end)
+
+
+def _check_name(module: nn.Module, name: str) -> None:
+    if name in adapter_names(module):
+        msg = f"There is an adapter {name!r} already. Choose another name, or delete it first, delete_adapter."
+        raise ValueError(msg)
+    # It becomes a key of torch's ModuleDict, which has attributes of its own, and part of a file's name.
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict(), name):
+        msg = f"{name!r} cannot be an adapter's name. Use letters, digits, '-' and '_', such as 'day14' or 'my_lora'."
+        raise ValueError(msg)
+
+
+def _check_known(module: nn.Module, name: str) -> None:
+    if name not in adapter_names(module):
+        raise KeyError(f"There is no adapter {name!r}. {did_you_mean(name, adapter_names(module))}")
+
+
+def _refuse_merged(module: nn.Module, what: str) -> None:
+    if is_merged(module):
+        raise ValueError(_while_merged(what))
+
+
+def _while_merged(what: str) -> str:
+    return f"The adapters are merged into the weights: cannot {what} now. Unmerge them first, unmerge."
