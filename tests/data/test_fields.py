@@ -16,6 +16,7 @@ from scstate_lora.data.fields import (
     fit_covariates,
     label_of,
     obs_column,
+    withhold,
 )
 
 DAYS = pd.date_range("2024-01-01", periods=24)
@@ -221,6 +222,88 @@ def test_continuous_encode_standardises():
 def test_continuous_encode_of_a_missing_value_raises():
     with pytest.raises(ValueError, match=r"adata\.obs\['x'\] has 1 missing values of 2"):
         _fit(np.arange(24)).encode(pd.Series([1.0, None]))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pd.Categorical(["a", None, "b", "a"]),
+        np.array(["a", None, "b", "a"], dtype=object),
+        np.array(["a", np.nan, "b", "a"], dtype=object),
+        pd.array(["a", None, "b", "a"], dtype="string"),
+    ],
+)
+def test_missing_labels_are_unknown_where_that_is_declared(values):
+    covariate = _fit(values, {"x": {"allow_missing": True}})
+    assert covariate == CategoricalCovariate("x", ("a", "b"), allow_missing=True)
+    codes = covariate.encode(pd.Series(values))
+    assert codes.tolist() == [0, 2, 1, 0]
+    assert codes.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [np.nan, *range(1, 24)],
+        pd.array([None, *range(1, 24)], dtype="Int64"),
+        np.array([None, *range(1, 24)], dtype=object),
+    ],
+)
+def test_missing_numbers_are_unknown_where_that_is_declared(values):
+    for declared in ({"allow_missing": True}, {"type": "continuous", "allow_missing": True}):
+        covariate = _fit(values, {"x": declared})
+        assert (covariate.mean, covariate.low, covariate.high) == (12, 1, 23)
+        encoded = covariate.encode(pd.Series(values))
+        assert np.isnan(encoded[0])
+        assert encoded[1:].mean() == pytest.approx(0, abs=1e-6)
+        assert encoded.dtype == np.float32
+
+
+def test_missing_values_may_be_allowed_for_one_encoding():
+    categorical, continuous = CategoricalCovariate("x", ("a", "b")), _fit(np.arange(24))
+    assert categorical.encode(pd.Series(["b", None]), allow_missing=True).tolist() == [1, 2]
+    assert np.isnan(continuous.encode(pd.Series([1.0, None]), allow_missing=True)).tolist() == [False, True]
+    with pytest.raises(ValueError, match="never seen"):
+        categorical.encode(pd.Series(["c", None]), allow_missing=True)
+    with pytest.raises(ValueError, match="1 infinite values of 2"):
+        continuous.encode(pd.Series([np.inf, None]), allow_missing=True)
+
+
+@pytest.mark.parametrize("values", [[None] * 4, pd.Categorical([None] * 4, categories=["a", "b"]), [np.nan] * 4])
+@pytest.mark.parametrize("kind", [None, "categorical", "continuous"])
+def test_only_missing_values_raises(values, kind):
+    with pytest.raises(ValueError, match=r"adata\.obs\['x'\] has no value, only missing ones"):
+        _fit(values, {"x": {"type": kind, "allow_missing": True}})
+
+
+def test_missing_values_do_not_count_as_a_category_raises():
+    with pytest.raises(ValueError, match="one category only, 'a'"):
+        _fit(["a", None, "a"], {"x": {"allow_missing": True}})
+    with pytest.raises(ValueError, match="one value only, 2"):
+        _fit([2, None, 2], {"x": {"type": "continuous", "allow_missing": True}})
+
+
+def test_missing_values_raises_and_names_both_ways_out():
+    with pytest.raises(ValueError, match=r"adata\[adata\.obs\['x'\]\.notna\(\)\].*{'x': {'allow_missing': True}}"):
+        _fit(["a", None, "b"])
+    with pytest.raises(ValueError, match=r"1 missing values of 3.*allow_missing"):
+        _fit([1, np.nan, 3], {"x": "continuous"})
+
+
+def test_withhold_replaces_each_value_on_its_own():
+    rng = np.random.default_rng(0)
+    encoded = {"a": rng.integers(0, 3, (200, 50)), "b": rng.normal(size=(200, 50)).astype(np.float32)}
+    hidden = withhold(encoded, {"a": 3, "b": np.nan, "pert": 9}, 0.3, np.random.default_rng(1))
+    a, b = hidden["a"] == 3, np.isnan(hidden["b"])
+    assert (hidden["a"].dtype, hidden["b"].dtype) == (np.int64, np.float32)
+    assert [a.mean(), b.mean(), (a & b).mean()] == pytest.approx([0.3, 0.3, 0.09], abs=0.02)
+    np.testing.assert_array_equal(hidden["a"][~a], encoded["a"][~a])
+    np.testing.assert_array_equal(hidden["b"][~b], encoded["b"][~b])
+    assert encoded["a"].max() == 2
+    again = withhold(encoded, {"a": 3, "b": np.nan}, 0.3, np.random.default_rng(1))
+    np.testing.assert_array_equal(again["b"], hidden["b"])
+    for share, expected in ((0.0, 0), (1.0, 1)):
+        assert (withhold(encoded, {"a": 3, "b": np.nan}, share, rng)["a"] == 3).mean() == expected
 
 
 @pytest.mark.parametrize("values", [["a", "b"] * 12, np.arange(24, dtype=np.float32)])

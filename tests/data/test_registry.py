@@ -269,6 +269,77 @@ def test_encode(adata):
     assert list(registry.encode(adata.obs, without="condition")) == ["day", "dose"]
 
 
+def test_unknown_stands_for_a_missing_value(adata):
+    adata.obs["dose"] = adata.obs["dose"].astype(float)
+    adata.obs.loc["cell1", "dose"] = np.nan
+    adata.obs["day"] = adata.obs["day"].astype("Int64").mask(adata.obs_names == "cell2")
+    keys = {"condition": None, "day": {"allow_missing": True}, "dose": {"allow_missing": True}}
+    registry = _create(adata, covariate_keys=keys)
+    unknown = registry.unknown()
+    assert list(unknown) == ["condition", "day", "dose"]
+    assert (unknown["condition"], unknown["day"]) == (2, 3)
+    encoded = registry.encode(adata.obs)
+    assert encoded["day"][:3].tolist() == [0, 0, 3]
+    np.testing.assert_array_equal(np.isnan(encoded["dose"]), adata.obs_names == "cell1")
+    assert Registry.from_json(registry.to_json()) == registry
+    contexts = registry.contexts(adata)
+    assert contexts[2] == f"{adata.obs['cell_type'].iloc[2]} | (missing)"
+    assert (registry.labels(adata, "day") == "(missing)").sum() == 1
+
+
+def test_a_missing_value_raises_unless_the_call_allows_it(adata):
+    registry = _create(adata)
+    obs = adata.obs.assign(day=None)
+    with pytest.raises(ValueError, match="48 missing values of 48"):
+        registry.encode(obs)
+    with pytest.raises(ValueError, match="48 missing values of 48"):
+        registry.encode(obs, allow_missing=["dose"])
+    assert (registry.encode(obs, allow_missing=["day"])["day"] == 3).all()
+    assert (registry.encode(obs, allow_missing={"day": None})["day"] == 3).all()
+
+
+def test_batch_holds_the_levels_of_its_column(adata):
+    registry = _create(adata, batch_key="day")
+    assert registry.batch == CategoricalCovariate("day", ("10", "14", "19"))
+    assert Registry.from_json(registry.to_json()) == registry
+    assert _create(adata).batch is None
+    adata.obs["one"] = "run1"
+    assert (_create(adata, batch_key="one").batch_key, _create(adata, batch_key="one").batch) == ("one", None)
+
+
+EARLIER = json.dumps(
+    {
+        "var_names": ["a", "b"],
+        "scale": "counts",
+        "scale_reason": "whole numbers",
+        "layer": None,
+        "gene_key": None,
+        "pert_key": "condition",
+        "control": "sham",
+        "perturbations": ["burn", "sham"],
+        "cell_type_key": None,
+        "batch_key": "mouse",
+        "context_keys": [],
+        "covariates": [
+            {"name": "condition", "categories": ["burn", "sham"], "kind": "categorical"},
+            {"name": "day", "mean": 12.0, "std": 2.0, "low": 10.0, "high": 19.0, "kind": "continuous"},
+        ],
+    }
+)
+
+
+def test_registry_of_an_earlier_version_is_read():
+    registry = Registry.from_json(EARLIER)
+    assert registry.covariates == (
+        CategoricalCovariate("condition", ("burn", "sham")),
+        ContinuousCovariate("day", 12.0, 2.0, 10.0, 19.0),
+    )
+    assert (registry.batch_key, registry.batch, registry.embed_key) == ("mouse", None, None)
+    encoded = registry.encode(pd.DataFrame({"condition": ["sham"], "day": [16]}))
+    assert (encoded["condition"].tolist(), encoded["day"].tolist()) == ([1], [2.0])
+    assert Registry.from_json(registry.to_json()) == registry
+
+
 def test_encode_without_a_column_raises(adata):
     with pytest.raises(KeyError, match=r"adata\.obs\['day'\] does not exist, and the model.*'days'"):
         _create(adata).encode(adata.obs.rename(columns={"day": "days"}))

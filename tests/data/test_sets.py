@@ -16,7 +16,7 @@ ALL = np.ones(N, dtype=bool)
 def _sampler(groups, **changed):
     """Expression holds each cell's own number, so that a draw can be traced back."""
     x = sparse.csr_matrix(np.stack([np.arange(N) + 1, np.ones(N)], axis=1).astype(np.float32))
-    options = {"n_sets": 6, "set_len": 8, "seed": 0, **changed}
+    options = {"n_sets": 6, "set_len": 8, "seed": 0, "unknown": {"day": -1}, "withheld": 0.0, **changed}
     return SetSampler(x, {"day": np.arange(N) * 10}, groups, **options)
 
 
@@ -90,6 +90,20 @@ def test_groups_are_drawn_by_the_root_of_their_size():
     small = Group("T", 0, np.arange(20), np.arange(300, 310))
     drawn = np.concatenate([_sampler([large, small], n_sets=100)[i]["pert"] for i in range(10)])
     assert (drawn == 2).mean() == pytest.approx(0.8, abs=0.05)
+
+
+def test_covariates_are_withheld_at_random_and_nothing_else_changes():
+    groups = make_groups(CONTEXTS, PERTS, CONTROL, ALL, min_cells=1)
+    plain = _sampler(groups, n_sets=100)[3]
+    hiding = _sampler(groups, n_sets=100, withheld=0.3)
+    batch = hiding[3]
+    for name in ("control", "target", "pert"):
+        np.testing.assert_array_equal(batch[name], plain[name])
+    hidden = batch["covariates"]["day"] == -1
+    assert hidden.mean() == pytest.approx(0.3, abs=0.06)
+    np.testing.assert_array_equal(batch["covariates"]["day"][~hidden], plain["covariates"]["day"][~hidden])
+    np.testing.assert_array_equal(hiding[3]["covariates"]["day"], batch["covariates"]["day"])
+    assert ((hiding[4]["covariates"]["day"] == -1) != hidden).any()
 
 
 def test_no_group_to_draw_from_raises():

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from scstate_lora.nn.conditioned_se import ConditionedSE
+from scstate_lora.nn.covariates import CovariateSpec
 from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 
@@ -14,7 +15,7 @@ def _network() -> ConditionedSE:
     torch.manual_seed(0)
     encoder = SEEncoder(CONFIG, torch.randn(15, CONFIG.token_dim))
     add_lora(encoder, r=2, alpha=4, dropout=0.2, targets=("q", "v"))
-    return ConditionedSE(encoder, {"condition": 2, "day": None}, embed_dim=4)
+    return ConditionedSE(encoder, {"condition": CovariateSpec(2, 4), "day": CovariateSpec(None, 4)})
 
 
 def _cells() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:

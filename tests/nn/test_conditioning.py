@@ -5,13 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from scstate_lora.nn.conditioning import Conditioner
-from scstate_lora.nn.covariates import MultiCovariateEncoder
+from scstate_lora.nn.covariates import CovariateSpec, MultiCovariateEncoder
 
 
 def _inputs(dim: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Random unit base embeddings, and covariate vectors as they come from their encoder."""
     torch.manual_seed(0)
-    encoder = MultiCovariateEncoder({"a": 3, "b": None}, dim, embed_dim=16, hidden_dims=(32, 16)).eval()
+    specs = {"a": CovariateSpec(3, 16), "b": CovariateSpec(None, 16)}
+    encoder = MultiCovariateEncoder(specs, dim, hidden_dims=(32, 16)).eval()
     base = F.normalize(torch.randn(50, dim), dim=1)
     return base, encoder({"a": torch.arange(50) % 3, "b": torch.randn(50)}).detach()
 

@@ -3,14 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scstate_lora.nn.covariates import CategoricalEncoder, ContinuousEncoder, MultiCovariateEncoder
+from scstate_lora.nn.covariates import CategoricalEncoder, ContinuousEncoder, CovariateSpec, MultiCovariateEncoder
 
 COVARIATES = {"condition": 2, "time.days": None, "mouse": 3}
 
 
-def _encoder(dropout: float = 0.1) -> MultiCovariateEncoder:
+def _encoder(combine: str = "concat_mlp") -> MultiCovariateEncoder:
     torch.manual_seed(0)
-    return MultiCovariateEncoder(COVARIATES, 10, embed_dim=6, hidden_dims=(16, 8), dropout=dropout)
+    specs = {name: CovariateSpec(n, 6) for name, n in COVARIATES.items()}
+    return MultiCovariateEncoder(specs, 10, combine=combine, hidden_dims=(16, 8))
 
 
 def _cells(n: int = 8) -> dict[str, torch.Tensor]:
@@ -31,7 +32,7 @@ def test_shape_and_eval_is_deterministic() -> None:
 
 
 def test_default_widths_are_the_documented_ones() -> None:
-    encoder = MultiCovariateEncoder({"a": 4, "b": None}, 32)
+    encoder = MultiCovariateEncoder({"a": CovariateSpec(4), "b": CovariateSpec(None)}, 32)
     shapes = {name: tuple(p.shape) for name, p in encoder.named_parameters() if p.ndim == 2}
     assert shapes == {
         "encoders.0.embedding.weight": (5, 256),
@@ -59,47 +60,82 @@ def test_a_covariates_position_goes_by_name() -> None:
         assert torch.equal(encoder(cells), encoder(dict(reversed(cells.items()))))
 
 
-def test_dropout_trains_the_unknown_vectors() -> None:
-    encoder = _encoder(dropout=0.5).train()
-    encoder(_cells(64)).square().sum().backward()
+def _unknown(cells: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.full_like(values, torch.nan if COVARIATES[name] is None else COVARIATES[name])
+        for name, values in cells.items()
+    }
+
+
+@pytest.mark.parametrize("combine", ["concat_mlp", "add"])
+def test_unknown_values_train_their_own_vectors_and_no_gradient_is_nan(combine: str) -> None:
+    encoder = _encoder(combine)
+    cells = _cells(64)
+    hidden = torch.rand(64, generator=torch.Generator().manual_seed(2)) < 0.5
+    mixed = {name: torch.where(hidden, other, cells[name]) for name, other in _unknown(cells).items()}
+    (encoder(mixed) * torch.arange(10.0)).sum().backward()
     for i, n in enumerate(COVARIATES.values()):
         part = encoder.encoders[i]
         gradient = part.unknown.grad if n is None else part.embedding.weight.grad[n]
-        assert gradient is not None
         assert gradient.abs().max() > 0
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in encoder.parameters())
+    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in encoder.parameters())
 
 
-def test_without_dropout_the_unknown_row_is_not_touched() -> None:
-    encoder = _encoder(dropout=0.0).train()
+def test_known_values_leave_the_unknown_vectors_alone() -> None:
+    encoder = _encoder()
     encoder(_cells()).square().sum().backward()
     assert encoder.encoders[0].embedding.weight.grad[2].abs().max() == 0
-    assert encoder.encoders[1].unknown.grad is None or encoder.encoders[1].unknown.grad.abs().max() == 0
+    assert encoder.encoders[1].unknown.grad.abs().max() == 0
 
 
-def test_dropped_values_have_no_influence() -> None:
+def test_unknown_is_one_vector_whatever_the_other_cells_are() -> None:
     torch.manual_seed(0)
-    dropped = torch.tensor([True, False])
     categorical, continuous = CategoricalEncoder(3, 4), ContinuousEncoder(output_dim=4)
+    torch.nn.init.normal_(continuous.unknown)
     with torch.no_grad():
-        rows = categorical(torch.tensor([1, 1]), dropped)
-        assert torch.equal(rows[0], categorical.embedding.weight[3])
-        assert torch.equal(rows[1], categorical.embedding.weight[1])
-        rows = continuous(torch.tensor([5.0, 5.0]), dropped)
+        assert torch.equal(categorical(torch.tensor([3, 1])), categorical.embedding.weight[[3, 1]])
+        rows = continuous(torch.tensor([torch.nan, 5.0]))
         assert torch.equal(rows[0], continuous.unknown)
         assert torch.allclose(rows[1], continuous(torch.tensor([5.0]))[0])
 
 
-def test_each_covariate_of_each_cell_is_dropped_on_its_own() -> None:
-    encoder = _encoder(dropout=0.5).train()
-    seen: list[torch.Tensor] = []
-    for part in encoder.encoders:
-        part.register_forward_hook(lambda module, args, output: seen.append(args[1]))
-    torch.manual_seed(3)
-    encoder(_cells(4000))
-    shares = torch.stack(seen).float()
-    assert (shares.mean(dim=1) - 0.5).abs().max() < 0.05
-    assert torch.corrcoef(shares).triu(1).abs().max() < 0.08
+def test_training_mode_draws_nothing() -> None:
+    encoder = _encoder().train()
+    assert torch.equal(encoder(_cells(200)), encoder(_cells(200)))
+
+
+def test_added_covariates_do_not_interact_before_the_norm() -> None:
+    encoder = _encoder("add").eval()
+    encoder.combination.norm = torch.nn.Identity()
+    vectors = {}
+    with torch.no_grad():
+        for a in (0, 1):
+            for b in (0, 1):
+                cell = {"condition": torch.tensor([a]), "time.days": torch.tensor([0.3]), "mouse": torch.tensor([b])}
+                vectors[a, b] = encoder(cell)[0]
+    torch.testing.assert_close(vectors[1, 1] - vectors[0, 1], vectors[1, 0] - vectors[0, 0])
+    assert (vectors[1, 1] - vectors[0, 1]).abs().max() > 1e-3
+
+
+def test_each_covariate_has_the_width_and_activation_of_its_spec() -> None:
+    specs = {"a": CovariateSpec(3, 5), "b": CovariateSpec(None, 7, 11, "tanh")}
+    for combine, first in (("concat_mlp", (4, 12)), ("add", (9, 5))):
+        encoder = MultiCovariateEncoder(specs, 9, combine=combine, hidden_dims=(4,))
+        a, b = encoder.encoders
+        assert a.embedding.weight.shape == (4, 5)
+        assert (b.net[0].weight.shape, b.net[2].weight.shape) == ((11, 1), (7, 11))
+        assert isinstance(b.net[1], torch.nn.Tanh)
+        assert next(encoder.combination.parameters()).shape == first
+        assert encoder({"a": torch.tensor([0, 3]), "b": torch.tensor([0.0, torch.nan])}).shape == (2, 9)
+
+
+def test_unusable_options_raises() -> None:
+    with pytest.raises(ValueError, match="combine='sum' is unknown"):
+        _encoder("sum")
+    with pytest.raises(ValueError, match=r"activation='elu' is unknown\. There are: 'silu', 'relu', 'gelu', 'tanh'"):
+        ContinuousEncoder(activation="elu")
+    with pytest.raises(ValueError, match="at least one covariate"):
+        MultiCovariateEncoder({}, 4)
 
 
 def test_continuous_values_are_continuous() -> None:

@@ -11,6 +11,7 @@ from scipy import sparse
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import Tokenizer, cell_seeds
 from scstate_lora.nn.conditioned_se import ConditionedSE
+from scstate_lora.nn.covariates import CovariateSpec
 from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 from scstate_lora.training import embed
@@ -119,7 +120,7 @@ def test_cells_by_length_are_as_each_alone_without_padding(encoder):
 
 def test_conditioned_embedding_takes_each_cells_own_covariates(encoder):
     add_lora(encoder, r=2, alpha=4, dropout=0.5, targets=("q",))
-    network = ConditionedSE(encoder, {"condition": 2, "day": None}, embed_dim=4).train()
+    network = ConditionedSE(encoder, {"condition": CovariateSpec(2, 4), "day": CovariateSpec(None, 4)}).train()
     codes, days = np.arange(30) % 2, np.linspace(-1, 1, 30, dtype=np.float32)
     options = ComputeOptions(batch_size=8)
     z = embed_conditioned(network, encoder, _reader(), {"condition": codes, "day": days}, options=options)

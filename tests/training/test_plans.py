@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from scstate_lora.nn.conditioned_se import ConditionedSE
+from scstate_lora.nn.covariates import CovariateSpec
 from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 from scstate_lora.nn.transition import StateTransition, STConfig
@@ -52,7 +53,7 @@ def test_base_terms_are_mean_squared_errors_of_both_readouts(encoder, cells):
 
 def _se_plan(encoder, **weights):
     add_lora(encoder, r=2, alpha=4, dropout=0.0, targets=("q", "v"))
-    network = ConditionedSE(encoder, {"condition": 2}, embed_dim=4).eval()
+    network = ConditionedSE(encoder, {"condition": CovariateSpec(2, 4)}).eval()
     return SEPlan(network, temperature=0.5, weights=weights, **COMMON)
 
 
@@ -85,7 +86,7 @@ def test_loss_is_the_weighted_sum_and_terms_of_weight_zero_are_not_computed(enco
 
 def test_st_terms_are_the_unbiased_energy_distance_and_the_squared_deviation():
     torch.manual_seed(0)
-    network = StateTransition(STConfig(5, 2, 8, 1, 2), {"day": None}).eval()
+    network = StateTransition(STConfig(5, 2, 8, 1, 2), {"day": CovariateSpec(None, 64)}).eval()
     batch = {
         "control": torch.rand(3, 4, 5),
         "target": torch.rand(3, 6, 5),

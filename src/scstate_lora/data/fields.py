@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 from pandas.api import types as pdt
 
 from scstate_lora._utils import did_you_mean
+from scstate_lora.config.data import CovariateConfig
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from scstate_lora.config.data import Activation
+
+CovariateKeys = str | CovariateConfig | Iterable[Any] | Mapping[str, Any]
+"""What may be given as ``covariate_keys``; see :func:`fit_covariates`."""
 
 # A numeric column with at most this many different values is taken as categorical.
 HANDFUL = 8
 
 
-def obs_column(adata: AnnData, key: str) -> pd.Series:
-    """Return ``adata.obs[key]``, which must exist and hold no missing value.
+def obs_column(adata: AnnData, key: str, *, allow_missing: bool = False) -> pd.Series:
+    """Return ``adata.obs[key]``, which must exist and, unless that is allowed, hold no missing value.
 
     Raises
     ------
@@ -41,18 +47,24 @@ def obs_column(adata: AnnData, key: str) -> pd.Series:
     if isinstance(column, pd.DataFrame):
         msg = f"adata.obs has {column.shape[1]} columns named {key!r}. Rename or drop all but one."
         raise ValueError(msg)
-    _check_present(column, key)
+    if not allow_missing:
+        _check_present(column, key)
     return column
 
 
-def _check_present(column: pd.Series, name: str) -> None:
+def _check_present(column: pd.Series, name: str, *, further: str = "") -> None:
     missing = int(column.isna().sum())
     if missing:
         msg = (
             f"adata.obs[{name!r}] has {missing} missing values of {len(column)}. Fill them in, or leave those cells "
-            f"out: adata[adata.obs[{name!r}].notna()]."
+            f"out: adata[adata.obs[{name!r}].notna()].{further}"
         )
         raise ValueError(msg)
+
+
+def _check_covariate_present(column: pd.Series, name: str) -> None:
+    declared = f"{{{name!r}: {{'allow_missing': True}}}}"
+    _check_present(column, name, further=f" Or have them taken as unknown: covariate_keys={declared}.")
 
 
 def _check_no_dates(column: pd.Series, name: str) -> None:
@@ -90,35 +102,46 @@ class CategoricalCovariate:
         Column of ``adata.obs``.
     categories
         Known levels, sorted. Code ``len(categories)`` stands for "unknown".
+    allow_missing
+        Whether missing values are "unknown"; an error otherwise.
+    embed_dim
+        Width of the covariate's own vector in LoRACovariateSE.
     """
 
     name: str
     categories: tuple[str, ...]
+    allow_missing: bool = False
+    embed_dim: int = 256
     kind: Literal["categorical"] = "categorical"
 
     @classmethod
-    def fit(cls, adata: AnnData, name: str) -> CategoricalCovariate:
+    def fit(cls, adata: AnnData, name: str, *, allow_missing: bool = False, embed_dim: int = 256) -> Self:
         """Read the levels from ``adata.obs[name]``; at least two are needed."""
-        column = obs_column(adata, name)
+        column = obs_column(adata, name, allow_missing=True)
+        if not allow_missing:
+            _check_covariate_present(column, name)
         _check_no_dates(column, name)
-        categories = tuple(sorted(as_labels(column).unique()))
+        categories = tuple(sorted(as_labels(column.dropna()).unique()))
         if len(categories) < 2:
-            msg = (
-                f"adata.obs[{name!r}] has one category only, {categories[0]!r}: there is nothing to learn from it. "
-                "Leave it out of the covariates."
-            )
+            found = f"one category only, {categories[0]!r}" if categories else "no value, only missing ones"
+            msg = f"adata.obs[{name!r}] has {found}: there is nothing to learn from it. Leave it out of the covariates."
             raise ValueError(msg)
-        return cls(name, categories)
+        return cls(name, categories, allow_missing, embed_dim)
 
     @property
     def unknown(self) -> int:
-        """Code of the row that stands for an unknown level."""
+        """Code that stands for an unknown level."""
         return len(self.categories)
 
-    def encode(self, values: pd.Series) -> np.ndarray:
-        """Turn labels into int64 codes ``(n_cells,)``; a missing value or a level never seen is a ValueError."""
-        _check_present(values, self.name)
-        labels = as_labels(values)
+    def encode(self, values: pd.Series, *, allow_missing: bool = False) -> np.ndarray:
+        """Turn labels into int64 codes ``(n_cells,)``; a level never seen is a ValueError.
+
+        A missing value is one too, unless that is allowed, here or where the covariate was declared.
+        """
+        if not (allow_missing or self.allow_missing):
+            _check_covariate_present(values, self.name)
+        present = values.notna().to_numpy()
+        labels = as_labels(values[present])
         codes = pd.Categorical(labels, categories=list(self.categories)).codes.astype(np.int64)
         if (codes < 0).any():
             unseen = sorted(set(labels[codes < 0]))
@@ -127,12 +150,14 @@ class CategoricalCovariate:
                 f"{did_you_mean(unseen[0], self.categories)}"
             )
             raise ValueError(msg)
-        return codes
+        encoded = np.full(len(values), self.unknown, dtype=np.int64)
+        encoded[present] = codes
+        return encoded
 
 
 @dataclass(frozen=True)
 class ContinuousCovariate:
-    """A covariate with numeric values, standardised with the training data's mean and standard deviation.
+    """A covariate with numeric values, standardised with the data's mean and standard deviation.
 
     Parameters
     ----------
@@ -142,6 +167,12 @@ class ContinuousCovariate:
         Scaling, in the column's units.
     low, high
         Observed range, in the column's units.
+    allow_missing
+        Whether missing values are "unknown"; an error otherwise.
+    embed_dim
+        Width of the covariate's own vector in LoRACovariateSE.
+    hidden_dim, activation
+        Of the MLP that makes this vector.
     """
 
     name: str
@@ -149,35 +180,66 @@ class ContinuousCovariate:
     std: float
     low: float
     high: float
+    allow_missing: bool = False
+    embed_dim: int = 256
+    hidden_dim: int = 128
+    activation: Activation = "silu"
     kind: Literal["continuous"] = "continuous"
 
     @classmethod
-    def fit(cls, adata: AnnData, name: str) -> ContinuousCovariate:
+    def fit(
+        cls,
+        adata: AnnData,
+        name: str,
+        *,
+        allow_missing: bool = False,
+        embed_dim: int = 256,
+        hidden_dim: int = 128,
+        activation: Activation = "silu",
+    ) -> Self:
         """Read the scaling from ``adata.obs[name]``, which must be numeric, finite and not constant."""
-        values = cls._numbers(obs_column(adata, name), name)
-        if values.min() == values.max():
-            msg = f"adata.obs[{name!r}] has one value only, {values[0]:g}: leave it out of the covariates."
+        column = obs_column(adata, name, allow_missing=True)
+        values = _numbers(column, name, allow_missing=allow_missing)
+        values = values[~np.isnan(values)]
+        if len(values) == 0:
+            msg = f"adata.obs[{name!r}] has no value, only missing ones: leave it out of the covariates."
             raise ValueError(msg)
-        return cls(name, float(values.mean()), float(values.std()), float(values.min()), float(values.max()))
-
-    @staticmethod
-    def _numbers(column: pd.Series, name: str) -> np.ndarray:
-        _check_present(column, name)
-        _check_no_dates(column, name)
-        try:
-            values = pd.to_numeric(column.astype(object)).to_numpy(dtype=np.float64)
-        except (ValueError, TypeError) as error:
-            msg = f"adata.obs[{name!r}] is declared continuous, but is not numeric: {error}. Declare it 'categorical'."
-            raise ValueError(msg) from error
-        if not np.isfinite(values).all():
-            infinite = int((~np.isfinite(values)).sum())
-            msg = f"adata.obs[{name!r}] holds {infinite} infinite values of {len(values)}. Give finite numbers."
+        low, high = float(values.min()), float(values.max())
+        if low == high:
+            msg = f"adata.obs[{name!r}] has one value only, {low:g}: leave it out of the covariates."
             raise ValueError(msg)
-        return values
+        mean, std = float(values.mean()), float(values.std())
+        return cls(name, mean, std, low, high, allow_missing, embed_dim, hidden_dim, activation)
 
-    def encode(self, values: pd.Series) -> np.ndarray:
-        """Standardise values in the column's units to float32 numbers ``(n_cells,)``."""
-        return ((self._numbers(values, self.name) - self.mean) / self.std).astype(np.float32)
+    @property
+    def unknown(self) -> float:
+        """NaN, which stands for an unknown number."""
+        return np.nan
+
+    def encode(self, values: pd.Series, *, allow_missing: bool = False) -> np.ndarray:
+        """Standardise values in the column's units to float32 numbers ``(n_cells,)``.
+
+        A missing value is a ValueError, unless that is allowed, here or where the covariate was declared: then NaN.
+        """
+        numbers = _numbers(values, self.name, allow_missing=allow_missing or self.allow_missing)
+        return ((numbers - self.mean) / self.std).astype(np.float32)
+
+
+def _numbers(column: pd.Series, name: str, *, allow_missing: bool) -> np.ndarray:
+    """Values as float64, missing ones as NaN where they are allowed."""
+    if not allow_missing:
+        _check_covariate_present(column, name)
+    _check_no_dates(column, name)
+    plain = column.astype(object).where(column.notna(), np.nan)
+    try:
+        values = pd.to_numeric(plain).to_numpy(dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        msg = f"adata.obs[{name!r}] is declared continuous, but is not numeric: {error}. Declare it 'categorical'."
+        raise ValueError(msg) from error
+    if np.isinf(values).any():
+        msg = f"adata.obs[{name!r}] holds {np.isinf(values).sum()} infinite values of {len(values)}. "
+        raise ValueError(msg + "Give finite numbers.")
+    return values
 
 
 Covariate = CategoricalCovariate | ContinuousCovariate
@@ -197,7 +259,29 @@ def covariate_to_dict(covariate: Covariate) -> dict[str, Any]:
     return asdict(covariate)
 
 
-def fit_covariates(adata: AnnData, covariate_keys: str | Iterable[str] | Mapping[str, str]) -> tuple[Covariate, ...]:
+def withhold(
+    encoded: Mapping[str, np.ndarray], unknown: Mapping[str, int | float], share: float, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Replace values by "unknown" at random, so that a model learns what to do without them.
+
+    Parameters
+    ----------
+    encoded
+        Encoded covariates, of any shape each; left as they are.
+    unknown
+        What stands for "unknown" in each covariate: ``Registry.unknown()``.
+    share
+        Chance of each value of each covariate to be replaced, independent of all others.
+    rng
+        Source of the draws.
+    """
+    return {
+        name: np.where(rng.random(values.shape) < share, unknown[name], values).astype(values.dtype)
+        for name, values in encoded.items()
+    }
+
+
+def fit_covariates(adata: AnnData, covariate_keys: CovariateKeys) -> tuple[Covariate, ...]:
     """Validate the covariates and read their levels or scaling from ``adata.obs``.
 
     Parameters
@@ -205,48 +289,108 @@ def fit_covariates(adata: AnnData, covariate_keys: str | Iterable[str] | Mapping
     adata
         Annotated data.
     covariate_keys
-        One key, a list of keys, or a mapping from key to ``"categorical"`` or ``"continuous"``. Without a declared
-        kind, a numeric column with more than 8 different values is continuous and everything else categorical.
+        One key; a list of keys; a mapping from key to ``"categorical"``, ``"continuous"``, None or options; or a list
+        of options with a ``name``. Options are a dict or a :class:`scstate_lora.config.CovariateConfig`. Without a
+        declared kind, a numeric column with more than 8 different values is continuous and everything else categorical.
 
     Raises
     ------
     TypeError, KeyError, ValueError
-        A key is not a string, missing, given twice, of an unknown kind, or its column is unusable.
+        A key is not a string, missing, given twice, of an unknown kind or with unusable options, or its column is
+        unusable.
     """
-    covariates: list[Covariate] = []
-    for key, declared in _declared_kinds(covariate_keys).items():
-        kind = _guess_kind(obs_column(adata, key)) if declared is None else declared
-        if kind == "categorical":
-            covariates.append(CategoricalCovariate.fit(adata, key))
-        elif kind == "continuous":
-            covariates.append(ContinuousCovariate.fit(adata, key))
-        else:
-            msg = f"covariate_keys[{key!r}]={kind!r} is unknown. {did_you_mean(kind, ['categorical', 'continuous'])}"
+    return tuple(_fit(adata, declared) for declared in declared_covariates(covariate_keys).values())
+
+
+def _fit(adata: AnnData, declared: CovariateConfig) -> Covariate:
+    key = declared.name
+    kind = declared.type or _guess_kind(obs_column(adata, key, allow_missing=True))
+    if kind == "continuous":
+        if declared.num_categories is not None:
+            msg = (
+                f"covariate_keys[{key!r}] has num_categories={declared.num_categories}, and adata.obs[{key!r}] is "
+                "taken as continuous. Declare its type 'categorical', or leave the number out."
+            )
             raise ValueError(msg)
-    return tuple(covariates)
-
-
-def _declared_kinds(covariate_keys: str | Iterable[str] | Mapping[str, str]) -> dict[str, str | None]:
-    """Bring the accepted forms to a dict key -> kind, None where no kind is declared."""
-    if isinstance(covariate_keys, str):
-        return {covariate_keys: None}
-    if isinstance(covariate_keys, Mapping):
-        return dict(covariate_keys)
-    if not isinstance(covariate_keys, Iterable):
-        msg = f"covariate_keys must be a list of keys or a mapping key -> kind, found {type(covariate_keys).__name__}."
-        raise TypeError(msg)
-    keys = list(covariate_keys)
-    for key in keys:
-        if not isinstance(key, str):
-            msg = f"covariate_keys holds {key!r} ({type(key).__name__}); each must be a column name of adata.obs."
-            raise TypeError(msg)
-    repeated = [key for i, key in enumerate(keys) if key in keys[:i]]
-    if repeated:
-        msg = f"covariate_keys names {repeated[0]!r} more than once: {keys}. Name it once."
+        return ContinuousCovariate.fit(
+            adata,
+            key,
+            allow_missing=declared.allow_missing,
+            embed_dim=declared.width,
+            hidden_dim=declared.encoder.hidden_dim,
+            activation=declared.encoder.activation,
+        )
+    if declared.continuous_encoder is not None:
+        msg = (
+            f"covariate_keys[{key!r}] has a continuous_encoder, and adata.obs[{key!r}] is taken as categorical. "
+            "Declare its type 'continuous', or leave the encoder out."
+        )
         raise ValueError(msg)
-    return dict.fromkeys(keys)
+    covariate = CategoricalCovariate.fit(adata, key, allow_missing=declared.allow_missing, embed_dim=declared.width)
+    found, expected = covariate.categories, declared.num_categories
+    if expected is not None and len(found) != expected:
+        msg = (
+            f"covariate_keys[{key!r}] has num_categories={expected}, and adata.obs[{key!r}] holds {len(found)}: "
+            f"{', '.join(map(repr, found[:10]))}{', …' if len(found) > 10 else ''}."
+        )
+        raise ValueError(msg)
+    return covariate
+
+
+def declared_covariates(covariate_keys: CovariateKeys) -> dict[str, CovariateConfig]:
+    """Bring the accepted forms of ``covariate_keys`` to one: options by key, in order."""
+    if isinstance(covariate_keys, Mapping):
+        return {key: _declared(key, value) for key, value in covariate_keys.items()}
+    if isinstance(covariate_keys, (str, CovariateConfig)):
+        covariate_keys = [covariate_keys]
+    if not isinstance(covariate_keys, Iterable):
+        found = type(covariate_keys).__name__
+        msg = f"covariate_keys must be a list of keys or a mapping key -> kind, found {found}."
+        raise TypeError(msg)
+    declared: dict[str, CovariateConfig] = {}
+    for item in covariate_keys:
+        if isinstance(item, str):
+            options = CovariateConfig(name=str(item))
+        elif isinstance(item, (Mapping, CovariateConfig)):
+            options = CovariateConfig.parse(_as_dict(item), name=f"covariate_keys[{len(declared)}]")
+        else:
+            msg = f"covariate_keys holds {item!r} ({type(item).__name__}); each must be a column name of adata.obs."
+            raise TypeError(msg)
+        if options.name in declared:
+            msg = f"covariate_keys names {options.name!r} more than once. Name it once."
+            raise ValueError(msg)
+        declared[options.name] = options
+    return declared
+
+
+def _declared(key: Any, value: Any) -> CovariateConfig:
+    """Options of one covariate of the mapping form."""
+    what = f"covariate_keys[{key!r}]"
+    if not isinstance(key, str):
+        msg = f"A key of adata.obs must be a string, found {key!r} ({type(key).__name__})."
+        raise TypeError(msg)
+    if value is None:
+        return CovariateConfig(name=key)
+    if isinstance(value, str):
+        if value not in ("categorical", "continuous"):
+            msg = f"{what}={value!r} is unknown. {did_you_mean(value, ['categorical', 'continuous'])}"
+            raise ValueError(msg)
+        return CovariateConfig.parse({"name": key, "type": value}, name=what)
+    if not isinstance(value, (Mapping, CovariateConfig)):
+        msg = f"{what} must be 'categorical', 'continuous', None or options, found {type(value).__name__}."
+        raise TypeError(msg)
+    options = CovariateConfig.parse({"name": key, **_as_dict(value)}, name=what)
+    if options.name != key:
+        msg = f"{what} has the name {options.name!r}. Leave the name out, or make both the same."
+        raise ValueError(msg)
+    return options
+
+
+def _as_dict(options: Mapping[str, Any] | CovariateConfig) -> dict[str, Any]:
+    return options.model_dump() if isinstance(options, CovariateConfig) else dict(options)
 
 
 def _guess_kind(column: pd.Series) -> Literal["categorical", "continuous"]:
-    numeric = pdt.is_numeric_dtype(column.infer_objects()) and not pdt.is_bool_dtype(column.infer_objects())
-    return "continuous" if numeric and column.nunique() > HANDFUL else "categorical"
+    values = column.dropna().infer_objects()
+    numeric = pdt.is_numeric_dtype(values) and not pdt.is_bool_dtype(values)
+    return "continuous" if numeric and values.nunique() > HANDFUL else "categorical"

@@ -11,10 +11,12 @@ import numpy as np
 
 from scstate_lora._constants import UNS_KEY
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.embedding import read_embedding
 from scstate_lora.data.fields import (
     HANDFUL,
     CategoricalCovariate,
     Covariate,
+    CovariateKeys,
     as_labels,
     covariate_from_dict,
     covariate_to_dict,
@@ -27,13 +29,15 @@ from scstate_lora.data.matrix import MatrixStats, Scale, check_scale, log_normal
 from scstate_lora.data.stream import check_not_empty, matrix_name, open_source, read_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Sequence
 
     import pandas as pd
     from anndata import AnnData
     from scipy import sparse
 
 REGISTRY_KEY = "registry"
+MISSING = "(missing)"
+"""Label of cells whose value of a covariate is missing."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class Registry:
         Columns of the cell type and the batch.
     context_keys
         Columns within whose combinations cells are compared: sets of control and perturbed cells share them.
+    batch
+        Levels of ``batch_key``; None without one, where it has one level only, and in registries written by versions
+        that did not record them.
+    embed_key, embed_width
+        An embedding in ``adata.obsm`` to work from, and its number of columns.
     """
 
     var_names: list[str]
@@ -74,13 +83,16 @@ class Registry:
     cell_type_key: str | None
     batch_key: str | None
     context_keys: list[str]
+    batch: CategoricalCovariate | None = None
+    embed_key: str | None = None
+    embed_width: int | None = None
 
     @classmethod
     def create(
         cls,
         adata: AnnData,
         *,
-        covariate_keys: str | Iterable[str] | Mapping[str, str] = (),
+        covariate_keys: CovariateKeys = (),
         pert_key: str | None = None,
         control: str | None = None,
         cell_type_key: str | None = None,
@@ -89,6 +101,7 @@ class Registry:
         layer: str | None = None,
         input_scale: str | None = None,
         gene_key: str | None = None,
+        embed_key: str | None = None,
     ) -> Registry:
         """Validate an AnnData and record what was found. Nothing is written.
 
@@ -112,7 +125,9 @@ class Registry:
             context_keys = _default_context(adata, covariates, pert_key, cell_type_key)
         context_keys = [context_keys] if isinstance(context_keys, str) else list(context_keys)
         if pert_key is not None:
-            _check_contexts(adata, pert_key, control, context_keys)
+            may_miss = {c.name for c in covariates if c.allow_missing} - {cell_type_key, batch_key}
+            _check_contexts(adata, pert_key, control, context_keys, may_miss)
+        embed_width = None if embed_key is None else read_embedding(adata, embed_key).shape[1]
         source = open_source(adata, layer)  # last, as it takes longest
         scale, reason = resolve_scale(source.scan(), input_scale, source.name)
         return cls(
@@ -128,6 +143,9 @@ class Registry:
             cell_type_key=cell_type_key,
             batch_key=batch_key,
             context_keys=context_keys,
+            batch=None if batch_key is None else _batch(adata, batch_key),
+            embed_key=embed_key,
+            embed_width=embed_width,
         )
 
     @property
@@ -144,15 +162,48 @@ class Registry:
         raise KeyError(msg)
 
     def labels(self, adata: AnnData, key: str) -> np.ndarray:
-        """Return a column's values as strings, shape ``(n_cells,)``."""
-        return as_labels(obs_column(adata, key)).to_numpy(dtype=object)
+        """Return a column's values as strings, shape ``(n_cells,)``.
+
+        Values that a covariate may miss are ``"(missing)"``.
+        """
+        return _labels(adata, key, self._may_miss)
 
     def contexts(self, adata: AnnData) -> np.ndarray:
         """Name the context of every cell, shape ``(n_cells,)``; ``"all"`` without context keys."""
-        return _contexts(adata, self.context_keys)
+        return _contexts(adata, self.context_keys, self._may_miss)
 
-    def encode(self, obs: pd.DataFrame, *, without: str | None = None) -> dict[str, np.ndarray]:
+    @property
+    def _may_miss(self) -> set[str]:
+        names = {c.name for c in self.covariates if c.allow_missing}
+        return names - {str(key) for key in (self.pert_key, self.cell_type_key, self.batch_key) if key is not None}
+
+    def unknown(self) -> dict[str, int | float]:
+        """Return what stands for "unknown" in each encoded covariate: a code of its own, or NaN."""
+        return {c.name: c.unknown for c in self.covariates}
+
+    def embedding(self, adata: AnnData) -> np.ndarray:
+        """Read the embedding the model works from, float32 ``(n_cells, embed_width)``.
+
+        Raises
+        ------
+        ValueError
+            The model was set up without ``embed_key``, or the embedding is of another width or not finite.
+        KeyError
+            ``adata.obsm`` does not hold it.
+        TypeError
+            It does not hold numbers.
+        """
+        if self.embed_key is None:
+            msg = "No embedding was set up: ssl.setup_anndata(adata, embed_key=...), a key of adata.obsm."
+            raise ValueError(msg)
+        return read_embedding(adata, self.embed_key, width=self.embed_width)
+
+    def encode(
+        self, obs: pd.DataFrame, *, without: str | None = None, allow_missing: Iterable[Hashable] | None = None
+    ) -> dict[str, np.ndarray]:
         """Turn the covariates of cells into int64 codes or standardised float32, each of shape ``(n_cells,)``.
+
+        A missing value gives the code, or the NaN, of :meth:`unknown` where it is allowed.
 
         Parameters
         ----------
@@ -160,7 +211,17 @@ class Registry:
             Table with the covariates' columns.
         without
             A covariate to leave out.
+        allow_missing
+            Covariates that may be missing besides those declared so: the ones a user asked for by ``covariates=``.
+
+        Raises
+        ------
+        KeyError
+            A covariate's column is not there.
+        ValueError
+            A level was never seen, a number is infinite, or a value is missing where that is not allowed.
         """
+        allowed = set(() if allow_missing is None else allow_missing)
         encoded = {}
         for covariate in self.covariates:
             if covariate.name == without:
@@ -171,7 +232,8 @@ class Registry:
                     f"{did_you_mean(covariate.name, obs.columns)}"
                 )
                 raise KeyError(msg)
-            encoded[covariate.name] = covariate.encode(obs[covariate.name])
+            values = obs[covariate.name]
+            encoded[covariate.name] = covariate.encode(values, allow_missing=covariate.name in allowed)
         return encoded
 
     def matrix(self, adata: AnnData, *, genes: Sequence[str] | None = None) -> sparse.csr_matrix:
@@ -221,15 +283,18 @@ class Registry:
 
     def to_json(self) -> str:
         """Turn the registry into JSON text."""
-        stored = {k: v for k, v in self.__dict__.items() if k != "covariates"}
-        return json.dumps({**stored, "covariates": [covariate_to_dict(c) for c in self.covariates]})
+        batch = None if self.batch is None else covariate_to_dict(self.batch)
+        covariates = [covariate_to_dict(c) for c in self.covariates]
+        return json.dumps({**self.__dict__, "batch": batch, "covariates": covariates})
 
     @classmethod
     def from_json(cls, text: str) -> Registry:
-        """Rebuild a registry from :meth:`to_json`."""
+        """Rebuild a registry from :meth:`to_json`, of this version or an earlier one."""
         stored: dict[str, Any] = json.loads(text)
-        covariates = tuple(covariate_from_dict(c) for c in stored.pop("covariates"))
-        return cls(covariates=covariates, **stored)
+        stored["covariates"] = tuple(covariate_from_dict(c) for c in stored["covariates"])
+        if stored.get("batch") is not None:
+            stored["batch"] = covariate_from_dict(stored["batch"])
+        return cls(**stored)
 
     def write(self, adata: AnnData) -> None:
         """Store the registry in ``adata.uns["scstate_lora"]["registry"]``."""
@@ -267,14 +332,28 @@ def _perturbations(adata: AnnData, pert_key: str | None, control: Any) -> tuple[
     return levels, label_of(control)
 
 
-def _contexts(adata: AnnData, context_keys: Sequence[str]) -> np.ndarray:
+def _batch(adata: AnnData, batch_key: str) -> CategoricalCovariate | None:
+    """Levels of the batch; None when there is nothing to tell apart."""
+    levels = sorted(as_labels(obs_column(adata, batch_key)).unique())
+    return CategoricalCovariate(batch_key, tuple(levels)) if len(levels) > 1 else None
+
+
+def _labels(adata: AnnData, key: str, may_miss: Collection[str]) -> np.ndarray:
+    column = obs_column(adata, key, allow_missing=key in may_miss)
+    labels = as_labels(column)
+    return labels.where(column.notna(), MISSING).to_numpy(dtype=object)
+
+
+def _contexts(adata: AnnData, context_keys: Sequence[str], may_miss: Collection[str]) -> np.ndarray:
     if not context_keys:
         return np.full(adata.n_obs, "all", dtype=object)
-    columns = [as_labels(obs_column(adata, key)) for key in context_keys]
+    columns = [_labels(adata, key, may_miss) for key in context_keys]
     return np.array([" | ".join(values) for values in zip(*columns, strict=True)], dtype=object)
 
 
-def _check_contexts(adata: AnnData, pert_key: str, control: str | None, context_keys: Sequence[str]) -> None:
+def _check_contexts(
+    adata: AnnData, pert_key: str, control: str | None, context_keys: Sequence[str], may_miss: Collection[str]
+) -> None:
     """Every context with perturbed cells must have control cells; the message names coarser contexts that do."""
     if pert_key in context_keys:
         msg = f"context_keys holds {pert_key!r}, which is pert_key: cells are compared across it. Leave it out."
@@ -282,7 +361,7 @@ def _check_contexts(adata: AnnData, pert_key: str, control: str | None, context_
     perturbed = (as_labels(obs_column(adata, pert_key)) != control).to_numpy()
 
     def lacking(keys: Sequence[str]) -> list[str]:
-        contexts = _contexts(adata, keys)
+        contexts = _contexts(adata, keys, may_miss)
         return sorted(set(contexts[perturbed]) - set(contexts[~perturbed]))
 
     missing = lacking(context_keys)

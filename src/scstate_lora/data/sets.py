@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, TypedDict, cast
 import numpy as np
 import pandas as pd
 
+from scstate_lora.data.fields import withhold
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scipy import sparse
 
 
@@ -87,6 +91,10 @@ class SetSampler:
         Sets a batch, cells a set. A group with fewer cells is drawn from with replacement.
     seed
         Seed of the draws.
+    unknown
+        What stands for "unknown" in each covariate: ``Registry.unknown()``.
+    withheld
+        Chance of each covariate of each control cell to be replaced by "unknown".
     steps_per_epoch
         Batches an epoch.
 
@@ -105,6 +113,8 @@ class SetSampler:
         n_sets: int,
         set_len: int,
         seed: int,
+        unknown: Mapping[str, int | float],
+        withheld: float = 0.1,
         steps_per_epoch: int = 20,
     ) -> None:
         if not groups:
@@ -119,6 +129,8 @@ class SetSampler:
         self.n_sets = n_sets
         self.set_len = set_len
         self.seed = seed
+        self.unknown = unknown
+        self.withheld = withheld
         self.steps_per_epoch = steps_per_epoch
         weights = np.sqrt([len(g.perturbed) for g in groups])
         self.weights = weights / weights.sum()
@@ -128,11 +140,12 @@ class SetSampler:
         chosen = [self.groups[i] for i in rng.choice(len(self.groups), size=self.n_sets, p=self.weights)]
         control = np.stack([self._draw(g.control, rng) for g in chosen])  # (n_sets, set_len)
         target = np.stack([self._draw(g.perturbed, rng) for g in chosen])
+        covariates = {name: values[control] for name, values in self.covariates.items()}
         return SetBatch(
             control=self._expression(control),
             target=self._expression(target),
             pert=np.array([g.pert for g in chosen], dtype=np.int64),
-            covariates={name: values[control] for name, values in self.covariates.items()},
+            covariates=withhold(covariates, self.unknown, self.withheld, rng),
         )
 
     def _draw(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scstate_lora._utils import did_you_mean
-from scstate_lora.data.fields import CategoricalCovariate, Covariate, as_labels
+from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate, Covariate, as_labels
 
 if TYPE_CHECKING:
     from scstate_lora.data.registry import Registry
@@ -26,11 +26,13 @@ def move(obs: pd.DataFrame, registry: Registry, covariates: Mapping[str, Any] | 
     registry
         Knows the covariates.
     covariates
-        Mapping from covariate to one value for all cells, or a DataFrame with one row a cell; None changes nothing.
+        Mapping from covariate to one value for all cells, or a DataFrame with one row a cell; None changes nothing. A
+        missing value (None, NaN, ``pandas.NA``) withholds the covariate.
 
     Returns
     -------
-    A new table; columns not named keep their values.
+    A new table; columns not named keep their values. Encode it by ``registry.encode(table, allow_missing=covariates)``:
+    what was withheld is then "unknown", also of covariates that may not be missing by themselves.
 
     Raises
     ------
@@ -69,13 +71,24 @@ def move(obs: pd.DataFrame, registry: Registry, covariates: Mapping[str, Any] | 
         if isinstance(value, pd.Series) and not isinstance(covariates, pd.DataFrame):
             msg = f"covariates[{name!r}] is a Series. For a value a cell, give a DataFrame with one row a cell."
             raise TypeError(msg)
-        _check(covariate, value if isinstance(value, pd.Series) else pd.Series([value]))
-        moved[covariate.name] = value
+        values = pd.Series(value, index=obs.index)
+        _check(covariate, values.dropna())
+        moved[covariate.name] = _with_missing(covariate, values) if values.isna().any() else value
     return moved
+
+
+def _with_missing(covariate: Covariate, values: pd.Series) -> pd.Series:
+    """Make a column with missing values that an h5ad file can hold: categories or floats."""
+    if isinstance(covariate, ContinuousCovariate):
+        return values.astype(object).where(values.notna(), np.nan).astype(np.float64)
+    labels = as_labels(values).where(values.notna(), None)
+    return labels.astype(pd.CategoricalDtype(list(covariate.categories)))
 
 
 def _check(covariate: Covariate, values: pd.Series) -> None:
     what = f"covariates[{covariate.name!r}]"
+    if len(values) == 0:
+        return
     if isinstance(covariate, CategoricalCovariate):
         for level in sorted(set(as_labels(values)) - set(covariate.categories)):
             msg = f"{what}={level!r} was never seen in training. {did_you_mean(level, covariate.categories)}"

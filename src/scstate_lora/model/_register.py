@@ -63,6 +63,7 @@ def register(
     layer: str | None = None,
     input_scale: str | None = None,
     gene_key: str | None = None,
+    embed_key: str | None = None,
     modality: str | None = None,
     holdout: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     split_key: str | None = None,
@@ -83,6 +84,7 @@ def register(
         layer=layer,
         input_scale=input_scale,
         gene_key=gene_key,
+        embed_key=embed_key,
     )
     split = make_split(
         adata, registry, holdout=holdout, split_key=split_key, test_size=test_size, val_size=val_size, seed=seed

@@ -36,6 +36,7 @@ def setup_anndata(
     layer: str | None = None,
     input_scale: str | None = None,
     gene_key: str | None = None,
+    embed_key: str | None = None,
     modality: str | None = None,
     holdout: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     split_key: str | None = None,
@@ -69,6 +70,8 @@ def setup_anndata(
         ``"counts"`` or ``"log1p"``; by default decided once, from all of the matrix.
     gene_key
         Column of ``adata.var`` with gene names; ``adata.var_names`` by default.
+    embed_key
+        An embedding in ``adata.obsm`` to work from, whatever made it: ``(n_cells, n_columns)``, finite.
     modality
         Which modality of a MuData.
     holdout
@@ -133,6 +136,7 @@ def setup_anndata(
             layer=layer,
             input_scale=input_scale,
             gene_key=gene_key,
+            embed_key=embed_key,
             modality=modality,
             holdout=holdout,
             split_key=split_key,

@@ -11,7 +11,6 @@ import torch
 from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._logging import logger
 from scstate_lora.config import CompactBaseConfig, LoraConfig, ObjectiveConfig
-from scstate_lora.data.fields import CategoricalCovariate
 from scstate_lora.data.genes import match_vocabulary
 from scstate_lora.data.matrix import log_normalize
 from scstate_lora.data.reader import SentenceReader
@@ -19,6 +18,7 @@ from scstate_lora.io.save_load import check_state
 from scstate_lora.model._base import BaseModel
 from scstate_lora.model._counterfactual import move
 from scstate_lora.model._se_base import SEBase, se_inputs
+from scstate_lora.model._specs import covariate_specs
 from scstate_lora.nn.conditioned_se import ConditionedSE
 from scstate_lora.nn.lora import add_lora, split_adapters
 from scstate_lora.training.cell_batches import CellBatches
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _COMPACT = "compact SE, trained on these cells"
 _OWN_LICENCE = "that of the data it was trained on"
+_WITHHELD = 0.1  # share of covariates hidden in training, so that "unknown" is learned
 
 
 class LoRACovariateSE(BaseModel):
@@ -125,9 +126,6 @@ class LoRACovariateSE(BaseModel):
     def _attach(self, base: SEBase) -> None:
         """Put adapters on a base and build the rest of the network around it."""
         self.base = base
-        levels = {
-            c.name: len(c.categories) if isinstance(c, CategoricalCovariate) else None for c in self.registry.covariates
-        }
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             add_lora(
@@ -137,7 +135,7 @@ class LoRACovariateSE(BaseModel):
                 dropout=self.lora.dropout,
                 targets=self.lora.targets,
             )
-            self.network = ConditionedSE(base.encoder, levels)
+            self.network = ConditionedSE(base.encoder, covariate_specs(self.registry.covariates))
         self.network.eval()
 
     def train_base(self, **trainer: Any) -> None:
@@ -228,7 +226,7 @@ class LoRACovariateSE(BaseModel):
             "base": base.embed_all(SentenceReader.of_matrix(x, tokenizer, seeds)),
         }
 
-        def batches(rows: np.ndarray, seed: int) -> CellBatches:
+        def batches(rows: np.ndarray, seed: int, *, withheld: float = 0.0) -> CellBatches:
             return CellBatches(
                 x,
                 seeds,
@@ -238,6 +236,7 @@ class LoRACovariateSE(BaseModel):
                 n_targets=self.objective.n_targets,
                 seed=seed,
                 extra=extra,
+                withhold=(self.registry.unknown(), withheld) if withheld else None,
             )
 
         val_rows = self._rows("val")
@@ -251,7 +250,7 @@ class LoRACovariateSE(BaseModel):
         )
         self.history = fit(
             plan,
-            batches(self._rows("train"), self.seed),
+            batches(self._rows("train"), self.seed, withheld=_WITHHELD),
             batches(val_rows, self.seed + 1) if len(val_rows) > 1 else None,
             max_epochs=max_epochs,
             options=options,
@@ -292,7 +291,7 @@ class LoRACovariateSE(BaseModel):
             Cells; the model's own by default. Another AnnData is matched by gene names and must hold the covariates.
         covariates
             Counterfactual values: a mapping from covariate to one value for all cells, or a DataFrame with one row a
-            cell. Covariates not named keep the cells' own values.
+            cell; None, or a missing value, withholds a covariate. Covariates not named keep the cells' own values.
         key_added
             Where the embedding is written in ``adata.obsm``; None to write nothing. A counterfactual embedding is
             written only when a key is given that differs from the default.
@@ -324,7 +323,8 @@ class LoRACovariateSE(BaseModel):
         base, network = self._built()
         adata = self._cells(adata)
         present = [c.name for c in self.registry.covariates if c.name in adata.obs]
-        encoded = self.registry.encode(move(adata.obs[present], self.registry, covariates))
+        obs = move(adata.obs[present], self.registry, covariates)
+        encoded = self.registry.encode(obs, allow_missing=covariates)
         read = base.reader(adata, self.registry)
         embedding = embed_conditioned(network, base.encoder, read, encoded)
         if key_added is not None and (covariates is None or key_added != OBSM_SE):

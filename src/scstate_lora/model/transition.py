@@ -20,6 +20,7 @@ from scstate_lora.data.sets import Group, SetSampler, WholeGroups, make_groups, 
 from scstate_lora.io.save_load import check_state
 from scstate_lora.model._base import BaseModel
 from scstate_lora.model._counterfactual import move
+from scstate_lora.model._specs import covariate_specs
 from scstate_lora.nn.transition import StateTransition, STConfig
 from scstate_lora.training.batches import to_tensors
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
@@ -38,6 +39,7 @@ _CPU_CELLS = 512
 _MIN_GROUP = 5
 _STEPS_PER_EPOCH = 20
 _SCALE = "log1p_cp10k"
+_COVARIATE_DIM = 64  # width of every covariate's own vector
 
 
 class STTransition(BaseModel):
@@ -142,12 +144,10 @@ class STTransition(BaseModel):
     def _build(self) -> None:
         o = self.options
         sizes = STConfig(len(self.genes), len(self.registry.perturbations), o.hidden, o.n_layers, o.n_heads, o.dropout)
-        levels = {
-            c.name: len(c.categories) if isinstance(c, CategoricalCovariate) else None for c in self._covariates()
-        }
+        specs = covariate_specs(self._covariates(), embed_dim=_COVARIATE_DIM)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            self.network = StateTransition(sizes, levels)
+            self.network = StateTransition(sizes, specs)
         self.network.eval()
 
     def _pert_code(self, name: str) -> int:
@@ -214,6 +214,7 @@ class STTransition(BaseModel):
             n_sets=batch_size,
             set_len=self.set_len,
             seed=self.seed,
+            unknown=self.registry.unknown(),
             steps_per_epoch=max(_STEPS_PER_EPOCH, -(-n_cells // (batch_size * self.set_len))),
         )
         val = WholeGroups(x, covariates, unseen, set_len=self.set_len, seed=self.seed) if unseen else None
@@ -260,7 +261,7 @@ class STTransition(BaseModel):
         contexts
             Take only control cells with these values, for instance ``{"cell_type": ["B cells", "NK cells"]}``.
         covariates
-            Counterfactual values for all cells, for instance ``{"timepoint": "day19"}``.
+            Counterfactual values for all cells, for instance ``{"timepoint": "day19"}``; None withholds a covariate.
 
         Returns
         -------
@@ -293,7 +294,7 @@ class STTransition(BaseModel):
             raise ValueError(msg)
         obs = move(cells.obs[[c for c in self._carried() if c in cells.obs]], registry, covariates)
         x = self._expression(cells)
-        encoded = registry.encode(obs, without=registry.pert_key)
+        encoded = registry.encode(obs, without=registry.pert_key, allow_missing=covariates)
         context = registry.contexts(cells)  # cells are grouped as they were measured, whatever they are moved to
         predicted = [
             self._run(x, encoded, context, np.full(len(rows), self._pert_code(name)), title=name, head=True)

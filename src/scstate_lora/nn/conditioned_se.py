@@ -14,6 +14,7 @@ from scstate_lora.nn.lora import train_adapters_only
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from scstate_lora.nn.covariates import CovariateSpec
     from scstate_lora.nn.se_encoder import SEEncoder
 
 
@@ -24,17 +25,15 @@ class ConditionedSE(nn.Module):
     ----------
     encoder
         SE network, its weights frozen, adapters injected (see :func:`scstate_lora.nn.lora.add_lora`).
-    n_categories
+    specs
         Covariates, as in :class:`~scstate_lora.nn.covariates.MultiCovariateEncoder`.
-    embed_dim
-        Width of every covariate's own vector.
     """
 
-    def __init__(self, encoder: SEEncoder, n_categories: Mapping[str, int | None], *, embed_dim: int = 256) -> None:
+    def __init__(self, encoder: SEEncoder, specs: Mapping[str, CovariateSpec]) -> None:
         super().__init__()
         dim = encoder.config.output_dim
         self.encoder = encoder
-        self.covariate_encoder = MultiCovariateEncoder(n_categories, dim, embed_dim=embed_dim)
+        self.covariate_encoder = MultiCovariateEncoder(specs, dim)
         self.conditioner = Conditioner(dim)
 
     def train(self, mode: bool = True) -> ConditionedSE:  # noqa: FBT001, FBT002 (torch's own signature)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,25 +12,70 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+Activation = Literal["silu", "relu", "gelu", "tanh"]
+Combine = Literal["concat_mlp", "add"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+@dataclass(frozen=True)
+class CovariateSpec:
+    """How one covariate is encoded.
+
+    Parameters
+    ----------
+    n_categories
+        Known categories; None for a continuous covariate.
+    embed_dim
+        Width of the covariate's own vector.
+    hidden_dim, activation
+        Of a continuous covariate's :class:`ContinuousEncoder`.
+    """
+
+    n_categories: int | None
+    embed_dim: int = 256
+    hidden_dim: int = 128
+    activation: Activation = "silu"
+
+    def encoder(self) -> nn.Module:
+        """Make the network that turns the covariate into ``(n, embed_dim)``."""
+        if self.n_categories is None:
+            return ContinuousEncoder(self.hidden_dim, self.embed_dim, activation=self.activation)
+        return CategoricalEncoder(self.n_categories, self.embed_dim)
+
 
 class ContinuousEncoder(nn.Module):
-    """MLP 1 -> hidden -> out with SiLU, for a standardised number.
+    """MLP 1 -> hidden -> out for a standardised number; NaN is "unknown" and has a learned vector of its own.
 
     Parameters
     ----------
     hidden_dim, output_dim
         Widths.
+    activation
+        ``"silu"``, ``"relu"``, ``"gelu"`` or ``"tanh"``.
+
+    Raises
+    ------
+    ValueError
+        There is no such activation.
     """
 
-    def __init__(self, hidden_dim: int = 128, output_dim: int = 256) -> None:
+    def __init__(self, hidden_dim: int = 128, output_dim: int = 256, *, activation: Activation = "silu") -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(1, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, output_dim))
+        if activation not in _ACTIVATIONS:
+            msg = f"activation={activation!r} is unknown. There are: {', '.join(map(repr, _ACTIVATIONS))}."
+            raise ValueError(msg)
+        self.net = nn.Sequential(
+            nn.Linear(1, hidden_dim), _ACTIVATIONS[activation](), nn.Linear(hidden_dim, output_dim)
+        )
         self.unknown = nn.Parameter(torch.zeros(output_dim))
 
-    def forward(self, values: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Numbers ``(n,)`` to ``(n, output_dim)``; where ``dropped (n,)`` is True, the vector for "unknown"."""
-        encoded = self.net(values.unsqueeze(-1))
-        return encoded if dropped is None else torch.where(dropped.unsqueeze(-1), self.unknown, encoded)
+    def forward(self, values: Tensor) -> Tensor:
+        """Numbers ``(n,)``, NaN for "unknown", to ``(n, output_dim)``."""
+        unknown = values.isnan()
+        # Replaced before the net as well: a NaN in it would come back in the gradient of its weights.
+        encoded = self.net(values.masked_fill(unknown, 0).unsqueeze(-1))
+        return torch.where(unknown.unsqueeze(-1), self.unknown.to(encoded.dtype), encoded)
 
 
 class CategoricalEncoder(nn.Module):
@@ -47,10 +93,8 @@ class CategoricalEncoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(n_categories + 1, output_dim)
 
-    def forward(self, codes: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Codes ``(n,)`` to ``(n, output_dim)``; where ``dropped (n,)`` is True, the row for "unknown"."""
-        if dropped is not None:
-            codes = torch.where(dropped, self.embedding.num_embeddings - 1, codes)
+    def forward(self, codes: Tensor) -> Tensor:
+        """Codes ``(n,)``, ``n_categories`` for "unknown", to ``(n, output_dim)``."""
         return self.embedding(codes)
 
 
@@ -71,53 +115,84 @@ class CombinationMLP(nn.Module):
             layers += [nn.Linear(a, b), nn.SiLU()]
         self.net = nn.Sequential(*layers, nn.Linear(widths[-1], output_dim), nn.LayerNorm(output_dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(n, input_dim)`` to ``(n, output_dim)``."""
-        return self.net(x)
+    def forward(self, vectors: list[Tensor]) -> Tensor:
+        """Vectors ``(n, embed_dim)`` of every covariate to ``(n, output_dim)``."""
+        return self.net(torch.cat(vectors, dim=-1))
 
 
-class MultiCovariateEncoder(nn.Module):
-    """Encode all covariates of a cell and combine them by an MLP, which can learn their interactions.
+class CombinationSum(nn.Module):
+    """Sum of covariate vectors, each by its own linear layer, then LayerNorm: effects add up, none interact.
 
     Parameters
     ----------
-    n_categories
-        Covariate name to its number of categories, or to None when it is continuous.
+    input_dims
+        Width of every covariate's vector.
+    output_dim
+        Width of the result.
+    """
+
+    def __init__(self, input_dims: list[int], output_dim: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Linear(dim, output_dim) for dim in input_dims)
+        self.norm = nn.LayerNorm(output_dim)
+
+    def forward(self, vectors: list[Tensor]) -> Tensor:
+        """Vectors ``(n, embed_dim)`` of every covariate to ``(n, output_dim)``."""
+        projected = [project(vector) for project, vector in zip(self.projections, vectors, strict=True)]
+        return self.norm(torch.stack(projected).sum(dim=0))
+
+
+class MultiCovariateEncoder(nn.Module):
+    """Encode all covariates of a cell and combine them in one vector.
+
+    Which values are "unknown" is the input's affair: code ``n_categories``, or NaN. The vectors that stand for them are
+    trained only if such inputs come up in training.
+
+    Parameters
+    ----------
+    specs
+        Covariates by name, in order.
     output_dim
         Width of the combined vector.
-    embed_dim
-        Width of every covariate's own vector.
+    combine
+        ``"concat_mlp"``: an MLP over all vectors, which can learn their interactions. ``"add"``: their sum, each by
+        its own linear layer.
     hidden_dims
-        Hidden widths of the combination.
-    dropout
-        Share of a cell's covariates that are replaced by "unknown" while training, each on its own, so that the
-        unknown rows are trained.
+        Hidden widths of the MLP.
+
+    Raises
+    ------
+    ValueError
+        There is no covariate, or no such way to combine them.
     """
 
     def __init__(
         self,
-        n_categories: Mapping[str, int | None],
+        specs: Mapping[str, CovariateSpec],
         output_dim: int,
         *,
-        embed_dim: int = 256,
+        combine: Combine = "concat_mlp",
         hidden_dims: tuple[int, ...] = (1024, 512),
-        dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.names = list(n_categories)
-        self.dropout = dropout
+        if not specs:
+            msg = "MultiCovariateEncoder needs at least one covariate."
+            raise ValueError(msg)
+        self.names = list(specs)
         # Keyed by position: a covariate's name may hold a dot, which a module's name may not.
-        self.encoders = nn.ModuleList(
-            ContinuousEncoder(output_dim=embed_dim) if n is None else CategoricalEncoder(n, embed_dim)
-            for n in n_categories.values()
-        )
-        self.combination = CombinationMLP(embed_dim * len(self.names), hidden_dims, output_dim)
+        self.encoders = nn.ModuleList(spec.encoder() for spec in specs.values())
+        widths = [spec.embed_dim for spec in specs.values()]
+        self.combination: CombinationMLP | CombinationSum
+        if combine == "concat_mlp":
+            self.combination = CombinationMLP(sum(widths), hidden_dims, output_dim)
+        elif combine == "add":
+            self.combination = CombinationSum(widths, output_dim)
+        else:
+            msg = f"combine={combine!r} is unknown. There are: 'concat_mlp', 'add'."
+            raise ValueError(msg)
 
     def forward(self, covariates: Mapping[str, Tensor]) -> Tensor:
         """Codes or standardised numbers, each ``(n,)``, to ``(n, output_dim)``."""
-        encoded = []
-        for name, encoder in zip(self.names, self.encoders, strict=True):
-            values = covariates[name]
-            dropped = torch.rand(len(values), device=values.device) < self.dropout if self.training else None
-            encoded.append(encoder(values, dropped))
-        return self.combination(torch.cat(encoded, dim=-1))
+        return self.combination(
+            [encode(covariates[name]) for name, encode in zip(self.names, self.encoders, strict=True)]
+        )

@@ -14,6 +14,8 @@ from scstate_lora.nn.covariates import MultiCovariateEncoder
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from scstate_lora.nn.covariates import CovariateSpec
+
 
 @dataclass(frozen=True)
 class STConfig:
@@ -56,19 +58,17 @@ class StateTransition(nn.Module):
     ----------
     config
         Sizes.
-    n_categories
+    specs
         Covariates other than the perturbation, as in :class:`~scstate_lora.nn.covariates.MultiCovariateEncoder`.
     """
 
-    def __init__(self, config: STConfig, n_categories: Mapping[str, int | None]) -> None:
+    def __init__(self, config: STConfig, specs: Mapping[str, CovariateSpec]) -> None:
         super().__init__()
         hidden = config.hidden
         self.config = config
         self.pert_encoder = _mlp(config.n_perturbations, hidden, config.dropout)
         self.basal_encoder = _mlp(config.n_genes, hidden, config.dropout)
-        self.covariate_encoder = (
-            MultiCovariateEncoder(n_categories, hidden, embed_dim=64, hidden_dims=(hidden,)) if n_categories else None
-        )
+        self.covariate_encoder = MultiCovariateEncoder(specs, hidden, hidden_dims=(hidden,)) if specs else None
         self.transformer_backbone = GPT2Backbone(hidden, config.n_layers, config.n_heads, config.dropout)
         first, last = nn.Linear(hidden, hidden), nn.Linear(hidden, config.n_genes)
         nn.init.zeros_(last.weight)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scstate_lora.data import fields
 from scstate_lora.training.batches import take
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class CellBatches:
         Batches an epoch; a pass over the cells by default.
     extra
         Further arrays ``(n_cells, ...)``, or dicts of such, that travel with the cells.
+    withhold
+        What stands for "unknown" in each of ``extra["covariates"]``, and the chance of each value to be replaced by it;
+        None to leave all as they are.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class CellBatches:
         seed: int,
         steps_per_epoch: int | None = None,
         extra: Mapping[str, Any] | None = None,
+        withhold: tuple[Mapping[str, int | float], float] | None = None,
     ) -> None:
         self.x = x
         self.seeds = seeds
@@ -64,6 +69,7 @@ class CellBatches:
         self.n_targets = min(n_targets, len(self.known))
         self.seed = seed
         self.extra = dict(extra or {})
+        self.withhold = withhold
         self.n_batches = len(rows) // self.batch_size
         self.steps_per_epoch = steps_per_epoch or self.n_batches
         mean = np.asarray(x[rows].mean(axis=0)).ravel()[self.known]
@@ -80,11 +86,14 @@ class CellBatches:
         targets = self.known[rng.choice(len(self.known), size=self.n_targets, replace=False, p=self.gene_weights)]
         wanted = cells[:, targets].toarray()  # (batch, n_targets)
         depth = wanted.sum(1) / np.maximum((wanted > 0).sum(1), 1)
+        extra = take(self.extra, chosen)
+        if self.withhold is not None:
+            extra["covariates"] = fields.withhold(extra["covariates"], *self.withhold, rng)
         return {
             "genes": sentences.genes,
             "values": sentences.values,
             "target_genes": self.tokenizer.vocabulary[targets],
             "targets": wanted,
             "read_depth": depth.astype(np.float32),
-            **take(self.extra, chosen),
+            **extra,
         }

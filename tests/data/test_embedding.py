@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from scstate_lora.data import Registry
+from scstate_lora.data.embedding import read_embedding
+
+VALUES = np.random.default_rng(0).normal(size=(48, 5))
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        VALUES,
+        VALUES.astype(np.float16).astype(np.float32),
+        sparse.csr_matrix(VALUES),
+        sparse.csc_array(VALUES),
+        VALUES.round().astype(np.int8),
+        np.asfortranarray(VALUES),
+    ],
+)
+def test_any_kind_of_array_is_read_as_float32(adata, stored):
+    adata.obsm["X_mine"] = stored
+    read = read_embedding(adata, "X_mine")
+    expected = stored.toarray() if sparse.issparse(stored) else stored
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, np.asarray(expected).astype(np.float32))
+
+
+def test_a_table_is_read_as_float32(adata):
+    adata.obsm["X_mine"] = pd.DataFrame(VALUES, index=adata.obs_names, columns=list("abcde"))
+    np.testing.assert_array_equal(read_embedding(adata, "X_mine"), VALUES.astype(np.float32))
+
+
+def test_the_registry_knows_key_and_width(adata):
+    adata.obsm["X_mine"] = VALUES
+    registry = Registry.create(adata, embed_key="X_mine")
+    assert (registry.embed_key, registry.embed_width) == ("X_mine", 5)
+    assert Registry.from_json(registry.to_json()) == registry
+    np.testing.assert_array_equal(registry.embedding(adata[:7]), VALUES[:7].astype(np.float32))
+    new = adata.copy()
+    new.obsm["X_mine"] = VALUES[:, :4]
+    with pytest.raises(ValueError, match=r"adata\.obsm\['X_mine'\] has 4 columns; the model was set up on 5"):
+        registry.embedding(new)
+    del new.obsm["X_mine"]
+    with pytest.raises(KeyError, match=r"adata\.obsm\['X_mine'\] does not exist"):
+        registry.embedding(new)
+
+
+def test_without_an_embedding_raises(adata):
+    with pytest.raises(ValueError, match=r"setup_anndata\(adata, embed_key="):
+        Registry.create(adata).embedding(adata)
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "message"),
+    [
+        ("X_mime", KeyError, r"adata\.obsm\['X_mime'\] does not exist. Did you mean 'X_mine'"),
+        (3, TypeError, r"embed_key must name an embedding of adata\.obsm, found 3 \(int\)"),
+        ("narrow", ValueError, r"adata\.obsm\['narrow'\] has the shape \(48, 1\)"),
+        ("cube", ValueError, r"adata\.obsm\['cube'\] has the shape \(48, 5, 2\)"),
+        ("holes", ValueError, r"adata\.obsm\['holes'\] is missing or infinite in 2 of 48 cells"),
+        ("huge", ValueError, "missing or infinite in 48 of 48"),
+        ("text", TypeError, r"adata\.obsm\['text'\] must hold numbers"),
+        ("complex", TypeError, r"adata\.obsm\['complex'\] must hold numbers"),
+    ],
+)
+def test_unusable_embedding_raises(adata, key, error, message):
+    holes = VALUES.copy()
+    holes[3, 1], holes[5, 2:] = np.nan, np.inf
+    text = pd.DataFrame({"a": ["x"] * 48, "b": ["y"] * 48}, index=adata.obs_names)
+    adata.obsm.update({"X_mine": VALUES, "narrow": VALUES[:, :1], "cube": np.ones((48, 5, 2)), "holes": holes})
+    adata.obsm.update({"huge": VALUES * 1e60, "text": text, "complex": VALUES * 1j})
+    with pytest.raises(error, match=message):
+        Registry.create(adata, embed_key=key)
+    assert list(adata.uns) == []
