@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scstate_lora.config import CovariateConfig
 from scstate_lora.data.fields import (
     CategoricalCovariate,
     ContinuousCovariate,
@@ -304,6 +305,50 @@ def test_withhold_replaces_each_value_on_its_own():
     np.testing.assert_array_equal(again["b"], hidden["b"])
     for share, expected in ((0.0, 0), (1.0, 1)):
         assert (withhold(encoded, {"a": 3, "b": np.nan}, share, rng)["a"] == 3).mean() == expected
+
+
+OPTIONS = {"embed_dim": 12, "continuous_encoder": {"hidden_dim": 7, "activation": "gelu"}, "type": "continuous"}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"x": OPTIONS},
+        [{"name": "x", **OPTIONS}],
+        CovariateConfig(name="x", **OPTIONS),
+        [CovariateConfig(name="x", **OPTIONS)],
+        {"x": CovariateConfig(name="x", **OPTIONS)},
+    ],
+)
+def test_options_of_a_covariate_in_every_form(keys):
+    covariate = _fit(np.arange(24), keys)
+    assert (covariate.kind, covariate.embed_dim, covariate.hidden_dim, covariate.activation) == (
+        "continuous",
+        12,
+        7,
+        "gelu",
+    )
+
+
+def test_options_stand_beside_keys_and_kinds():
+    adata = _adata(["a", "b"] * 12, y=np.arange(24.0), z=[1, 2] * 12)
+    for keys in (["x", {"name": "y", "embed_dim": 3}, "z"], {"x": None, "y": {"embed_dim": 3}, "z": "categorical"}):
+        x, y, z = fit_covariates(adata, keys)
+        assert [c.kind for c in (x, y, z)] == ["categorical", "continuous", "categorical"]
+        assert [c.embed_dim for c in (x, y, z)] == [256, 3, 256]
+
+
+def test_the_number_of_categories_is_checked():
+    assert _fit(["a", "b", "c"], {"x": {"num_categories": 3}}).categories == ("a", "b", "c")
+    with pytest.raises(ValueError, match=r"num_categories=4, and adata\.obs\['x'\] holds 3: 'a', 'b', 'c'\."):
+        _fit(["a", "b", "c"], {"x": {"num_categories": 4}})
+    with pytest.raises(ValueError, match=r"num_categories=4, and adata\.obs\['x'\] is taken as continuous"):
+        _fit(np.arange(24), {"x": {"num_categories": 4}})
+
+
+def test_an_encoder_for_numbers_on_labels_raises():
+    with pytest.raises(ValueError, match=r"continuous_encoder, and adata\.obs\['x'\] is taken as categorical"):
+        _fit(["a", "b"], {"x": {"continuous_encoder": {"hidden_dim": 4}}})
 
 
 @pytest.mark.parametrize("values", [["a", "b"] * 12, np.arange(24, dtype=np.float32)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scstate_lora.config.data import DataConfig
+from scstate_lora.config.data import ContinuousEncoderConfig, CovariateConfig, DataConfig
 from scstate_lora.config.load import to_yaml, with_overrides
 from scstate_lora.config.lora import LoraConfig
 from scstate_lora.config.run import RunConfig, SERunConfig, STRunConfig
@@ -12,6 +12,8 @@ from scstate_lora.config.training import TrainConfig
 
 __all__ = [
     "CompactBaseConfig",
+    "ContinuousEncoderConfig",
+    "CovariateConfig",
     "DataConfig",
     "LoraConfig",
     "ObjectiveConfig",

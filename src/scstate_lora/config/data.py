@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from scstate_lora._utils import did_you_mean
 from scstate_lora.config.options import Options
 
 Activation = Literal["silu", "relu", "gelu", "tanh"]
@@ -66,20 +68,133 @@ class CovariateConfig(Options):
         return self.embed_dim or self.encoder.output_dim or 256
 
 
+def declared_covariates(covariate_keys: Any) -> dict[str, CovariateConfig]:
+    """Bring the accepted forms of ``covariate_keys`` to one: options by key, in order.
+
+    Parameters
+    ----------
+    covariate_keys
+        A key; a list of keys; a mapping from key to ``"categorical"``, ``"continuous"``, None or options; or a list of
+        options with a ``name``. Options are a dict or a :class:`CovariateConfig`.
+
+    Raises
+    ------
+    TypeError
+        It is of another type.
+    ValueError
+        A key is named twice, a kind or an option is unknown, or options contradict each other.
+    """
+    if isinstance(covariate_keys, Mapping):
+        return {key: _declared(key, value) for key, value in covariate_keys.items()}
+    if isinstance(covariate_keys, (str, CovariateConfig)):
+        covariate_keys = [covariate_keys]
+    if not isinstance(covariate_keys, Iterable):
+        found = type(covariate_keys).__name__
+        msg = f"covariate_keys must be a list of keys or a mapping key -> kind, found {found}."
+        raise TypeError(msg)
+    declared: dict[str, CovariateConfig] = {}
+    for i, item in enumerate(covariate_keys):
+        if isinstance(item, str):
+            options = CovariateConfig(name=str(item))
+        elif isinstance(item, (Mapping, CovariateConfig)):
+            options = CovariateConfig.parse(_as_dict(item), name=f"covariate_keys[{i}]")
+        else:
+            msg = f"covariate_keys holds {item!r} ({type(item).__name__}); each must be a column name of adata.obs."
+            raise TypeError(msg)
+        if options.name in declared:
+            msg = f"covariate_keys names {options.name!r} more than once. Name it once."
+            raise ValueError(msg)
+        declared[options.name] = options
+    return declared
+
+
+def _declared(key: Any, value: Any) -> CovariateConfig:
+    """Options of one covariate of the mapping form."""
+    what = f"covariate_keys[{key!r}]"
+    if not isinstance(key, str):
+        msg = f"A key of adata.obs must be a string, found {key!r} ({type(key).__name__})."
+        raise TypeError(msg)
+    if value is None:
+        return CovariateConfig(name=key)
+    if isinstance(value, str):
+        if value not in ("categorical", "continuous"):
+            msg = f"{what}={value!r} is unknown. {did_you_mean(value, ['categorical', 'continuous'])}"
+            raise ValueError(msg)
+        return CovariateConfig.parse({"name": key, "type": value}, name=what)
+    if not isinstance(value, (Mapping, CovariateConfig)):
+        msg = f"{what} must be 'categorical', 'continuous', None or options, found {type(value).__name__}."
+        raise TypeError(msg)
+    options = CovariateConfig.parse({"name": key, **_as_dict(value)}, name=what)
+    if options.name != key:
+        msg = f"{what} has the name {options.name!r}. Leave the name out, or make both the same."
+        raise ValueError(msg)
+    return options
+
+
+def _as_dict(options: Mapping[str, Any] | CovariateConfig) -> dict[str, Any]:
+    return options.model_dump() if isinstance(options, CovariateConfig) else dict(options)
+
+
+def _check_covariates(value: Any) -> Any:
+    """Short forms as they are, anything with options as a list of them; our own messages in place of a union's."""
+    try:
+        declared = declared_covariates(value)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    if isinstance(value, str):
+        return value
+    with_options = any(isinstance(v, Mapping) for v in (value.values() if isinstance(value, Mapping) else value))
+    return list(declared.values()) if with_options else value
+
+
+def _check_level(value: Any) -> Any:
+    if not isinstance(value, (str, int, float)):
+        msg = (
+            f"must be text, a number, true or false, found {value!r}. Put quotes around text that YAML reads otherwise."
+        )
+        raise ValueError(msg)
+    return value
+
+
+def _check_conditions(value: Any) -> Any:
+    """One condition or several, each a mapping from a column to a level or to several of them."""
+    conditions = [value] if isinstance(value, Mapping) else value
+    if not isinstance(conditions, (list, tuple)) or not all(isinstance(c, Mapping) and c for c in conditions):
+        msg = f"must be mappings from a column to a value, such as [{{cell_type: B cells}}], found {value!r}."
+        raise ValueError(msg)
+    for condition in conditions:
+        for key, levels in condition.items():
+            for level in levels if isinstance(levels, (list, tuple)) else [levels]:
+                try:
+                    _check_level(level)
+                except ValueError as error:
+                    raise ValueError(f"{key} {error}") from error
+    return list(conditions)
+
+
+Level = str | int | float | bool
+"""One level of a column; 10 and 10.0 both name the level "10"."""
+
+
 class DataConfig(Options):
     """What the columns of the data mean; as the arguments of `setup_anndata`."""
 
-    covariate_keys: list[str] | dict[str, Literal["categorical", "continuous"] | None]
-    """Covariates; with a kind where it is not to be decided from the values."""
+    covariate_keys: Annotated[
+        str | list[str | CovariateConfig] | dict[str, Literal["categorical", "continuous"] | None],
+        BeforeValidator(_check_covariates),
+    ] = Field(default_factory=list)
+    """Covariates: columns, a mapping to their kinds, or a list of options; may also be written as `covariates`."""
     pert_key: str | None = None
     """Column of the perturbation."""
-    control: str | None = None
+    control: Annotated[Level, BeforeValidator(_check_level)] | None = None
     """Its unperturbed level."""
     cell_type_key: str | None = None
     """Column of the cell type."""
     batch_key: str | None = None
     """Column of the batch."""
-    context_keys: list[str] | None = None
+    context_keys: (
+        Annotated[list[str], BeforeValidator(lambda keys: [keys] if isinstance(keys, str) else keys)] | None
+    ) = None
     """Columns within which perturbed cells are compared to controls."""
     layer: str | None = None
     """Layer of the expression; adata.X by default."""
@@ -87,9 +202,11 @@ class DataConfig(Options):
     """What the expression is; decided from the values by default."""
     gene_key: str | None = None
     """Column of adata.var with gene names."""
+    embed_key: str | None = None
+    """Embedding in adata.obsm to work from."""
     modality: str | None = None
     """Modality of a MuData."""
-    holdout: list[dict[str, str]] | None = None
+    holdout: Annotated[list[dict[str, Level | list[Level]]], BeforeValidator(_check_conditions)] | None = None
     """Conditions that no model may see in training."""
     split_key: str | None = None
     """Column with train, val and test."""
@@ -97,3 +214,13 @@ class DataConfig(Options):
     """Share of the cells held out at random."""
     val_size: float = Field(default=0.1, ge=0, lt=1)
     """Share of the rest that validates."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _covariates(cls, options: Any) -> Any:
+        if not isinstance(options, dict) or "covariates" not in options:
+            return options
+        if "covariate_keys" in options:
+            msg = "covariates and covariate_keys are two names of one option. Give one of them."
+            raise ValueError(msg)
+        return {"covariate_keys" if key == "covariates" else key: value for key, value in options.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -63,7 +63,9 @@ class Options(BaseModel):
         """Names of the options of a nested section."""
         section: Any = cls
         for part in path:
-            section = section.model_fields[part].annotation
+            annotation = section.model_fields[part].annotation
+            classes = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
+            section = next(a for a in classes if issubclass(a, Options))  # also of "Section | None"
         return list(section.model_fields)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from pandas.api import types as pdt
 
 from scstate_lora._utils import did_you_mean
-from scstate_lora.config.data import CovariateConfig
+from scstate_lora.config.data import CovariateConfig, declared_covariates
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -335,59 +335,6 @@ def _fit(adata: AnnData, declared: CovariateConfig) -> Covariate:
         )
         raise ValueError(msg)
     return covariate
-
-
-def declared_covariates(covariate_keys: CovariateKeys) -> dict[str, CovariateConfig]:
-    """Bring the accepted forms of ``covariate_keys`` to one: options by key, in order."""
-    if isinstance(covariate_keys, Mapping):
-        return {key: _declared(key, value) for key, value in covariate_keys.items()}
-    if isinstance(covariate_keys, (str, CovariateConfig)):
-        covariate_keys = [covariate_keys]
-    if not isinstance(covariate_keys, Iterable):
-        found = type(covariate_keys).__name__
-        msg = f"covariate_keys must be a list of keys or a mapping key -> kind, found {found}."
-        raise TypeError(msg)
-    declared: dict[str, CovariateConfig] = {}
-    for item in covariate_keys:
-        if isinstance(item, str):
-            options = CovariateConfig(name=str(item))
-        elif isinstance(item, (Mapping, CovariateConfig)):
-            options = CovariateConfig.parse(_as_dict(item), name=f"covariate_keys[{len(declared)}]")
-        else:
-            msg = f"covariate_keys holds {item!r} ({type(item).__name__}); each must be a column name of adata.obs."
-            raise TypeError(msg)
-        if options.name in declared:
-            msg = f"covariate_keys names {options.name!r} more than once. Name it once."
-            raise ValueError(msg)
-        declared[options.name] = options
-    return declared
-
-
-def _declared(key: Any, value: Any) -> CovariateConfig:
-    """Options of one covariate of the mapping form."""
-    what = f"covariate_keys[{key!r}]"
-    if not isinstance(key, str):
-        msg = f"A key of adata.obs must be a string, found {key!r} ({type(key).__name__})."
-        raise TypeError(msg)
-    if value is None:
-        return CovariateConfig(name=key)
-    if isinstance(value, str):
-        if value not in ("categorical", "continuous"):
-            msg = f"{what}={value!r} is unknown. {did_you_mean(value, ['categorical', 'continuous'])}"
-            raise ValueError(msg)
-        return CovariateConfig.parse({"name": key, "type": value}, name=what)
-    if not isinstance(value, (Mapping, CovariateConfig)):
-        msg = f"{what} must be 'categorical', 'continuous', None or options, found {type(value).__name__}."
-        raise TypeError(msg)
-    options = CovariateConfig.parse({"name": key, **_as_dict(value)}, name=what)
-    if options.name != key:
-        msg = f"{what} has the name {options.name!r}. Leave the name out, or make both the same."
-        raise ValueError(msg)
-    return options
-
-
-def _as_dict(options: Mapping[str, Any] | CovariateConfig) -> dict[str, Any]:
-    return options.model_dump() if isinstance(options, CovariateConfig) else dict(options)
 
 
 def _guess_kind(column: pd.Series) -> Literal["categorical", "continuous"]:

@@ -94,7 +94,7 @@ class Registry:
         *,
         covariate_keys: CovariateKeys = (),
         pert_key: str | None = None,
-        control: str | None = None,
+        control: str | float | bool | None = None,
         cell_type_key: str | None = None,
         batch_key: str | None = None,
         context_keys: Sequence[str] | None = None,
@@ -120,13 +120,13 @@ class Registry:
                 if key == pert_key:
                     msg = f"{name} and pert_key are both {key!r}. Name two different columns of adata.obs."
                     raise ValueError(msg)
-        perturbations, control = _perturbations(adata, pert_key, control)
+        perturbations, control_level = _perturbations(adata, pert_key, control)
         if context_keys is None:
             context_keys = _default_context(adata, covariates, pert_key, cell_type_key)
         context_keys = [context_keys] if isinstance(context_keys, str) else list(context_keys)
         if pert_key is not None:
             may_miss = {c.name for c in covariates if c.allow_missing} - {cell_type_key, batch_key}
-            _check_contexts(adata, pert_key, control, context_keys, may_miss)
+            _check_contexts(adata, pert_key, control_level, context_keys, may_miss)
         embed_width = None if embed_key is None else read_embedding(adata, embed_key).shape[1]
         source = open_source(adata, layer)  # last, as it takes longest
         scale, reason = resolve_scale(source.scan(), input_scale, source.name)
@@ -138,7 +138,7 @@ class Registry:
             gene_key=gene_key,
             covariates=covariates,
             pert_key=pert_key,
-            control=control,
+            control=control_level,
             perturbations=perturbations,
             cell_type_key=cell_type_key,
             batch_key=batch_key,

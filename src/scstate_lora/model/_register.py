@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from scstate_lora.data.fields import CovariateKeys
+
 
 def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
     """Return the AnnData itself, or the one of a MuData's modalities that is named.
@@ -54,9 +56,9 @@ def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
 def register(
     data: AnnData | MuData,
     *,
-    covariate_keys: str | Sequence[str] | Mapping[str, str] = (),
+    covariate_keys: CovariateKeys = (),
     pert_key: str | None = None,
-    control: str | None = None,
+    control: str | float | bool | None = None,
     cell_type_key: str | None = None,
     batch_key: str | None = None,
     context_keys: Sequence[str] | None = None,

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from scstate_lora.data.fields import CovariateKeys
+
 
 class Models(NamedTuple):
     """The models of one experiment."""
@@ -27,9 +29,9 @@ class Models(NamedTuple):
 def setup_anndata(
     adata: AnnData | MuData,
     *,
-    covariate_keys: str | Sequence[str] | Mapping[str, str],
+    covariate_keys: CovariateKeys,
     pert_key: str | None = None,
-    control: str | None = None,
+    control: str | float | bool | None = None,
     cell_type_key: str | None = None,
     batch_key: str | None = None,
     context_keys: Sequence[str] | None = None,
