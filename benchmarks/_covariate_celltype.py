@@ -40,7 +40,7 @@ def hold_out(adata: AnnData, settings: Settings) -> np.ndarray:
 
 def run(adata: AnnData, args: argparse.Namespace) -> pd.DataFrame:
     """Score all embeddings; one row an embedding and seed."""
-    settings = Settings.of(args)
+    settings = Settings.of(args, adata)
     probed = args.probe.split(",") if args.probe else list(settings.covariates)
     test = hold_out(adata, settings)
     majority = {"embedding": "majority", "knn": majority_share(adata.obs[settings.cell_type_key].astype(str), test)}

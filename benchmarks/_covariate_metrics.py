@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from scstate_lora.metrics import energy_distance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Distance = Callable[[np.ndarray, np.ndarray], float]
 
 MAX_CELLS = 1000  # of a side of an E-distance
 MIN_CELLS = 10  # of a group whose cells are compared, or whose mean is taken
@@ -46,7 +52,7 @@ def ilisi(x: np.ndarray, batches: np.ndarray, test: np.ndarray, *, n_neighbors: 
     """How many batches a held-out cell has among its nearest training cells: 0 (one) to 1 (all alike).
 
     The median over cells of the inverse Simpson index, with Gaussian weights of perplexity ``n_neighbors / 3``, less 1,
-    over the number of batches less 1: iLISI as scib-metrics scales it.
+    over the number of batches less 1: iLISI as scib-metrics scales it, and equal to its numbers to 1e-6.
     """
     names, codes = np.unique(batches, return_inverse=True)
     n_neighbors = min(n_neighbors, int((~test).sum()) // 3)
@@ -77,8 +83,19 @@ def e_distance(x: np.ndarray, y: np.ndarray, *, seed: int = 0) -> float:
     return float(energy_distance(x, y))
 
 
-def half_against_half(x: np.ndarray, *, seed: int = 0) -> float:
-    """E-distance of a random half of the cells to the other half, mean of five halvings."""
+def distance_of_means(x: np.ndarray, y: np.ndarray) -> float:
+    """Euclidean distance of the mean cells."""
+    return float(np.linalg.norm(x.mean(axis=0) - y.mean(axis=0)))
+
+
+def half_against_half(x: np.ndarray, distance: Distance = e_distance, *, seed: int = 0) -> float:
+    """Distance of a random half of the cells to the other half, mean of five halvings."""
     rng = np.random.default_rng(seed)
     halves = [np.array_split(rng.permutation(len(x)), 2) for _ in range(HALVINGS)]
-    return float(np.mean([e_distance(x[a], x[b], seed=seed) for a, b in halves]))
+    return float(np.mean([distance(x[a], x[b]) for a, b in halves]))
+
+
+def decoder(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Fit a ridge regression from one embedding to another, its penalty chosen on the cells given."""
+    model = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-2, 4, 7))).fit(x, y)
+    return model.predict

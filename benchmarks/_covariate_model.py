@@ -34,16 +34,17 @@ _PARTS = ("setup", "model", "lora", "objective", "compact", "train")
 class Settings:
     """What the command line says of the model."""
 
-    covariates: dict[str, str | None]
+    covariates: dict[str, str]
     cell_type_key: str | None = None
     batch_key: str | None = None
     base_cache: Path | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=lambda: {part: {} for part in _PARTS})
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> Settings:
-        """Read the arguments that `add_arguments` added."""
-        covariates = dict(_key_and_kind(entry) for entry in args.covariates.split(","))
+    def of(cls, args: argparse.Namespace, adata: AnnData) -> Settings:
+        """Read the arguments that `add_arguments` added; kinds that are not given are those the package guesses."""
+        pairs = [entry.partition(":")[::2] for entry in args.covariates.split(",")]
+        covariates = {key: kind or _guess(adata.obs[key]) for key, kind in pairs}
         settings = cls(covariates, args.cell_type_key, args.batch_key, args.base_cache)
         for entry in args.set:
             name, _, value = entry.partition("=")
@@ -55,12 +56,14 @@ class Settings:
         return settings
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, covariates: str | None = None) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser, *, covariates: str | None = None, cell_type_key: str | None = None
+) -> None:
     """Add the arguments that say what the model is."""
     parser.add_argument(
         "--covariates", required=covariates is None, default=covariates, help="columns of obs, a,b or a:continuous,b"
     )
-    parser.add_argument("--cell-type-key")
+    parser.add_argument("--cell-type-key", default=cell_type_key)
     parser.add_argument("--batch-key")
     parser.add_argument("--base-cache", type=Path, metavar="DIR", help="keep compact bases here between runs")
     parser.add_argument(
@@ -68,11 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser, *, covariates: str | None = N
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--csv", type=Path)
-
-
-def _key_and_kind(entry: str) -> tuple[str, str | None]:
-    key, _, kind = entry.partition(":")
-    return key, kind or None
 
 
 def _value(text: str) -> Any:
@@ -113,14 +111,10 @@ def set_split(adata: AnnData, test: np.ndarray, groups: np.ndarray) -> None:
 
 def trained(adata: AnnData, settings: Settings, *, seed: int) -> ssl.LoRACovariateSE:
     """Train a model on the training cells of the split; the compact base comes from the cache where it is there."""
-    kinds = settings.covariates
     options = settings.options
-    keys: Any = list(kinds) if None in kinds.values() else kinds
-    if None in kinds.values() and any(kinds.values()):  # kinds that are not given are those the package would guess
-        keys = {key: kind or _guess(adata.obs[key]) for key, kind in kinds.items()}
     ssl.LoRACovariateSE.setup_anndata(
         adata,
-        covariate_keys=keys,
+        covariate_keys=settings.covariates,
         cell_type_key=settings.cell_type_key,
         batch_key=settings.batch_key,
         split_key=SPLIT,

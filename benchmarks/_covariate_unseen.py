@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from _covariate_metrics import MIN_CELLS, e_distance, half_against_half
-from _covariate_model import BASE, Settings, embedded, set_split, strata, trained
+from _covariate_metrics import MIN_CELLS, decoder, distance_of_means, e_distance, half_against_half
+from _covariate_model import BASE, PCA, Settings, embedded, set_split, strata, trained
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
+
+    from _covariate_metrics import Distance
 
 Combination = dict[str, str]
 
@@ -32,6 +34,18 @@ class Source:
     """Covariates of the combination that the cells do not agree with."""
     values: Mapping[str, str]
     """What the cells have in the covariates of the combination."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """An embedding, that of the moved cells (None: no model), and how distances are taken in it."""
+
+    name: str
+    own: np.ndarray
+    moved: np.ndarray | None
+    distance: Distance
+    decoded: np.ndarray | None = None
+    """What the decoder makes of the cells as they are, where `moved` was decoded: its own error."""
 
 
 def parse_folds(adata: AnnData, entries: Sequence[str]) -> list[list[Combination]]:
@@ -57,7 +71,7 @@ def matches(obs: pd.DataFrame, wanted: Mapping[str, str]) -> np.ndarray:
 
 def run(adata: AnnData, args: argparse.Namespace) -> pd.DataFrame:
     """Leave combinations out, train, and score; one row a fold, cell type, space, sources and prediction."""
-    settings = Settings.of(args)
+    settings = Settings.of(args, adata)
     tables = []
     for fold in parse_folds(adata, args.leave):
         name = "; ".join(",".join(f"{k}={v}" for k, v in combination.items()) for combination in fold)
@@ -68,7 +82,8 @@ def run(adata: AnnData, args: argparse.Namespace) -> pd.DataFrame:
             raise SystemExit(msg)
         for seed in args.seeds:
             cells = adata.copy()
-            set_split(cells, np.any(held, axis=0), strata(cells, [settings.cell_type_key, *settings.covariates]))
+            test = np.any(held, axis=0)
+            set_split(cells, test, strata(cells, [settings.cell_type_key, *settings.covariates]))
             start = time.perf_counter()
             se = trained(cells, settings, seed=seed)
             seconds = time.perf_counter() - start
@@ -77,12 +92,16 @@ def run(adata: AnnData, args: argparse.Namespace) -> pd.DataFrame:
                 left = {k: v for k, v in combination.items() if k in settings.covariates}
                 moved_to = {k: _as_in(cells.obs[k], v) for k, v in left.items()}
                 moved = se.get_latent_representation(cells, covariates=moved_to, key_added=None)
-                spaces = {"model": (model, moved)} | ({"base": (cells.obsm[BASE], None)} if BASE in cells.obsm else {})
-                for space, (own, counterfactual) in spaces.items():
-                    table = pd.DataFrame(
-                        _score(own, counterfactual, obs, combination, real, np.any(held, axis=0), settings)
-                    )
-                    tables.append(table.assign(fold=name, space=space, seed=seed, seconds=seconds))
+                decode = decoder(model[~test], cells.obsm[PCA][~test])
+                spaces = [
+                    Space("model", model, moved, e_distance),
+                    Space("PCA means", cells.obsm[PCA], decode(moved), distance_of_means, decode(model)),
+                ]
+                if BASE in cells.obsm:
+                    spaces.append(Space("base", cells.obsm[BASE], None, e_distance))
+                for space in spaces:
+                    table = pd.DataFrame(_score(space, obs, combination, real, test, settings))
+                    tables.append(table.assign(fold=name, space=space.name, seed=seed, seconds=seconds))
             print(f"{name}, seed {seed}: {seconds:.0f} s", file=sys.stderr, flush=True)
     return pd.concat(tables, ignore_index=True)
 
@@ -93,8 +112,7 @@ def _as_in(column: pd.Series, label: str) -> object:
 
 
 def _score(
-    own: np.ndarray,
-    counterfactual: np.ndarray | None,
+    space: Space,
     obs: pd.DataFrame,
     combination: Combination,
     real: np.ndarray,
@@ -106,6 +124,7 @@ def _score(
     `pooled`: all cells of the other combinations. `single`: every group of cells that is one covariate away for itself,
     the mean of their distances. The mean shift knows single covariates only, so its `pooled` is the union of those.
     """
+    own, distance = space.own, space.distance
     left = {k: v for k, v in combination.items() if k in settings.covariates}
     fixed = {k: v for k, v in combination.items() if k not in left}
     type_key = settings.cell_type_key
@@ -122,20 +141,22 @@ def _score(
             continue
         used = [s for _, s in shifted]
         every = np.concatenate([s.rows for s in pool])
-        ceiling = half_against_half(goal)
+        ceiling = half_against_half(goal, distance)
         found: dict[tuple[str, str], float] = {
-            ("pooled", "no change"): e_distance(own[every], goal),
-            ("pooled", "mean shift"): e_distance(np.concatenate([x for x, _ in shifted]), goal),
+            ("pooled", "no change"): distance(own[every], goal),
+            ("pooled", "mean shift"): distance(np.concatenate([x for x, _ in shifted]), goal),
             ("pooled", "ceiling"): ceiling,
-            ("single", "no change"): float(np.mean([e_distance(own[s.rows], goal) for s in used])),
-            ("single", "mean shift"): float(np.mean([e_distance(x, goal) for x, _ in shifted])),
+            ("single", "no change"): float(np.mean([distance(own[s.rows], goal) for s in used])),
+            ("single", "mean shift"): float(np.mean([distance(x, goal) for x, _ in shifted])),
             ("single", "ceiling"): ceiling,
         }
-        if counterfactual is not None:
-            found["pooled", "model"] = e_distance(counterfactual[every], goal)
-            found["single", "model"] = float(np.mean([e_distance(counterfactual[s.rows], goal) for s in used]))
+        if space.moved is not None:
+            found["pooled", "model"] = distance(space.moved[every], goal)
+            found["single", "model"] = float(np.mean([distance(space.moved[s.rows], goal) for s in used]))
+        if space.decoded is not None:
+            found["pooled", "decoded real"] = distance(space.decoded[real & of_type], goal)
         rows += [
-            {"cell_type": cell_type, "sources": sources, "prediction": prediction, "e_distance": value}
+            {"cell_type": cell_type, "sources": sources, "prediction": prediction, "distance": value}
             for (sources, prediction), value in found.items()
         ]
     return rows
@@ -201,7 +222,7 @@ def _mean_difference(
 def summarise(table: pd.DataFrame, *, by_fold: bool) -> pd.DataFrame:
     """Mean over cell types, then folds and seeds, with the skill 0 = mean shift, 1 = ceiling."""
     keys = ["space", "sources"]
-    per_fold = table.groupby([*keys, "fold", "seed", "prediction"])["e_distance"].mean().unstack("prediction")
+    per_fold = table.groupby([*keys, "fold", "seed", "prediction"])["distance"].mean().unstack("prediction")
     per_fold["skill"] = np.nan
     if "model" in per_fold:
         per_fold["skill"] = (per_fold["mean shift"] - per_fold["model"]) / (
@@ -210,7 +231,7 @@ def summarise(table: pd.DataFrame, *, by_fold: bool) -> pd.DataFrame:
     shown = per_fold.groupby([*keys, "fold"] if by_fold else keys).mean()
     if not by_fold and "model" in shown:
         shown["skill"] = (shown["mean shift"] - shown["model"]) / (shown["mean shift"] - shown["ceiling"])
-    order = ["no change", "mean shift", "model", "ceiling", "skill"]
+    order = ["no change", "mean shift", "model", "decoded real", "ceiling", "skill"]
     return shown.reindex(columns=[c for c in order if c in shown]).sort_index(
         ascending=[False] * len(shown.index.names)
     )

@@ -21,12 +21,26 @@ unseen
     E|y-y'| within cell type. Beside: the same cells under their own covariates (no change); shifted by the mean
     difference that other cell types or other levels show (mean shift); half of the real cells against the other half
     (ceiling). Skill: 0 = mean shift, 1 = ceiling. ``pooled``: all moved cells at once; ``single``: each group that is
-    one covariate away for itself, then the mean.
+    one covariate away for itself, then the mean. A model that forgets the cell and keeps the covariates does well by
+    distances in its own embedding. So ``PCA means`` asks for more: a ridge regression from the embedding to the PCA of
+    expression, fitted on training cells, and the distance of the moved cells' mean there to the mean of the real ones
+    (``decoded real``: that of the real cells' own embedding, the error of the regression).
+time
+    Simulated wounds at days 10, 14 and 19; training sees 10 and 19, time is continuous. The cells before and after are
+    moved to day 14 and compared with the real ones, within cell type and condition. Beside: the cells before and after
+    as they are (neighbours), and shifted on the line between their means (interpolation). Skill: 0 = interpolation, 1 =
+    ceiling.
+null
+    A covariate without signal, or made so by ``--shuffle``: what held-out probes find of it where the model is told the
+    covariate and where it is not; the accuracy of the cell type; validation losses after the first and the last epoch.
+speed
+    Seconds and peak memory of a fresh process, with the compact base and with a PCA by ``embed_key``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 import warnings
@@ -37,6 +51,9 @@ import scanpy as sc
 import torch
 
 import _covariate_celltype
+import _covariate_null
+import _covariate_speed
+import _covariate_time
 import _covariate_unseen
 import scstate_lora as ssl
 from _covariate_model import add_arguments
@@ -61,12 +78,31 @@ def main() -> None:
     unseen.add_argument("--leave", nargs="+", required=True, metavar="KEY=VALUE,...")
     add_arguments(unseen)
 
+    times = commands.add_parser("time", help="a day that training never saw")
+    _add_cells(times)
+    times.add_argument("--time-key", default="time_days")
+    times.add_argument("--days", type=float, nargs=3, default=[10, 14, 19], metavar=("BEFORE", "DAY", "AFTER"))
+    times.add_argument("--within", default="cell_type,condition", help="columns within which cells are compared")
+    add_arguments(times, covariates="time_days:continuous,condition", cell_type_key="cell_type")
+
+    null = commands.add_parser("null", help="a covariate without signal")
+    _add_cells(null)
+    null.add_argument("--shuffle", metavar="COLUMN", help="shuffle this column of obs over the cells first")
+    null.add_argument("--label", help="column whose nearest-neighbour accuracy is shown; the cell type by default")
+    add_arguments(null)
+
+    speed = commands.add_parser("speed", help="seconds and memory of training")
+    _add_cells(speed)
+    speed.add_argument("--one", choices=_covariate_speed.WAYS, help=argparse.SUPPRESS)
+    add_arguments(speed, covariates="condition,timepoint", cell_type_key="cell_type")
+
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.getLogger("scstate_lora").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    table = {"celltype": _celltype, "unseen": _unseen}[args.command](args)
-    if args.csv:
+    commands_by_name = {"celltype": _celltype, "unseen": _unseen, "time": _time, "null": _null, "speed": _speed}
+    table = commands_by_name[args.command](args)
+    if args.csv and table is not None:
         table.to_csv(args.csv, index=False)
 
 
@@ -88,6 +124,11 @@ def _show(table: pd.DataFrame) -> None:
     print(table.round(3).to_string(na_rep=""), flush=True)
 
 
+def _show_notes(table: pd.DataFrame) -> None:
+    for note in dict.fromkeys(table["note"].dropna()) if "note" in table else ():
+        print(note)
+
+
 def _celltype(args: argparse.Namespace) -> pd.DataFrame:
     table = _covariate_celltype.run(_cells(args), args)
     numbers = table.drop(columns=["seed", "note"], errors="ignore").groupby("embedding", sort=False)
@@ -95,8 +136,7 @@ def _celltype(args: argparse.Namespace) -> pd.DataFrame:
     if len(args.seeds) > 1:
         shown = shown.join(numbers[["knn"]].std().rename(columns={"knn": "knn sd"}))
     _show(shown)
-    for note in dict.fromkeys(table["note"].dropna()) if "note" in table else ():
-        print(note)
+    _show_notes(table)
     return table
 
 
@@ -105,6 +145,28 @@ def _unseen(args: argparse.Namespace) -> pd.DataFrame:
     _show(_covariate_unseen.summarise(table, by_fold=True))
     print("\nMean over folds")
     _show(_covariate_unseen.summarise(table, by_fold=False))
+    return table
+
+
+def _time(args: argparse.Namespace) -> pd.DataFrame:
+    table = _covariate_time.run(_cells(args), args)
+    _show(_covariate_time.summarise(table))
+    return table
+
+
+def _null(args: argparse.Namespace) -> pd.DataFrame:
+    table = _covariate_null.run(_cells(args), args)
+    _show(table.drop(columns=["seed", "note"], errors="ignore").groupby("embedding", sort=False).mean())
+    _show_notes(table)
+    return table
+
+
+def _speed(args: argparse.Namespace) -> pd.DataFrame | None:
+    if args.one:
+        print(json.dumps(_covariate_speed.one(_cells(args), args)))
+        return None
+    table = _covariate_speed.run(args)
+    _show(table)
     return table
 
 
