@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
@@ -140,6 +141,89 @@ def test_one_modality_of_a_mudata(wound, setup, make_se):
     assert "scstate_lora" not in protein.uns
     with pytest.raises(TypeError, match="Expected an AnnData, found MuData"):
         make_se(mdata)
+
+
+@pytest.fixture
+def two_modalities(wound):
+    """RNA without the mouse and the cell type; proteins of 690 of the cells, in another order, with the mouse."""
+    import mudata
+
+    order = np.random.default_rng(1).permutation(700)[:690]
+    values = np.random.default_rng(2).normal(size=(690, 2)).astype(np.float32)
+    protein = ad.AnnData(values, obs=wound.obs[["mouse_id"]].iloc[order], var=pd.DataFrame(index=["CD3", "CD4"]))
+    rna = wound.copy()
+    del rna.obs["mouse_id"], rna.obs["cell_type"]
+    with mudata.set_options(pull_on_update=False):
+        mdata = mudata.MuData({"rna": rna, "prot": protein})
+    mdata.obs["cell_type"] = wound.obs["cell_type"].astype(str).reindex(mdata.obs_names)
+    return mdata
+
+
+def test_covariates_of_other_modalities_are_copied_to_the_one_set_up(wound, two_modalities, trained, make_se, tmp_path):
+    rna = two_modalities["rna"]
+    covariates = {
+        "condition": None,
+        "prot:mouse_id": {"allow_missing": True},
+        "prot:CD4": {"allow_missing": True, "embed_dim": 8},
+    }
+    keys = {"pert_key": "condition", "control": "sham", "cell_type_key": "cell_type", "context_keys": "cell_type"}
+    keys["holdout"] = {"cell_type": "macrophage", "timepoint": "day10"}
+    ssl.LoRACovariateSE.setup_anndata(two_modalities, covariate_keys=covariates, modality="rna", **keys)
+    registry = Registry.from_adata(rna)
+    assert [(c.name, c.kind, c.allow_missing) for c in registry.covariates] == [
+        ("condition", "categorical", False),
+        ("prot:mouse_id", "categorical", True),
+        ("prot:CD4", "continuous", True),
+    ]
+    assert rna.obs["prot:CD4"].isna().sum() == rna.obs["prot:mouse_id"].isna().sum() == 10
+    known = rna.obs["prot:mouse_id"].notna().to_numpy()
+    assert (rna.obs["prot:mouse_id"][known].astype(str) == wound.obs["mouse_id"][known].astype(str)).all()
+    assert (rna.obs["cell_type"].astype(str) == wound.obs["cell_type"].astype(str)).all()
+    rna.write_h5ad(tmp_path / "rna.h5ad")
+    read = ad.read_h5ad(tmp_path / "rna.h5ad")
+    se = make_se(read, base=trained[1].base)
+    se.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+    embedding = se.get_latent_representation()
+    assert np.isfinite(embedding).all()
+    assert np.abs(se.get_latent_representation(covariates={"prot:CD4": None}, key_added=None) - embedding).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("covariates", "error", "message"),
+    [
+        (["condition", "prto:mouse_id"], KeyError, r"'prto:mouse_id': the MuData has no modality 'prto'.*'prot'"),
+        (["condition", "prot:mouse"], KeyError, r"mdata\['prot'\]\.obs has no column 'mouse'.*'mouse_id'"),
+        (
+            ["condition", "prot:CD4"],
+            ValueError,
+            r"adata\.obs\['prot:CD4'\] has 10 missing values of 700.*allow_missing",
+        ),
+        (["condition", {"name": "prot:CD4", "allow_missing": True}, "nope"], KeyError, r"adata\.obs\['nope'\]"),
+    ],
+)
+def test_unusable_columns_of_other_modalities_write_nothing_raises(two_modalities, covariates, error, message):
+    before = two_modalities["rna"].obs.copy()
+    with pytest.raises(error, match=message):
+        ssl.STTransition.setup_anndata(two_modalities, covariate_keys=covariates, modality="rna")
+    pd.testing.assert_frame_equal(two_modalities["rna"].obs, before)
+    assert dict(two_modalities["rna"].uns) == {}
+
+
+def test_a_failure_after_the_set_up_takes_copied_columns_out_again_raises(two_modalities):
+    before = two_modalities["rna"].obs.copy()
+    covariates = ["condition", {"name": "prot:CD4", "allow_missing": True}]
+    with pytest.raises(FileNotFoundError):
+        ssl.setup_anndata(two_modalities, covariate_keys=covariates, modality="rna", base="no/such/folder")
+    pd.testing.assert_frame_equal(two_modalities["rna"].obs, before)
+    assert dict(two_modalities["rna"].uns) == {}
+
+
+def test_a_colon_in_a_key_of_an_anndata(adata):
+    with pytest.raises(KeyError, match=r"adata\.obs\['prot:donor'\] does not exist.*set up the MuData itself"):
+        ssl.setup_anndata(adata, covariate_keys="prot:donor")
+    adata.obs["prot:donor"] = np.where(np.arange(700) % 2, "a", "b")
+    ssl.STTransition.setup_anndata(adata, covariate_keys="prot:donor")
+    assert Registry.from_adata(adata).covariates[0].categories == ("a", "b")
 
 
 @pytest.mark.parametrize("kind", ["dense", "csc", "int", "float64", "layer"])

@@ -42,6 +42,8 @@ def obs_column(adata: AnnData, key: str, *, allow_missing: bool = False) -> pd.S
         raise TypeError(msg)
     if key not in adata.obs:
         msg = f"adata.obs[{key!r}] does not exist. {did_you_mean(key, adata.obs.columns)}"
+        if ":" in key:
+            msg += " To take it from another modality, set up the MuData itself, with modality=."
         raise KeyError(msg)
     column = adata.obs[key]
     if isinstance(column, pd.DataFrame):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from scstate_lora._constants import OBS_SPLIT, UNS_KEY
+from scstate_lora._constants import UNS_KEY
 from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean
+from scstate_lora.config.data import declared_covariates
 from scstate_lora.data.fields import CategoricalCovariate
+from scstate_lora.data.modalities import Borrowed, borrow
 from scstate_lora.data.registry import Registry
 from scstate_lora.data.splits import make_split, split_table, write_split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
     from anndata import AnnData
@@ -75,31 +78,61 @@ def register(
 ) -> tuple[AnnData, Registry]:
     """Validate, then write the registry and the split. Parameters: see :func:`scstate_lora.setup_anndata`."""
     adata = choose_modality(data, modality)
-    registry = Registry.create(
-        adata,
-        covariate_keys=covariate_keys,
-        pert_key=pert_key,
-        control=control,
-        cell_type_key=cell_type_key,
-        batch_key=batch_key,
-        context_keys=context_keys,
-        layer=layer,
-        input_scale=input_scale,
-        gene_key=gene_key,
-        embed_key=embed_key,
-    )
-    split = make_split(
-        adata, registry, holdout=holdout, split_key=split_key, test_size=test_size, val_size=val_size, seed=seed
-    )
-    _check_levels_are_trained(adata, registry, split)
-    registry.write(adata)
-    write_split(adata, split)
+    declared = declared_covariates(covariate_keys)
+    borrowed: dict[str, Borrowed] = {}
+    if data is not adata:
+        others = (pert_key, cell_type_key, batch_key, split_key, *_names(context_keys), *_holdout_keys(holdout))
+        borrowed = _borrow(data, adata, declared, others)
+    for name, found in borrowed.items():
+        if found.is_variable and declared[name].type is None:
+            declared[name] = declared[name].model_copy(update={"type": "continuous"})
+    with undone_on_error(adata):
+        for name, found in borrowed.items():
+            adata.obs[name] = found.values.array
+        registry = Registry.create(
+            adata,
+            covariate_keys=declared,
+            pert_key=pert_key,
+            control=control,
+            cell_type_key=cell_type_key,
+            batch_key=batch_key,
+            context_keys=context_keys,
+            layer=layer,
+            input_scale=input_scale,
+            gene_key=gene_key,
+            embed_key=embed_key,
+        )
+        split = make_split(
+            adata, registry, holdout=holdout, split_key=split_key, test_size=test_size, val_size=val_size, seed=seed
+        )
+        _check_levels_are_trained(adata, registry, split)
+        registry.write(adata)
+        write_split(adata, split)
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     logger.info("%s is taken as %s: %s.", where, registry.scale, registry.scale_reason)
     kinds = ", ".join(f"{c.name} ({c.kind})" for c in registry.covariates) or "none"
     logger.info("%d cells x %d genes; covariates: %s.", adata.n_obs, adata.n_vars, kinds)
+    if borrowed:
+        logger.info("Copied to the modality's obs: %s.", ", ".join(borrowed))
     logger.info("Cells by split (adata.obs['scstate_split']):\n%s", split_table(adata, registry).to_string(index=False))
     return adata, registry
+
+
+def _borrow(mdata: Any, adata: AnnData, covariates: Iterable[str], others: Iterable[Any]) -> dict[str, Borrowed]:
+    """Find the columns that the modality's own obs lacks elsewhere in the MuData; variables only for covariates."""
+    found = {key: borrow(mdata, adata, key, variables=False) for key in others if isinstance(key, str)}
+    found |= {key: borrow(mdata, adata, key, variables=True) for key in covariates}
+    return {key: values for key, values in found.items() if values is not None}
+
+
+def _names(keys: str | Sequence[str] | None) -> list[str]:
+    return [keys] if isinstance(keys, str) else list(keys or [])
+
+
+def _holdout_keys(holdout: Any) -> list[Any]:
+    """Columns that ``holdout`` names; what is no condition is refused later."""
+    conditions = [holdout] if isinstance(holdout, Mapping) else list(holdout or [])
+    return [key for condition in conditions if isinstance(condition, Mapping) for key in condition]
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
@@ -129,14 +162,15 @@ def _check_levels_are_trained(adata: AnnData, registry: Registry, split: np.ndar
 
 @contextmanager
 def undone_on_error(adata: AnnData) -> Iterator[None]:
-    """Take the registry and the split out again, or put the earlier ones back, when what follows fails."""
-    uns, split = adata.uns.get(UNS_KEY), adata.obs.get(OBS_SPLIT)
+    """Take the registry, the split and any other new column out again, or put the earlier ones back, on an error."""
+    uns, obs = adata.uns.get(UNS_KEY), adata.obs.copy(deep=False)
     try:
         yield
     except BaseException:
-        for stored, key, before in ((adata.uns, UNS_KEY, uns), (adata.obs, OBS_SPLIT, split)):
-            if before is not None:
-                stored[key] = before
-            elif key in stored:
-                del stored[key]
+        if not adata.obs.equals(obs):
+            adata.obs = obs
+        if uns is not None:
+            adata.uns[UNS_KEY] = uns
+        elif UNS_KEY in adata.uns:
+            del adata.uns[UNS_KEY]
         raise

@@ -54,18 +54,22 @@ def setup_anndata(
     adata
         Cells x genes, counts or log1p values; may be a view, backed, sparse or dense. Or a MuData with ``modality``.
     covariate_keys
-        Columns of ``adata.obs`` that describe a cell's condition: a key, a list, or a mapping from key to
-        ``"categorical"`` or ``"continuous"``. Undeclared numeric columns with more than 8 different values are
-        continuous, all others categorical.
+        Columns of ``adata.obs`` that describe a cell's condition. One key; a list of keys; a mapping from key to
+        ``"categorical"``, ``"continuous"``, None or options; or a list of options with a ``name``. Options are a dict
+        or a :class:`scstate_lora.config.CovariateConfig`: ``type``, ``num_categories`` (checked against the data),
+        ``embed_dim`` (width of the covariate's own vector in LoRACovariateSE, 256), ``allow_missing`` (missing values
+        are "unknown" and no error) and ``continuous_encoder`` (``hidden_dim``, ``output_dim``, ``activation``). Without
+        a declared kind, numeric columns with more than 8 different values are continuous, all others categorical.
+        Numbers are standardised. Of a MuData see the notes.
     pert_key, control
-        Column of the perturbation and its unperturbed level; both or neither.
+        Column of the perturbation and its unperturbed level; both or neither. A number means the level of that name.
     cell_type_key
         Column of the cell type.
     batch_key
         Column of the batch.
     context_keys
         Columns within whose combinations perturbed cells are compared to controls. By default the cell type and every
-        covariate that groups cells, the perturbation excepted.
+        covariate that groups cells, the perturbation excepted. Missing values that are allowed form a group.
     layer
         Layer of the expression; ``adata.X`` by default.
     input_scale
@@ -73,12 +77,14 @@ def setup_anndata(
     gene_key
         Column of ``adata.var`` with gene names; ``adata.var_names`` by default.
     embed_key
-        An embedding in ``adata.obsm`` to work from, whatever made it: ``(n_cells, n_columns)``, finite.
+        An embedding in ``adata.obsm`` to work from, whatever made it: ``(n_cells, n_columns)``, at least 2 columns,
+        finite; an array, a sparse matrix or a table.
     modality
         Which modality of a MuData.
     holdout
         Conditions whose cells no model may see in training, for instance
-        ``{"cell_type": "B cells", "condition": "stim"}``, or a list of such. By default a random share.
+        ``{"cell_type": "B cells", "condition": "stim"}``, or a list of such; a list of values stands for any of them.
+        By default a random share.
     split_key
         Column of ``adata.obs`` with ``train``, ``val`` and ``test``, in place of ``holdout``.
     test_size, val_size
@@ -98,13 +104,15 @@ def setup_anndata(
     Raises
     ------
     TypeError
-        An argument or the matrix is of the wrong type.
+        An argument, the matrix or the embedding is of the wrong type, or a covariate holds dates.
     KeyError
-        A key is not in ``adata.obs``, ``adata.var`` or ``adata.layers``; near names are suggested.
+        A key is not in ``adata.obs``, ``adata.var``, ``adata.layers`` or ``adata.obsm``, or a modality or what a key
+        names in it does not exist; near names are suggested.
     ValueError
         Values are missing, infinite or negative; the control or a level is absent, or absent from the training cells;
-        a context has no controls; no context has enough cells; a covariate has one level only; names are not unique;
-        ``input_scale`` contradicts the values; the base does not fit the data.
+        a context has no controls; no context has enough cells; a covariate has one level only, or another number of
+        them than declared; its options are unknown or contradict each other; names are not unique; ``input_scale``
+        contradicts the values; the base does not fit the data.
     FileNotFoundError
         There is no base at the path given.
 
@@ -113,6 +121,12 @@ def setup_anndata(
     Notes
     -----
     Adds to ``adata``: ``adata.uns["scstate_lora"]["registry"]`` (JSON) and ``adata.obs["scstate_split"]``.
+
+    Of a MuData, ``"prot:donor"`` means the column ``donor`` of ``mdata["prot"].obs`` or, as a covariate, the values of
+    the variable ``donor`` in ``mdata["prot"].X`` (continuous unless declared otherwise); a key that the modality's own
+    ``obs`` lacks means a column of ``mdata.obs``. Cells are matched by name, and those that are not there are missing.
+    The values are copied to the ``obs`` of the modality that is set up, under the key as written: the models work with
+    that AnnData alone, and new cells must hold the same columns.
 
     Examples
     --------
