@@ -58,7 +58,7 @@ def run(adata: AnnData, args: argparse.Namespace) -> pd.DataFrame:
             rows.append({"embedding": "base plain", "seed": seed, **base})
         row = {"embedding": "LoRACovariateSE", "seed": seed, "seconds": seconds}
         row |= _scores(x, adata, test, settings, probed)
-        for key in set(probed) & set(settings.covariates):
+        for key in (k for k in probed if k in settings.covariates):
             hidden, reason = withheld(se, adata, key)
             row[f"withheld {key}"] = np.nan if hidden is None else probe(hidden, values_of(adata, key, settings), test)
             if reason:

@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scstate_lora.metrics import energy_distance
+from scstate_lora.metrics import energy_distance, mean_distance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,14 +78,30 @@ def _perplexity_weights(distances: np.ndarray, entropy: float, *, n_steps: int =
 
 def e_distance(x: np.ndarray, y: np.ndarray, *, seed: int = 0) -> float:
     """E-distance 2 E|x-y| - E|x-x'| - E|y-y'|, diagonal counted, of at most 1000 cells a side."""
+    return float(energy_distance(*_at_most(x, y, seed=seed)))
+
+
+def e_distance_unbiased(x: np.ndarray, y: np.ndarray, *, seed: int = 0) -> float:
+    """E-distance without the diagonal: about 0, or a little less, for samples of one population of whatever sizes."""
+    x, y = _at_most(x, y, seed=seed)
+    within = sum(mean_distance(a) * len(a) / (len(a) - 1) for a in (x, y))
+    return float(2 * mean_distance(x, y) - within)
+
+
+def _at_most(*sides: np.ndarray, seed: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
-    x, y = (a if len(a) <= MAX_CELLS else a[rng.choice(len(a), MAX_CELLS, replace=False)] for a in (x, y))
-    return float(energy_distance(x, y))
+    return [a if len(a) <= MAX_CELLS else a[rng.choice(len(a), MAX_CELLS, replace=False)] for a in sides]
 
 
 def distance_of_means(x: np.ndarray, y: np.ndarray) -> float:
     """Euclidean distance of the mean cells."""
     return float(np.linalg.norm(x.mean(axis=0) - y.mean(axis=0)))
+
+
+def gap_of_means(x: np.ndarray, y: np.ndarray) -> float:
+    """Squared Euclidean distance of the mean cells, less what it comes to by chance in samples of these sizes."""
+    chance = sum(float(a.var(axis=0, ddof=1).sum()) / len(a) for a in (x, y))
+    return float(np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2)) - chance
 
 
 def half_against_half(x: np.ndarray, distance: Distance = e_distance, *, seed: int = 0) -> float:

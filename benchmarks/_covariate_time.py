@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from _covariate_metrics import MIN_CELLS, decoder, distance_of_means, e_distance, half_against_half
+from _covariate_metrics import (
+    MIN_CELLS,
+    decoder,
+    distance_of_means,
+    e_distance,
+    e_distance_unbiased,
+    gap_of_means,
+    half_against_half,
+)
 from _covariate_model import BASE, PCA, Settings, embedded, set_split, strata, trained
 
 if TYPE_CHECKING:
@@ -38,7 +46,8 @@ def run(adata: AnnData, args: argparse.Namespace) -> pd.DataFrame:
         spaces: list[tuple[str, np.ndarray, np.ndarray | None, Distance]] = [
             ("model", model, moved, e_distance),
             ("model, means", model, moved, distance_of_means),
-            ("PCA means", adata.obsm[PCA], decode(moved), distance_of_means),
+            ("model, unbiased", model, moved, e_distance_unbiased),
+            ("PCA means", adata.obsm[PCA], decode(moved), gap_of_means),
         ]
         if BASE in adata.obsm:
             spaces.append(("base", adata.obsm[BASE], None, e_distance))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from _covariate_metrics import MIN_CELLS, decoder, distance_of_means, e_distance, half_against_half
+from _covariate_metrics import MIN_CELLS, decoder, e_distance, e_distance_unbiased, gap_of_means, half_against_half
 from _covariate_model import BASE, PCA, Settings, embedded, set_split, strata, trained
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def run(adata: AnnData, args: argparse.Namespace) -> pd.DataFrame:
                 decode = decoder(model[~test], cells.obsm[PCA][~test])
                 spaces = [
                     Space("model", model, moved, e_distance),
-                    Space("PCA means", cells.obsm[PCA], decode(moved), distance_of_means, decode(model)),
+                    Space("model, unbiased", model, moved, e_distance_unbiased),
+                    Space("PCA means", cells.obsm[PCA], decode(moved), gap_of_means, decode(model)),
                 ]
                 if BASE in cells.obsm:
                     spaces.append(Space("base", cells.obsm[BASE], None, e_distance))

@@ -23,8 +23,10 @@ unseen
     (ceiling). Skill: 0 = mean shift, 1 = ceiling. ``pooled``: all moved cells at once; ``single``: each group that is
     one covariate away for itself, then the mean. A model that forgets the cell and keeps the covariates does well by
     distances in its own embedding. So ``PCA means`` asks for more: a ridge regression from the embedding to the PCA of
-    expression, fitted on training cells, and the distance of the moved cells' mean there to the mean of the real ones
-    (``decoded real``: that of the real cells' own embedding, the error of the regression).
+    expression, fitted on training cells, and the squared distance of the moved cells' mean there to that of the real
+    ones, less what it comes to by chance (``decoded real``: that of the real cells' own embedding, the error of the
+    regression). The diagonal raises E-distances, of half the cells most, so that the ceiling can lie above a perfect
+    model and the skill means little where groups are small; ``unbiased`` leaves the diagonal out.
 time
     Simulated wounds at days 10, 14 and 19; training sees 10 and 19, time is continuous. The cells before and after are
     moved to day 14 and compared with the real ones, within cell type and condition. Beside: the cells before and after
