@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scstate_lora import datasets, pl, tl
+    from scstate_lora._settings import settings
     from scstate_lora.model import LoRACovariateSE, Models, SEBase, STTransition, setup_anndata
     from scstate_lora.reporting import report
 
@@ -22,12 +23,14 @@ __all__ = [
     "datasets",
     "pl",
     "report",
+    "settings",
     "setup_anndata",
     "tl",
 ]
 
 _SUBMODULES = frozenset({"datasets", "pl", "tl"})
 _DEFINED_IN = {
+    "settings": "scstate_lora._settings",
     "LoRACovariateSE": "scstate_lora.model",
     "Models": "scstate_lora.model",
     "SEBase": "scstate_lora.model",

@@ -10,7 +10,7 @@ from scstate_lora.model import SEBase
 
 QUICK = {"accelerator": "cpu", "progress_bar": False}
 COLUMNS = ["phase", "epoch", "step", "loss", "reconstruction", "contrastive", "preservation"]
-LAST = ["grad_norm", "lr", "seconds", "peak_memory_mb"]
+LAST = ["grad_norm", "lr", "seconds", "peak_memory_mb", "best"]
 
 
 def test_training_reduces_every_loss_and_leaves_the_base_as_it_was(trained, wound, setup, make_se):

@@ -73,7 +73,7 @@ def test_training_reduces_the_loss_and_records_it(wound, setup, make_st):
     st.train(max_epochs=4, **QUICK)
     columns = list(st.history.columns)
     assert columns[:5] == ["phase", "epoch", "step", "loss", "energy"]
-    assert columns[-4:] == ["grad_norm", "lr", "seconds", "peak_memory_mb"]
+    assert columns[-5:] == ["grad_norm", "lr", "seconds", "peak_memory_mb", "best"]
     train, val = (st.history[st.history["phase"] == phase] for phase in ("train", "val"))
     assert train["step"].tolist() == list(range(1, 81))
     assert len(val) == 4

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -91,14 +93,17 @@ def test_cells_without_any_expression_still_make_a_batch(x):
     np.testing.assert_allclose(batches.gene_weights, 1 / 12)
 
 
-def test_training_loader_goes_on_and_validation_loader_starts_again(x):
+def test_loader_goes_on_from_where_its_run_is_and_without_a_run_starts_again(x):
     batches, _ = _batches(x)
-    train, val = make_loader(batches, train=True, start=2), make_loader(batches, train=False)
-    rows = [[b["row"].tolist() for b in loader] for loader in (train, train, val, val)]
-    expected = [batches[i]["row"].tolist() for i in range(10)]
-    assert rows[0] + rows[1] == expected[2:10]
-    assert rows[2] == rows[3] == expected[:4]
-    assert len(train) == 4
+    rows = [batches[i]["row"].tolist() for i in range(14)]
+    progress = SimpleNamespace(total=SimpleNamespace(ready=0))
+    loader = make_loader(batches, train=True, start=2, progress=progress)
+    assert len(loader) == 4
+    for done, expected in ((0, rows[2:6]), (4, rows[6:10]), (4, rows[6:10]), (7, rows[9:10])):
+        progress.total.ready = done
+        assert [b["row"].tolist() for b in loader] == expected
+    again = make_loader(batches, train=False)
+    assert [b["row"].tolist() for b in again] == [b["row"].tolist() for b in again] == rows[:4]
 
 
 def test_arrays_in_nested_dicts_are_taken_and_become_tensors(x):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -191,10 +192,15 @@ class STTransition(BaseModel):
             An accelerator is asked for that is absent, or an option is not allowed. Before any training.
         TypeError
             An option is unknown.
+        FileNotFoundError, FileExistsError
+            There is no checkpoint to resume from; the run's folder holds another run.
+        KeyboardInterrupt
+            Ctrl-C was pressed. The model keeps the best weights so far and their history, and ``resume_from`` goes on.
 
         Notes
         -----
-        Extends ``.history``.
+        Extends ``.history``. Logs and checkpoints are written to ``<ssl.settings.run_dir>/STTransition/<number>``,
+        see ``logger`` and ``run_folder``.
         """
         options = TrainerOptions.parse(trainer, further=TRAIN_ARGUMENTS)
         check_schedule(
@@ -230,7 +236,7 @@ class STTransition(BaseModel):
             warmup_steps=warmup_steps,
             weights={"energy": 1.0, "deviation": self.options.shrinkage * shrinkage(x, types)},
         )
-        self.history = fit(
+        fit(
             plan,
             train,
             val,
@@ -239,6 +245,7 @@ class STTransition(BaseModel):
             title="STTransition",
             seed=self.seed,
             history=self.history,
+            keep=partial(setattr, self, "history"),
         )
 
     def predict(

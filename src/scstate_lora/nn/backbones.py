@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
@@ -16,6 +18,11 @@ class GPT2Backbone(nn.Module):
         Width, depth and heads.
     dropout
         Of attention weights and residual branches, while training.
+
+    Attributes
+    ----------
+    gradient_checkpointing
+        Keep only each block's input for the gradient and compute the block again: less memory, more time.
     """
 
     def __init__(self, hidden: int, n_layers: int, n_heads: int, dropout: float = 0.0) -> None:
@@ -32,6 +39,7 @@ class GPT2Backbone(nn.Module):
         for block in blocks:
             block.attn.is_causal = False
         self.h = nn.ModuleList(blocks)
+        self.gradient_checkpointing = False
         self.ln_f = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
         self._initialise(config.initializer_range, n_layers)
 
@@ -43,6 +51,7 @@ class GPT2Backbone(nn.Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         """Mix the cells of each set, ``(n_sets, n_cells, hidden)`` to the same shape."""
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
         for block in self.h:
-            cells = block(cells)
+            cells = checkpoint(block, cells, use_reentrant=False) if again else block(cells)
         return self.ln_f(cells)

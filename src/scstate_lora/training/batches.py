@@ -28,18 +28,21 @@ class BatchSource(Protocol):
 
 
 class _StepSampler(Sampler[int]):
-    """Yield the batch numbers of one epoch, continuing where the last epoch ended (or the same ones every time)."""
+    """Yield the numbers of the batches from the current one to the end of the epoch.
 
-    def __init__(self, n_steps: int, *, advance: bool, start: int) -> None:
+    Where a run stands is asked of its progress, however often the loader is started again: a resumed run starts in
+    the middle.
+    """
+
+    def __init__(self, n_steps: int, *, start: int, progress: Any) -> None:
         self.n_steps = n_steps
-        self.advance = advance
         self.start = start
+        self.progress = progress
 
     def __iter__(self) -> Iterator[int]:
-        start = self.start
-        if self.advance:
-            self.start += self.n_steps
-        return iter(range(start, start + self.n_steps))
+        # A generator, so that the progress is asked at the first batch: Lightning makes iterators before it restores.
+        done = 0 if self.progress is None else self.progress.total.ready
+        yield from range(self.start + done, self.start + done + self.n_steps - done % self.n_steps)
 
     def __len__(self) -> int:
         return self.n_steps
@@ -64,14 +67,24 @@ class _Shares(Dataset):
         return share(batch, shared=shared_keys(self.source), rank=rank, n_processes=n_processes)
 
 
-def make_loader(source: BatchSource, *, train: bool, start: int = 0) -> DataLoader:
-    """Load a source's batches: new ones every epoch for training, from ``start`` on; the same ones for validation.
+def make_loader(source: BatchSource, *, train: bool, start: int = 0, progress: Any = None) -> DataLoader:
+    """Load a source's batches.
 
-    In training each of several processes gets its share; validation batches are whole in every one, as they may be of
-    any size.
+    Parameters
+    ----------
+    source
+        Where from.
+    train
+        In training each of several processes gets its share. Validation batches are whole in every one, as they may be
+        of any size.
+    start
+        Number of the first batch.
+    progress
+        A loop's progress by Lightning, which counts the batches that were drawn: every pass goes on from there.
+        Without it every pass has the same batches.
     """
     dataset: Dataset = _Shares(source) if train else source  # type: ignore[assignment]  # anything indexable serves
-    sampler = _StepSampler(source.steps_per_epoch, advance=train, start=start)
+    sampler = _StepSampler(source.steps_per_epoch, start=start, progress=progress)
     return DataLoader(dataset, sampler=sampler, batch_size=None, collate_fn=to_tensors)
 
 

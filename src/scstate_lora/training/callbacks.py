@@ -1,15 +1,18 @@
-"""Callbacks: the history of a run as rows, and one progress bar for all of it."""
+"""Callbacks: the history of a run as rows, randomness by batch, the best weights, and one progress bar for all."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import numpy as np
 import pandas as pd
 import torch
 
+from scstate_lora._logging import logger
 from scstate_lora._utils import progress_bar
 
 try:
@@ -18,11 +21,13 @@ except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]  # a module elsewhere
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from pathlib import Path
+
+    from torch import Tensor, nn
     from tqdm.auto import tqdm
 
 HISTORY_COLUMNS = ["phase", "epoch", "step", "loss"]
-_LAST_COLUMNS = ["grad_norm", "lr", "seconds", "peak_memory_mb"]
+_LAST_COLUMNS = ["grad_norm", "lr", "seconds", "peak_memory_mb", "best"]
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -40,14 +45,16 @@ class History(L.Callback):
 
     Parameters
     ----------
-    first_epoch, first_step
-        Where the numbering starts, when a model is trained on.
+    earlier
+        History of the same model's training before, which this one continues.
     """
 
-    def __init__(self, *, first_epoch: int = 0, first_step: int = 0) -> None:
+    def __init__(self, earlier: pd.DataFrame | None = None) -> None:
+        self.earlier = pd.DataFrame() if earlier is None else earlier
+        self.first_epoch = int(self.earlier["epoch"].max()) + 1 if len(self.earlier) else 0
+        self.first_step = int(self.earlier["step"].max()) if len(self.earlier) else 0
         self.rows: list[dict[str, Any]] = []
-        self.first_epoch = first_epoch
-        self.first_step = first_step
+        self.best_epoch: int | None = None
         self._pending: list[dict[str, Tensor]] = []
         self._val: list[dict[str, Tensor]] = []
         self._grad_norm = float("nan")
@@ -55,9 +62,24 @@ class History(L.Callback):
         self._step = 0
         self._start = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """All rows, as tensors, for a checkpoint."""
+        return {"first_epoch": self.first_epoch, "first_step": self.first_step, **_pack(self.frame())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the history of a checkpoint."""
+        self.earlier = _unpack(state_dict)
+        self.rows = []
+        self.first_epoch, self.first_step = state_dict["first_epoch"], state_dict["first_step"]
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
+        """Start the clock, which goes on from an earlier training's."""
+        spent = float(self.earlier["seconds"].max()) if len(self.earlier) else 0.0
+        self._start = time.perf_counter() - spent
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count steps from where a resumed run was."""
+        self._step = trainer.global_step
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -66,6 +88,8 @@ class History(L.Callback):
         self._lr = optimizer.param_groups[0]["lr"]
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        if trainer.loggers:
+            pl_module.log_dict({"grad_norm": self._grad_norm, "lr": self._lr}, batch_size=1)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -117,10 +141,168 @@ class History(L.Callback):
         )
 
     def frame(self) -> pd.DataFrame:
-        """Tabulate the rows: phase, epoch, step, loss, named terms, grad_norm, lr, seconds, peak_memory_mb."""
-        frame = pd.DataFrame(self.rows, columns=None if self.rows else HISTORY_COLUMNS)
-        terms = [c for c in frame.columns if c not in HISTORY_COLUMNS + _LAST_COLUMNS]
-        return frame.reindex(columns=[*HISTORY_COLUMNS, *terms, *_LAST_COLUMNS])
+        """Tabulate: phase, epoch, step, loss, named terms, grad_norm, lr, seconds, peak_memory_mb, best."""
+        rows = _tabulate(self.rows)
+        frame = pd.concat([self.earlier, rows], ignore_index=True) if len(self.earlier) and len(rows) else None
+        if frame is None:
+            frame = self.earlier.copy() if len(self.earlier) else rows
+        if "best" not in frame or frame["best"].dtype != bool:  # a history of before there was such a column
+            frame["best"] = (frame["best"] == True) if "best" in frame else False  # noqa: E712 (missing is False)
+        if self.best_epoch is not None:
+            frame["best"] |= (frame["phase"] == "val") & (frame["epoch"] == self.best_epoch)
+        return _in_order(frame)
+
+
+def _tabulate(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=None if rows else HISTORY_COLUMNS)
+    return _in_order(frame.assign(best=np.zeros(len(frame), dtype=bool)))
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    terms = [c for c in frame.columns if c not in HISTORY_COLUMNS + _LAST_COLUMNS]
+    return frame.reindex(columns=[*HISTORY_COLUMNS, *terms, *_LAST_COLUMNS])
+
+
+def _pack(frame: pd.DataFrame) -> dict[str, Any]:
+    """Turn a history into tensors, which load without running any code."""
+    numbers = {name: torch.from_numpy(frame[name].to_numpy(np.float64, copy=True)) for name in frame if name != "phase"}
+    return {"is_val": torch.from_numpy((frame["phase"] == "val").to_numpy(bool, copy=True)), "columns": numbers}
+
+
+def _unpack(state: dict[str, Any]) -> pd.DataFrame:
+    frame = pd.DataFrame({name: values.numpy() for name, values in state["columns"].items()})
+    frame.insert(0, "phase", np.where(state["is_val"].numpy(), "val", "train"))
+    return frame.astype({"phase": object, "epoch": np.int64, "step": np.int64, "best": bool})
+
+
+class MetricsFile(L.Callback):
+    """Write the history to a CSV file as it grows.
+
+    Parameters
+    ----------
+    path
+        File; one that exists is replaced.
+    history
+        What is written.
+    """
+
+    def __init__(self, path: Path, history: History) -> None:
+        self.path = path
+        self.history = history
+        self._written = -1
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the epoch's rows."""
+        if not trainer.is_global_zero:
+            return
+        if self._written < 0:
+            self.history.frame().to_csv(self.path, index=False)
+        else:
+            _tabulate(self.history.rows[self._written :]).to_csv(self.path, index=False, header=False, mode="a")
+        self._written = len(self.history.rows)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write all of it once more, with the best epoch marked."""
+        if trainer.is_global_zero:
+            self.history.frame().to_csv(self.path, index=False)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Write what there is when training breaks off."""
+        self.on_train_end(trainer, pl_module)
+
+
+class Randomness(L.Callback):
+    """Make what is random in a training step (dropout) depend on the seed and the number of the batch alone.
+
+    So a resumed run draws what an uninterrupted one would have. Several processes draw differently.
+
+    Parameters
+    ----------
+    seed
+        Of the training.
+    first_batch
+        Number of the first batch.
+    """
+
+    def __init__(self, seed: int, first_batch: int) -> None:
+        self.seed = seed
+        self.first_batch = first_batch
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed torch."""
+        number = self.first_batch + trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
+        drawn = np.random.SeedSequence([self.seed, number, trainer.global_rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(drawn[0] >> np.uint64(1)))  # torch takes 63 bits
+
+
+def trained_names(plan: nn.Module) -> list[str]:
+    """Names of the tensors of a plan that training changes: what is trainable, and running statistics."""
+    names = [name for name, parameter in plan.named_parameters() if parameter.requires_grad]
+    for prefix, module in plan.named_modules():
+        if getattr(module, "track_running_stats", False):
+            names += [f"{prefix}.{name}" for name, _ in module.named_buffers(recurse=False)]
+    return names
+
+
+class BestWeights(L.Callback):
+    """Keep the weights of the epoch with the lowest validation loss, and put them back at the end.
+
+    Parameters
+    ----------
+    history
+        Told which epoch was taken.
+    restore
+        Otherwise only the lowest loss is followed.
+    """
+
+    def __init__(self, history: History, *, restore: bool) -> None:
+        self.history = history
+        self.restore = restore
+        self.loss = math.inf
+        self.epoch: int | None = None
+        """Epoch of the lowest loss so far, as numbered in the history."""
+        self.weights: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"loss": self.loss, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.loss, self.epoch, self.weights = (state_dict[key] for key in ("loss", "epoch", "weights"))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Copy the weights to main memory when they are the best so far."""
+        loss = float(trainer.callback_metrics["val/loss"])
+        if loss >= self.loss or math.isnan(loss):
+            return
+        self.loss, self.epoch = loss, self.history.first_epoch + trainer.current_epoch
+        if self.restore:
+            state = pl_module.state_dict()
+            self.weights = {name: state[name].detach().cpu().clone() for name in trained_names(pl_module)}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the best weights back."""
+        if not self.restore or self.epoch is None:
+            return
+        state = pl_module.state_dict()
+        with torch.no_grad():
+            for name, tensor in self.weights.items():
+                state[name].copy_(tensor)
+        self.history.best_epoch = self.epoch
+        if trainer.is_global_zero:
+            logger.info(
+                "The weights of epoch %d are taken: its validation loss was the lowest, %.4g.",
+                self.epoch + 1,
+                self.loss,
+            )
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Put them back after Ctrl-C as well; `last.ckpt` has the last ones."""
+        if isinstance(exception, KeyboardInterrupt):
+            self.on_train_end(trainer, pl_module)
 
 
 class Progress(L.Callback):
@@ -137,9 +319,11 @@ class Progress(L.Callback):
         self.bar: tqdm | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the bar."""
-        total = int(trainer.num_training_batches * (trainer.max_epochs or 1))
-        self.bar = progress_bar(total=total, desc=self.title, unit="step")
+        """Open the bar, in one of the processes; where a run is resumed, not at zero."""
+        if trainer.is_global_zero:
+            total = int(trainer.num_training_batches * (trainer.max_epochs or 1))
+            done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            self.bar = progress_bar(total=total, initial=done, desc=self.title, unit="step")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -14,7 +14,7 @@ from scstate_lora.training.distributed import alone, mean_over_processes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class Plan(L.LightningModule):
@@ -32,6 +32,8 @@ class Plan(L.LightningModule):
 
     def __init__(self, *, lr: float, weight_decay: float, warmup_steps: int, weights: Mapping[str, float]) -> None:
         super().__init__()
+        # Checkpoints hold what is trained only; names and shapes are compared before, by check_resumable.
+        self.strict_loading = False
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
@@ -45,6 +47,14 @@ class Plan(L.LightningModule):
         sets) needs nothing more: means over equal shares average to the mean over all. A term in which cells meet
         takes what it compares through :func:`~scstate_lora.training.distributed.gather` first.
         """
+
+    def backbone(self) -> nn.Module:
+        """Give the part where most is computed, which ``compile`` and ``gradient_checkpointing`` are about.
+
+        It has an attribute ``gradient_checkpointing``.
+        """
+        msg = f"{type(self).__name__} cannot be compiled or checkpointed: leave out these options."
+        raise ValueError(msg)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Lightning's hook: the weighted loss, and the terms for the history."""

@@ -8,7 +8,7 @@ from scstate_lora.losses import energy_distance
 from scstate_lora.training.plans import Plan
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from scstate_lora.nn.transition import StateTransition
 
@@ -30,6 +30,10 @@ class STPlan(Plan):
     def __init__(self, network: StateTransition, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.network = network
+
+    def backbone(self) -> nn.Module:
+        """Give the transformer."""
+        return self.network.transformer_backbone
 
     def terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss terms of a :class:`~scstate_lora.data.sets.SetBatch`."""

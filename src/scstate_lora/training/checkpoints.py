@@ -1,0 +1,211 @@
+"""Checkpoints hold what is trained and nothing else; from one, an interrupted run goes on as if it had not stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import pickle
+import shutil
+import signal
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from scstate_lora._logging import logger
+from scstate_lora.io.save_load import check_state
+from scstate_lora.training.callbacks import trained_names
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    import lightning as L
+    from torch import Tensor, nn
+
+    from scstate_lora.training.callbacks import BestWeights
+
+_KEY = "scstate_lora"
+_FORMAT = 1
+_SAMPLED = 32
+
+
+class Checkpoints(Checkpoint):
+    """Write ``last.ckpt`` and ``best.ckpt``, hold only trained tensors in them, and stop at a clean point on Ctrl-C.
+
+    Parameters
+    ----------
+    folder
+        Where to; None writes nothing.
+    best
+        Knows whether the epoch was the best so far.
+    about
+        What the run is, see :func:`describe`; goes into every checkpoint, also those of others' callbacks.
+    """
+
+    def __init__(self, folder: Path | None, best: BestWeights | None, *, about: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.best = best
+        self.about = dict(about)
+        self.stop_asked = False
+        self._step = 0
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen base out."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in trained_names(pl_module)}
+        checkpoint[_KEY] = self.about
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count steps from here."""
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop, if asked to, once gradients are spent; the last batch's epoch is finished first."""
+        stepped, self._step = trainer.global_step > self._step, trainer.global_step
+        if self.stop_asked and stepped and not trainer.is_last_batch:
+            self._write(trainer)
+            raise KeyboardInterrupt
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write, after all other callbacks took note of the epoch."""
+        self._write(trainer)
+        if self.stop_asked:
+            raise KeyboardInterrupt
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if self.folder is None:
+            return
+        last, best = self.folder / "last.ckpt", self.folder / "best.ckpt"
+        part = self.folder / "last.ckpt.part"
+        trainer.save_checkpoint(part)
+        if not trainer.is_global_zero:
+            return
+        part.replace(last)  # at no moment is there half a checkpoint
+        if self.best is not None and self.best.epoch == self.best.history.first_epoch + trainer.current_epoch:
+            shutil.copyfile(last, part)
+            part.replace(best)
+
+    @contextmanager
+    def catch_ctrl_c(self) -> Iterator[None]:
+        """Within this context a first Ctrl-C asks for a stop after the step, and a second one stops at once."""
+        before = signal.getsignal(signal.SIGINT)
+        if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+            yield  # somebody else decides what Ctrl-C does
+            return
+
+        def ask(_number: int, _frame: Any) -> None:
+            self.stop_asked = True
+            signal.signal(signal.SIGINT, before)
+            logger.warning("Stopping after this step. Ctrl-C again stops at once.")
+
+        signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def describe(plan: nn.Module, **settings: Any) -> dict[str, Any]:
+    """Describe a run for its checkpoints: kind of plan, what its frozen part is, and what determines its course.
+
+    Parameters
+    ----------
+    plan
+        Not trained yet.
+    settings
+        Plain values that a resumed run must share.
+    """
+    return {"format": _FORMAT, "plan": type(plan).__name__, "frozen": _fingerprint(plan), "settings": settings}
+
+
+def _fingerprint(plan: nn.Module) -> str:
+    """Hash names, shapes and a few numbers of every frozen parameter."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(plan.named_parameters()):
+        if not parameter.requires_grad:
+            flat = parameter.detach().reshape(-1)
+            some = flat[:: max(1, len(flat) // _SAMPLED)].float().cpu().numpy()
+            digest.update(f"{name}{tuple(parameter.shape)}".encode() + some.tobytes())
+    return digest.hexdigest()
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """Resolve ``resume_from``: a checkpoint, or the folder of a run; a FileNotFoundError if there is none."""
+    path = Path(path).expanduser()
+    for file in (path, path / "last.ckpt", path / "checkpoints" / "last.ckpt"):
+        if file.is_file():
+            return file
+    msg = f"resume_from={str(path)!r}: there is no such file, and no checkpoints/last.ckpt in a folder of that name."
+    raise FileNotFoundError(msg)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running any code that may be in it.
+
+    Raises
+    ------
+    ValueError
+        It is damaged, holds code, or is not of a training run of this package.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        msg = f"{path} is not a checkpoint that can be resumed: it is damaged, or holds more than plain tensors."
+        raise ValueError(msg) from error
+    if not isinstance(checkpoint, dict) or _KEY not in checkpoint or checkpoint[_KEY].get("format") != _FORMAT:
+        msg = f"{path} was not written by train(). Give checkpoints/last.ckpt of an interrupted run's folder."
+        raise ValueError(msg)
+    return checkpoint
+
+
+def check_resumable(path: Path, checkpoint: Mapping[str, Any], plan: nn.Module, about: Mapping[str, Any]) -> None:
+    """Compare a checkpoint with the run that is to go on from it.
+
+    Parameters
+    ----------
+    path
+        Where it was read, for messages.
+    checkpoint, plan
+        Read by :func:`read_checkpoint`; what is to be trained.
+    about
+        Description of the run now.
+
+    Raises
+    ------
+    ValueError
+        Naming what differs: the kind of model, tensors, the frozen base, or settings.
+    """
+    there = checkpoint[_KEY]
+    if there["plan"] != about["plan"]:
+        msg = f"{path} is a checkpoint of {there['plan']}; this is {about['plan']}. Resume it with its own model."
+        raise ValueError(msg)
+    state: dict[str, Tensor] = plan.state_dict()
+    check_state({name: state[name] for name in trained_names(plan)}, checkpoint["state_dict"], what=str(path))
+    if there["frozen"] != about["frozen"]:
+        msg = f"{path} was trained on another base: the frozen weights differ. Resume with the base it was started on."
+        raise ValueError(msg)
+    differing = [
+        f"{name}={there['settings'].get(name)!r} there, {value!r} here"
+        for name, value in about["settings"].items()
+        if not _same(there["settings"].get(name), value)
+    ]
+    if differing:
+        msg = (
+            f"{path} is of a run with other options: {'; '.join(differing)}. "
+            "A run goes on with the options and cells that it was started with; only max_epochs may grow."
+        )
+        raise ValueError(msg)
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_same(first[key], second[key]) for key in first)
+    if isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=1e-6)
+    return bool(first == second)
