@@ -273,7 +273,7 @@ def test_missing_values_may_be_allowed_for_one_encoding():
 @pytest.mark.parametrize("values", [[None] * 4, pd.Categorical([None] * 4, categories=["a", "b"]), [np.nan] * 4])
 @pytest.mark.parametrize("kind", [None, "categorical", "continuous"])
 def test_only_missing_values_raises(values, kind):
-    with pytest.raises(ValueError, match=r"adata\.obs\['x'\] has no value, only missing ones"):
+    with pytest.raises(ValueError, match=r"adata\.obs\['x'\] holds missing values only"):
         _fit(values, {"x": {"type": kind, "allow_missing": True}})
 
 
@@ -305,6 +305,29 @@ def test_withhold_replaces_each_value_on_its_own():
     np.testing.assert_array_equal(again["b"], hidden["b"])
     for share, expected in ((0.0, 0), (1.0, 1)):
         assert (withhold(encoded, {"a": 3, "b": np.nan}, share, rng)["a"] == 3).mean() == expected
+
+
+def test_values_that_cannot_be_standardised_raises():
+    with pytest.raises(ValueError, match=r"adata\.obs\['x'\] goes from -1e\+308 to 1e\+308"):
+        _fit([-1e308, 1e308] * 12, {"x": "continuous"})
+    with pytest.raises(ValueError, match=r"adata\.obs\['x'\] goes from 0 to"):
+        _fit([0, 5e-324] * 12, {"x": "continuous"})
+    with pytest.raises(
+        ValueError, match=r"holds 1e\+300, which is too far from the values of training \(0 \.\.\. 23\)"
+    ):
+        _fit(np.arange(24)).encode(pd.Series([1.0, 1e300]))
+
+
+def test_values_that_are_neither_labels_nor_numbers_raises():
+    with pytest.raises(TypeError, match=r"adata\.obs\['x'\] holds list values"):
+        _fit(pd.Series([[1], [2]] * 12).to_numpy())
+    with pytest.raises(ValueError, match=r"adata\.obs\['x'\] is declared continuous, but is not numeric: complex"):
+        _fit(np.arange(24) * 1j, {"x": "continuous"})
+
+
+def test_options_outside_of_a_list_raises():
+    with pytest.raises(ValueError, match=r"covariate_keys=\[{'name': 'x', \.\.\.}\]"):
+        _fit(["a", "b"], {"name": "x", "type": "categorical"})
 
 
 OPTIONS = {"embed_dim": 12, "continuous_encoder": {"hidden_dim": 7, "activation": "gelu"}, "type": "continuous"}

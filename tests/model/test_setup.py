@@ -143,6 +143,42 @@ def test_one_modality_of_a_mudata(wound, setup, make_se):
         make_se(mdata)
 
 
+def test_a_batch_alone_is_registered(adata):
+    ssl.LoRACovariateSE.setup_anndata(adata, batch_key="mouse_id")
+    registry = Registry.from_adata(adata)
+    assert (registry.covariates, registry.context_keys) == ((), [])
+    assert registry.batch.categories == tuple(sorted(adata.obs["mouse_id"].unique()))
+
+
+def test_numbers_without_a_training_cell_raises(adata, wound):
+    later = (adata.obs["timepoint"] == "day19").to_numpy()
+    adata.obs["dose"] = np.where(later, np.arange(700), np.nan)
+    adata.obs["mine"] = np.where(later, "test", "train")
+    dose = {"name": "dose", "allow_missing": True}
+    with pytest.raises(ValueError, match=r"All training cells miss adata\.obs\['dose'\]"):
+        ssl.LoRACovariateSE.setup_anndata(adata, covariate_keys=["condition", dose], split_key="mine")
+    assert dict(adata.uns) == {}
+
+
+@pytest.mark.parametrize("key", ["pert_key", "cell_type_key", "batch_key"])
+def test_missing_values_that_no_declaration_allows_raises(adata, setup, key):
+    adata.obs["mine"] = adata.obs[setup.get(key, "mouse_id")].astype(object).where(np.arange(700) > 3)
+    keys = {**setup, key: "mine", "covariate_keys": {"timepoint": None, "mine": {"allow_missing": True}}}
+    with pytest.raises(ValueError, match=r"adata\.obs\['mine'\] has 4 missing values of 700\..*notna\(\)\]\.$"):
+        ssl.STTransition.setup_anndata(adata, **keys)
+
+
+def test_missing_values_form_a_context(adata, setup):
+    adata.obs["site"] = np.where(np.arange(700) % 3, "a", "b")
+    adata.obs.loc[adata.obs_names[::2], "site"] = None
+    site = {"name": "site", "allow_missing": True, "num_categories": 2}
+    keys = {**setup, "covariate_keys": ["condition", site], "context_keys": "site"}
+    ssl.STTransition.setup_anndata(adata, **keys)
+    registry = Registry.from_adata(adata)
+    assert set(registry.contexts(adata)) == {"a", "b", "(missing)"}
+    assert (registry.encode(adata.obs)["site"][::2] == 2).all()
+
+
 @pytest.fixture
 def two_modalities(wound):
     """RNA without the mouse and the cell type; proteins of 690 of the cells, in another order, with the mouse."""

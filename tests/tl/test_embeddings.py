@@ -114,6 +114,25 @@ def test_evaluate_names_the_cells_left_out():
     assert row["value"] > 0.8
 
 
+def test_evaluate_leaves_out_cells_whose_covariate_may_be_missing():
+    adata = _adata()
+    keys = {"condition": {"allow_missing": True}, "day": {"allow_missing": True}}
+    adata.obs["day"] = adata.obs["day"].where(np.arange(adata.n_obs) >= 20)
+    adata.obs["condition"] = adata.obs["condition"].where(np.arange(adata.n_obs) >= 7)
+    Registry.create(adata, covariate_keys=keys).write(adata)
+    table = tl.evaluate(adata)
+    day, condition = (_value(table, embedding="PCA", key=key) for key in ("day", "condition"))
+    assert (day["reason"], condition["reason"]) == (
+        "left out: 20 cells without a value",
+        "left out: 7 cells without a value",
+    )
+    assert day["value"] > 0.5
+    assert condition["value"] > 0.7
+    none = tl.evaluate(adata, cells=np.arange(adata.n_obs) < 7)
+    assert none["value"].isna().all()
+    assert (none["reason"] != "").all()
+
+
 def test_evaluate_few_cells_still_gives_a_pca():
     adata = _adata(n=24)
     table = tl.evaluate(adata, covariate_keys="condition", n_neighbors=3)

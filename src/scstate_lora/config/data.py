@@ -119,6 +119,8 @@ def _declared(key: Any, value: Any) -> CovariateConfig:
     if isinstance(value, str):
         if value not in ("categorical", "continuous"):
             msg = f"{what}={value!r} is unknown. {did_you_mean(value, ['categorical', 'continuous'])}"
+            if key == "name":
+                msg += f" Options of a covariate stand in a list: covariate_keys=[{{'name': {value!r}, ...}}]."
             raise ValueError(msg)
         return CovariateConfig.parse({"name": key, "type": value}, name=what)
     if not isinstance(value, (Mapping, CovariateConfig)):

@@ -64,6 +64,12 @@ def _check_present(column: pd.Series, name: str, *, further: str = "") -> None:
         raise ValueError(msg)
 
 
+def _check_any_present(column: pd.Series, name: str) -> None:
+    if column.isna().all():
+        msg = f"adata.obs[{name!r}] holds missing values only: leave it out of the covariates."
+        raise ValueError(msg)
+
+
 def _check_covariate_present(column: pd.Series, name: str) -> None:
     declared = f"{{{name!r}: {{'allow_missing': True}}}}"
     _check_present(column, name, further=f" Or have them taken as unknown: covariate_keys={declared}.")
@@ -82,7 +88,11 @@ def _check_no_dates(column: pd.Series, name: str) -> None:
 
 def as_labels(column: pd.Series) -> pd.Series:
     """Turn categories, strings, bools or numbers into plain strings; 10 and 10.0 both become ``"10"``."""
-    codes, levels = pd.factorize(column, use_na_sentinel=False)
+    try:
+        codes, levels = pd.factorize(column, use_na_sentinel=False)
+    except TypeError as error:  # not hashable
+        msg = f"adata.obs[{column.name!r}] holds {type(column.iloc[0]).__name__} values; use text, numbers or bools."
+        raise TypeError(msg) from error
     labels = np.array([label_of(level) for level in np.asarray(levels)], dtype=object)
     return pd.Series(labels[codes], index=column.index, name=column.name, dtype=object)
 
@@ -120,13 +130,16 @@ class CategoricalCovariate:
     def fit(cls, adata: AnnData, name: str, *, allow_missing: bool = False, embed_dim: int = 256) -> Self:
         """Read the levels from ``adata.obs[name]``; at least two are needed."""
         column = obs_column(adata, name, allow_missing=True)
+        _check_any_present(column, name)
         if not allow_missing:
             _check_covariate_present(column, name)
         _check_no_dates(column, name)
         categories = tuple(sorted(as_labels(column.dropna()).unique()))
         if len(categories) < 2:
-            found = f"one category only, {categories[0]!r}" if categories else "no value, only missing ones"
-            msg = f"adata.obs[{name!r}] has {found}: there is nothing to learn from it. Leave it out of the covariates."
+            msg = (
+                f"adata.obs[{name!r}] has one category only, {categories[0]!r}: there is nothing to learn from it. "
+                "Leave it out of the covariates."
+            )
             raise ValueError(msg)
         return cls(name, categories, allow_missing, embed_dim)
 
@@ -201,16 +214,20 @@ class ContinuousCovariate:
     ) -> Self:
         """Read the scaling from ``adata.obs[name]``, which must be numeric, finite and not constant."""
         column = obs_column(adata, name, allow_missing=True)
+        _check_any_present(column, name)
         values = _numbers(column, name, allow_missing=allow_missing)
         values = values[~np.isnan(values)]
-        if len(values) == 0:
-            msg = f"adata.obs[{name!r}] has no value, only missing ones: leave it out of the covariates."
-            raise ValueError(msg)
         low, high = float(values.min()), float(values.max())
         if low == high:
             msg = f"adata.obs[{name!r}] has one value only, {low:g}: leave it out of the covariates."
             raise ValueError(msg)
-        mean, std = float(values.mean()), float(values.std())
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = float(values.mean()), float(values.std())
+        if not 0 < std < np.inf:
+            msg = (
+                f"adata.obs[{name!r}] goes from {low:g} to {high:g}, which cannot be standardised. Choose another unit."
+            )
+            raise ValueError(msg)
         return cls(name, mean, std, low, high, allow_missing, embed_dim, hidden_dim, activation)
 
     @property
@@ -224,7 +241,16 @@ class ContinuousCovariate:
         A missing value is a ValueError, unless that is allowed, here or where the covariate was declared: then NaN.
         """
         numbers = _numbers(values, self.name, allow_missing=allow_missing or self.allow_missing)
-        return ((numbers - self.mean) / self.std).astype(np.float32)
+        with np.errstate(over="ignore"):
+            standardised = ((numbers - self.mean) / self.std).astype(np.float32)
+        if np.isinf(standardised).any():
+            farthest = numbers[np.isinf(standardised)][0]
+            msg = (
+                f"adata.obs[{self.name!r}] holds {farthest:g}, which is too far from the values of training "
+                f"({self.low:g} ... {self.high:g}) to be told to the model."
+            )
+            raise ValueError(msg)
+        return standardised
 
 
 def _numbers(column: pd.Series, name: str, *, allow_missing: bool) -> np.ndarray:
@@ -234,6 +260,8 @@ def _numbers(column: pd.Series, name: str, *, allow_missing: bool) -> np.ndarray
     _check_no_dates(column, name)
     plain = column.astype(object).where(column.notna(), np.nan)
     try:
+        if pdt.is_complex_dtype(column):
+            raise TypeError("complex numbers")
         values = pd.to_numeric(plain).to_numpy(dtype=np.float64)
     except (ValueError, TypeError) as error:
         msg = f"adata.obs[{name!r}] is declared continuous, but is not numeric: {error}. Declare it 'categorical'."

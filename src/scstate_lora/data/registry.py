@@ -229,7 +229,8 @@ class Registry:
             if covariate.name not in obs:
                 msg = (
                     f"adata.obs[{covariate.name!r}] does not exist, and the model was set up with this covariate. "
-                    f"{did_you_mean(covariate.name, obs.columns)}"
+                    f"{did_you_mean(covariate.name, obs.columns)} Or say what it is for all cells, or None to withhold "
+                    f"it: covariates={{{covariate.name!r}: ...}}."
                 )
                 raise KeyError(msg)
             values = obs[covariate.name]
@@ -318,6 +319,7 @@ def _perturbations(adata: AnnData, pert_key: str | None, control: Any) -> tuple[
             msg = f"control={control!r} is given without pert_key=, the column of adata.obs it belongs to."
             raise ValueError(msg)
         return [], None
+    obs_column(adata, pert_key)  # missing values are allowed in no case
     levels = list(CategoricalCovariate.fit(adata, pert_key).categories)
     if control is None:
         listed = ", ".join(map(repr, levels[:10])) + (", …" if len(levels) > 10 else "")

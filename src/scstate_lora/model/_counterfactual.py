@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,11 +98,20 @@ def _check(covariate: Covariate, values: pd.Series) -> None:
         return
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
     if not np.isfinite(numbers).all():
-        msg = f"{what} must be finite numbers, found {values[~np.isfinite(numbers)].iloc[0]!r}."
+        msg = f"{what} must be finite numbers, found {values[~np.isfinite(numbers)].tolist()[0]!r}."
         raise ValueError(msg)
     if numbers.min() < covariate.low or numbers.max() > covariate.high:
         msg = (
             f"{what} goes to {numbers.min():g} ... {numbers.max():g}; training saw {covariate.low:g} ... "
             f"{covariate.high:g}. This is extrapolation."
         )
-        warnings.warn(msg, UserWarning, stacklevel=4)
+        warnings.warn(msg, UserWarning, stacklevel=_users_level())
+
+
+def _users_level() -> int:
+    """Count the frames from the caller up to the first one outside of this package, as ``stacklevel`` does."""
+    package = str(Path(__file__).parents[1])
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        level, frame = level + 1, frame.f_back
+    return level

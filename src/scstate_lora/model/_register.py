@@ -146,6 +146,13 @@ def check_arguments(given: Mapping[str, Any]) -> None:
 
 def _check_levels_are_trained(adata: AnnData, registry: Registry, split: np.ndarray) -> None:
     """Every level a model learns a vector for must have training cells, or it would keep a random one."""
+    for covariate in registry.covariates:
+        if covariate.kind == "continuous" and adata.obs[covariate.name][split == "train"].isna().all():
+            msg = (
+                f"All training cells miss adata.obs[{covariate.name!r}], so nothing can be learnt of it. Hold out "
+                "other cells, or leave this column out."
+            )
+            raise ValueError(msg)
     levels = {c.name: c.categories for c in registry.covariates if isinstance(c, CategoricalCovariate)}
     if registry.pert_key is not None:
         levels[registry.pert_key] = tuple(registry.perturbations)

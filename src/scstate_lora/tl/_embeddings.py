@@ -100,8 +100,10 @@ def evaluate(
             "There is nothing to score: no cell type and no covariate is registered. "
             "Give label_key= or covariate_keys=, columns of adata.obs."
         )
-    for key in [*probed, *([label_key] if label_key is not None else [])]:
-        obs_column(adata, key)  # all keys are checked before any work is done
+    for key in probed:  # all keys are checked before any work is done
+        obs_column(adata, key, allow_missing=_may_miss(registry, key))
+    if label_key is not None:
+        obs_column(adata, label_key)
 
     mask = np.ones(adata.n_obs, dtype=bool) if cells is None else np.asarray(cells)
     if mask.dtype != bool or mask.shape != (adata.n_obs,):
@@ -175,18 +177,26 @@ def _score_label(adata: AnnData, x: np.ndarray, key: str, *, n_neighbors: int, s
 
 
 def _score_covariate(adata: AnnData, x: np.ndarray, key: str, *, registry: Registry, seed: int) -> dict[str, object]:
-    column = obs_column(adata, key)
+    column = obs_column(adata, key, allow_missing=_may_miss(registry, key))
+    known = column.notna().to_numpy()
+    column, x = column[known], x[known]
+    without = "" if known.all() else f"left out: {(~known).sum()} cells without a value"
     if _is_continuous(column, registry):
         try:
             values = pd.to_numeric(column.astype(object)).to_numpy(dtype=np.float64)
-            return _row("probe_r2", key, continuous_probe(x, values, n_folds=_N_FOLDS, seed=seed), "")
+            return _row("probe_r2", key, continuous_probe(x, values, n_folds=_N_FOLDS, seed=seed), without)
         except (ValueError, np.linalg.LinAlgError) as error:
             return _row("probe_r2", key, Score(np.nan, np.nan), str(error))
     labels = as_labels(column).to_numpy(dtype=object)
     try:
-        return _row("probe_accuracy", key, categorical_probe(x, labels, n_folds=_N_FOLDS, seed=seed), _left_out(labels))
+        score = categorical_probe(x, labels, n_folds=_N_FOLDS, seed=seed)
+        return _row("probe_accuracy", key, score, "; ".join(filter(None, (without, _left_out(labels)))))
     except (ValueError, np.linalg.LinAlgError) as error:
         return _row("probe_accuracy", key, Score(np.nan, np.nan), str(error))
+
+
+def _may_miss(registry: Registry, key: str) -> bool:
+    return any(c.name == key and c.allow_missing for c in registry.covariates)
 
 
 def _is_continuous(column: pd.Series, registry: Registry) -> bool:
