@@ -518,8 +518,29 @@ def test_while_merged_raises(act: Any, what: str) -> None:
 
 
 def test_nothing_to_merge_raises() -> None:
-    with pytest.raises(ValueError, match="no adapters to merge"):
+    with pytest.raises(ValueError, match=r"No adapters are active to be merged. There are: \[\]"):
         merge(_base())
+    adapted = _two(_base())
+    set_adapter(adapted, None)
+    with pytest.raises(ValueError, match=r"There are: \['near', 'far'\]"):
+        merge(adapted)
+
+
+def test_no_adapter_is_active_until_one_is_again() -> None:
+    base = _base()
+    adapted = _two(base)
+    before = _embed(adapted)
+    set_adapter(adapted, None)
+    assert active_adapter(adapted) is None
+    assert not any(p.requires_grad for p in adapted.parameters())
+    train_adapters_only(adapted)
+    assert not any(child.training for child in adapted.modules())
+    with adapters_off(adapted):
+        pass
+    assert torch.equal(_embed(adapted), _embed(base))
+    delete_adapter(adapted, "near")  # any can be deleted
+    set_adapter(adapted, "far")
+    assert torch.equal(_embed(adapted), before)
 
 
 def test_broken_adapters_are_not_merged_raises() -> None:

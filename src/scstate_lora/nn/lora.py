@@ -160,21 +160,20 @@ def adapter_names(module: nn.Module) -> list[str]:
 
 
 def active_adapter(module: nn.Module) -> str | None:
-    """Name of the adapters that compute; None where there are none."""
-    for _, layer in _adapted(module):
-        return layer.active_adapters[0]
-    return None
+    """Name of the adapters that compute; None where none do."""
+    names = {name for _, layer in _adapted(module) for name in layer.active_adapters}
+    return names.pop() if names else None
 
 
-def set_adapter(module: nn.Module, name: str) -> None:
-    """Have the adapters of one name compute and train; all others rest, frozen.
+def set_adapter(module: nn.Module, name: str | None) -> None:
+    """Have the adapters of one name compute and train, or with None no adapters; all others rest, frozen.
 
     Parameters
     ----------
     module
         SE encoder.
     name
-        One of :func:`adapter_names`.
+        One of :func:`adapter_names`, or None.
 
     Raises
     ------
@@ -183,10 +182,11 @@ def set_adapter(module: nn.Module, name: str) -> None:
     ValueError
         Adapters are merged.
     """
-    _check_known(module, name)
+    if name is not None:
+        _check_known(module, name)
     _refuse_merged(module, "switch adapters")
     for _, layer in _adapted(module):
-        layer.set_adapter(name)
+        layer.set_adapter([] if name is None else [name])
 
 
 def delete_adapter(module: nn.Module, name: str) -> None:
@@ -283,11 +283,12 @@ def merge(module: nn.Module) -> None:
     Raises
     ------
     ValueError
-        There are no adapters, or a merged weight is not finite.
+        No adapters are active, or a merged weight is not finite.
     """
     name = active_adapter(module)
     if name is None:
-        raise ValueError("There are no adapters to merge. Put some on the network first, add_lora.")
+        msg = f"No adapters are active to be merged. There are: {adapter_names(module)}. Use set_adapter, or add_lora."
+        raise ValueError(msg)
     if is_merged(module):
         return
     layers = {where: layer for where, layer in _adapted(module) if name in layer.lora_A}
