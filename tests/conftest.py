@@ -16,3 +16,18 @@ def _runs_go_elsewhere(tmp_path_factory):
     from scstate_lora import settings
 
     settings.run_dir = tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def same_training():
+    """Compare two trainings, each ``(network, history)``: equal weights and history but for rounding."""
+    import pandas as pd
+    import torch
+
+    def compare(one, two, *, tolerance=1e-5):
+        for (name, first), second in zip(one[0].state_dict().items(), two[0].state_dict().values(), strict=True):
+            assert torch.allclose(first, second, atol=tolerance), name
+        first, second = (history.drop(columns=["seconds", "peak_memory_mb"]) for _, history in (one, two))
+        pd.testing.assert_frame_equal(first, second, rtol=tolerance, atol=tolerance)
+
+    return compare

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import lightning as L
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -9,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from scstate_lora.losses import supervised_contrastive
 from scstate_lora.training.batches import make_loader
 from scstate_lora.training.distributed import alone, gather, mean_over_processes, place, rows_of, share
+from scstate_lora.training.plans import Plan
+from scstate_lora.training.runner import TrainerOptions, fit
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
 
@@ -117,3 +124,124 @@ def test_batch_that_does_not_divide_raises():
     assert rows_of(batch, shared={"target_genes"}) == 7
     with pytest.raises(ValueError, match=r"batch of 7 does not divide .* devices=2 .* batch_size .* instance 6"):
         share(batch, shared={"target_genes"}, rank=0, n_processes=2)
+
+
+class _Pairs:
+    """Batches of eight labelled cells."""
+
+    steps_per_epoch = 3
+
+    def __init__(self, n=8, start=0):
+        self.n, self.start = n, start
+
+    def __getitem__(self, step):
+        rng = np.random.default_rng([self.start, step])
+        labels = rng.integers(3, size=self.n)
+        x = rng.normal(size=(self.n, 4)) + labels[:, None]
+        return {"x": x.astype(np.float32), "labels": labels}
+
+
+class _PairsPlan(Plan):
+    """A loss in which cells meet, and one in which they do not."""
+
+    def __init__(self):
+        super().__init__(lr=0.02, weight_decay=0.01, warmup_steps=1, weights={"contrastive": 1.0, "size": 0.1})
+        self.coupled = _Coupled()
+
+    def terms(self, batch):
+        return {
+            "contrastive": self.coupled(batch["x"], batch["labels"]),
+            "size": self.coupled.network(batch["x"]).square().sum(1).mean(),
+        }
+
+
+def _train(n_cells=8, kept=None, **options):
+    plan, kept = _PairsPlan(), [] if kept is None else kept
+    options = TrainerOptions(accelerator="cpu", progress_bar=False, **options)
+    # Five validation cells: a number that two processes cannot share.
+    sources = _Pairs(n_cells), _Pairs(5, start=1)
+    fit(plan, *sources, max_epochs=3, options=options, title="pairs", seed=0, keep=kept.append)
+    return plan, kept[-1]
+
+
+TWO = {"devices": 2, "strategy": "ddp_fork"}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_train_what_one_does(tmp_path, same_training, accumulate):
+    one = _train(logger=False, accumulate_grad_batches=accumulate)
+    two = _train(run_folder=tmp_path, accumulate_grad_batches=accumulate, **TWO)
+    same_training(one, two)
+    metrics = pd.read_csv(tmp_path / "metrics.csv")
+    pd.testing.assert_frame_equal(metrics, two[1], rtol=1e-6)
+    assert {file.name for file in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+
+
+def test_what_two_processes_began_one_can_finish(tmp_path, same_training):
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 5:
+                raise RuntimeError("stopped here")
+
+    kept = []
+    with pytest.raises(Exception, match="stopped here"):
+        _train(run_folder=tmp_path, callbacks=Stop(), kept=kept, **TWO)
+    assert not kept  # the weights are gone with the processes, so there is no history of them either
+    same_training(_train(logger=False), _train(resume_from=tmp_path))
+
+
+def test_batch_size_that_devices_cannot_share_ends_before_training_raises(tmp_path):
+    with pytest.raises(ValueError, match=r"batch of 7 .* devices=2 .* batch_size"):
+        _train(n_cells=7, run_folder=tmp_path / "run", **TWO)
+    assert not list(tmp_path.iterdir())
+
+
+SCRIPT = """
+import sys
+import numpy as np, torch
+from torch import nn
+from scstate_lora.training.distributed import gather, place
+from scstate_lora.training.plans import Plan
+from scstate_lora.training.runner import TrainerOptions, fit
+
+class Cells:
+    steps_per_epoch = 2
+    def __getitem__(self, step):
+        return {"x": np.random.default_rng(step).normal(size=(6, 3)).astype(np.float32)}
+
+class Spread(Plan):
+    def __init__(self):
+        super().__init__(lr=0.02, weight_decay=0, warmup_steps=0, weights={"spread": 1.0})
+        torch.manual_seed(0)
+        self.linear = nn.Linear(3, 2)
+    def terms(self, batch):
+        z = gather(self.linear(batch["x"]))
+        return {"spread": torch.cdist(z, z).mean()}
+
+def train(**options):
+    plan = Spread()
+    options = TrainerOptions(accelerator="cpu", progress_bar=False, logger=False, **options)
+    history = fit(plan, Cells(), Cells(), max_epochs=2, options=options, title="t", seed=0)
+    return plan.linear.weight.detach(), history
+
+if __name__ == "__main__":
+    two, its = train(devices=2, strategy=sys.argv[1])
+    one, history = train()  # with the other processes still there, but alone
+    assert torch.allclose(one, two, atol=1e-5), (one, two)
+    assert np.allclose(history["loss"], its["loss"], atol=1e-5)
+    assert history["best"].tolist() == its["best"].tolist()
+    print(f"process {place()[0]} agrees")
+"""
+
+
+@pytest.mark.slow  # up to seven interpreters are started
+@pytest.mark.parametrize(("strategy", "n_scripts"), [("ddp", 2), ("ddp_spawn", 1)])
+def test_a_script_gets_weights_and_history_whichever_way_processes_start(tmp_path, strategy, n_scripts):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    run = subprocess.run(
+        [sys.executable, script, strategy], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("agrees") == n_scripts
+    assert [file.name for file in tmp_path.iterdir()] == ["script.py"]

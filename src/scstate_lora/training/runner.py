@@ -233,7 +233,9 @@ def fit(
         Of an earlier run of the same model, continued in the result; further batches are drawn, not the same again.
         A resumed run has that of its checkpoint.
     keep
-        Called with the history once there are rows, also when training breaks off.
+        Called with the history once there are rows, also when training breaks off. (Not with rows of weights that are
+        lost: of processes started for the training alone, as by ``strategy="ddp_spawn"``, nothing comes back then but
+        checkpoints.)
 
     Returns
     -------
@@ -381,7 +383,8 @@ def _make_trainer(
 class _Handover(L.Callback):
     """Bring the history back from processes that were started for the training alone.
 
-    Lightning returns their weights only. Where the user's own script runs in every process there is nothing to bring.
+    Lightning returns their weights only, and nothing when they fail: then there is no history of them either. Where the
+    user's own script runs in every process there is nothing to bring.
 
     Parameters
     ----------
@@ -400,10 +403,6 @@ class _Handover(L.Callback):
         """Write it in the first process, unless that is the caller's own."""
         if trainer.is_global_zero and os.getpid() != self.caller:
             torch.save(self.record.state_dict(), self.path)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write it when training breaks off, too."""
-        self.on_train_end(trainer, pl_module)
 
     def receive(self) -> None:
         """Take over what was written."""
