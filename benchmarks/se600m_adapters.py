@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from scstate_lora.nn.conditioned_se import ConditionedSE
+from scstate_lora.nn.conditioning import Conditioning
 from scstate_lora.nn.covariates import CovariateSpec
 from scstate_lora.nn.lora import adapter_state, add_lora, delete_adapter, load_adapter_state
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
@@ -81,7 +82,7 @@ def make_network() -> ConditionedSE:
 
 def adapt(encoder: SEEncoder) -> ConditionedSE:
     add_lora(encoder, **LORA)
-    return ConditionedSE(encoder, COVARIATES).eval()
+    return ConditionedSE(encoder, Conditioning(COVARIATES, SE600M.output_dim)).eval()
 
 
 def print_parameters(network: ConditionedSE) -> None:
@@ -90,8 +91,9 @@ def print_parameters(network: ConditionedSE) -> None:
     parts = {
         "base, frozen": count(network.encoder) - adapters,
         "LoRA, q and v, r=16": adapters,
-        "covariate encoder, two covariates": count(network.covariate_encoder),
-        "projection": count(network.conditioner),
+        "covariate encoder, two covariates": count(network.conditioning.covariate_encoder),
+        "projection": count(network.conditioning.conditioner),
+        "heads of the covariates": count(network.conditioning.heads),
     }
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     for name, n in {**parts, "trained": trained, "all": count(network)}.items():
@@ -119,7 +121,7 @@ def make_batch(n_cells: int, n_tokens: int) -> Batch:
 
 
 def train(network: ConditionedSE, batch: Batch, *, n_steps: int) -> float:
-    """Take optimiser steps on reconstruction and preservation; seconds a step."""
+    """Take optimiser steps on reconstruction, preservation and the covariates; seconds a step."""
     network.train()
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
     start = time.perf_counter()
@@ -128,8 +130,9 @@ def train(network: ConditionedSE, batch: Batch, *, n_steps: int) -> float:
         asked = batch["target_genes"], batch["read_depth"]
         reconstruction = F.mse_loss(network.predict_expression(adapted, conditioned, *asked), batch["targets"])
         preservation = (1 - F.cosine_similarity(conditioned, batch["base"])).mean()
+        told = network.conditioning.heads.loss(conditioned, {name: batch[name] for name in COVARIATES})
         optimizer.zero_grad()
-        (reconstruction + preservation).backward()
+        (reconstruction + preservation + told).backward()
         optimizer.step()
     if batch["genes"].is_cuda:
         torch.cuda.synchronize()
@@ -155,9 +158,7 @@ def check_files(network: ConditionedSE) -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.safetensors" for name in ("adapters", "conditioning")}
         save_file(adapter_state(encoder, "default"), files["adapters"])
-        save_file(
-            {k: v for k, v in network.state_dict().items() if not k.startswith("encoder.")}, files["conditioning"]
-        )
+        save_file(network.conditioning.state_dict(), files["conditioning"])
         sizes = {name: file.stat().st_size for name, file in files.items()}
         delete_adapter(encoder, "default")
         torch.manual_seed(5)
@@ -165,7 +166,7 @@ def check_files(network: ConditionedSE) -> None:
         with torch.no_grad():
             started = forward(fresh, batch)
         load_adapter_state(encoder, "default", load_file(files["adapters"]))
-        fresh.load_state_dict(load_file(files["conditioning"]), strict=False)
+        fresh.conditioning.load_state_dict(load_file(files["conditioning"]))
     with torch.no_grad():
         after = forward(fresh, batch)
     for name, size in sizes.items():
