@@ -127,10 +127,11 @@ def trained(adata: AnnData, settings: Settings, *, seed: int) -> ssl.LoRACovaria
     parts = {name: options[name] for name in ("lora", "objective", "compact") if options[name]}
     given = options["model"] | ({"base": ssl.SEBase.load(cached)} if cached is not None and cached.exists() else {})
     se = ssl.LoRACovariateSE(adata, **parts, **given, seed=seed)
-    se.train(**{"progress_bar": False} | options["train"])
-    if cached is not None and not cached.exists():
+    if cached is not None and not cached.exists():  # before the training, which may be stopped
+        se.train_base(progress_bar=False)
         cached.parent.mkdir(parents=True, exist_ok=True)
         se.base.save(cached)
+    se.train(**{"progress_bar": False} | options["train"])
     return se
 
 
