@@ -7,7 +7,9 @@ import pytest
 from scipy import sparse
 
 import scstate_lora as ssl
+from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
+from scstate_lora.model._register import register
 
 
 def _untouched(adata, wound):
@@ -141,6 +143,33 @@ def test_one_modality_of_a_mudata(wound, setup, make_se):
     assert "scstate_lora" not in protein.uns
     with pytest.raises(TypeError, match="Expected an AnnData, found MuData"):
         make_se(mdata)
+
+
+def test_a_configuration_sets_up_what_the_arguments_do(adata):
+    adata.obs["dose"] = np.random.default_rng(0).normal(size=700)
+    adata.obs.loc[adata.obs_names[:9], "dose"] = np.nan
+    adata.obs["minutes"] = np.where(adata.obs["condition"] == "sham", 0.0, 5.0)
+    adata.obsm["X_mine"] = np.random.default_rng(1).normal(size=(700, 4))
+    dose = {"type": "continuous", "allow_missing": True, "continuous_encoder": {"hidden_dim": 4, "activation": "relu"}}
+    config = DataConfig.parse(
+        {
+            "covariates": [{"name": "time_days", "type": "categorical", "num_categories": 3}, {"name": "dose", **dose}],
+            "pert_key": "minutes",
+            "control": 0,
+            "context_keys": "cell_type",
+            "embed_key": "X_mine",
+            "holdout": {"time_days": [19], "cell_type": "macrophage"},
+        },
+        name="run.yaml",
+    )
+    _, registry = register(adata, **config.model_dump())
+    assert registry.covariate("dose").hidden_dim == 4
+    assert registry.covariate("time_days").categories == ("10", "14", "19")
+    assert (registry.control, registry.targets, registry.embed_width) == ("0", ["5"], 4)
+    held_out = (adata.obs["scstate_split"] == "test").to_numpy()
+    expected = (adata.obs["time_days"] == 19) & (adata.obs["cell_type"] == "macrophage")
+    assert (held_out == expected.to_numpy()).all()
+    assert np.isnan(registry.encode(adata.obs)["dose"]).sum() == 9
 
 
 def test_a_batch_alone_is_registered(adata):

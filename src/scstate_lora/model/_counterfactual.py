@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -110,7 +111,7 @@ def _check(covariate: Covariate, values: pd.Series) -> None:
 
 def _users_level() -> int:
     """Count the frames from the caller up to the first one outside of this package, as ``stacklevel`` does."""
-    package = str(Path(__file__).parents[1])
+    package = f"{Path(__file__).parents[1]}{os.sep}"
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
         level, frame = level + 1, frame.f_back
