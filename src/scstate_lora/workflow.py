@@ -94,6 +94,7 @@ def run(data: AnnData | MuData, config: RunConfig, folder: str | Path) -> Run:
         adata,
         base=config.base,
         lora=config.se.lora,
+        conditioning=config.se.conditioning,
         compact=config.se.compact,
         objective=config.se.objective,
         seed=config.seed,

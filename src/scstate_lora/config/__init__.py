@@ -6,12 +6,13 @@ from scstate_lora.config.data import ContinuousEncoderConfig, CovariateConfig, D
 from scstate_lora.config.load import to_yaml, with_overrides
 from scstate_lora.config.lora import LoraConfig
 from scstate_lora.config.run import RunConfig, SERunConfig, STRunConfig
-from scstate_lora.config.se import CompactBaseConfig, ObjectiveConfig
+from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, ObjectiveConfig
 from scstate_lora.config.st import STModelConfig
 from scstate_lora.config.training import TrainConfig
 
 __all__ = [
     "CompactBaseConfig",
+    "ConditioningConfig",
     "ContinuousEncoderConfig",
     "CovariateConfig",
     "DataConfig",

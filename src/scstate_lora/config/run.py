@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from scstate_lora.config.data import DataConfig
 from scstate_lora.config.lora import LoraConfig
 from scstate_lora.config.options import Options
-from scstate_lora.config.se import CompactBaseConfig, ObjectiveConfig
+from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, ObjectiveConfig
 from scstate_lora.config.st import STModelConfig
 from scstate_lora.config.training import TrainConfig
 
@@ -13,8 +15,10 @@ from scstate_lora.config.training import TrainConfig
 class SERunConfig(Options):
     """LoRACovariateSE within a run."""
 
-    lora: LoraConfig = LoraConfig()
-    """Adapters."""
+    lora: LoraConfig | Literal[False] = LoraConfig()
+    """Adapters; false for none."""
+    conditioning: ConditioningConfig = ConditioningConfig()
+    """How covariates enter."""
     compact: CompactBaseConfig = CompactBaseConfig()
     """Compact base."""
     objective: ObjectiveConfig = ObjectiveConfig()

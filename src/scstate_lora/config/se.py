@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -41,23 +41,61 @@ class CompactBaseConfig(Options):
         return self
 
 
+class ConditioningConfig(Options):
+    """How covariates enter the embedding. Each covariate's own sizes belong to its declaration."""
+
+    combine: Literal["concat_mlp", "add"] = "concat_mlp"
+    """Combine the covariates' vectors by an MLP, which learns interactions, or add them up."""
+    hidden_dims: tuple[int, ...] = (1024, 512)
+    """Hidden widths of that MLP."""
+    withheld: float = Field(default=0.1, ge=0, lt=1)
+    """Share of a cell's covariates that are replaced by "unknown" in training, each on its own."""
+    n_steps: int = Field(default=600, ge=0)
+    """Steps of the conditioning alone, on base embeddings that are computed once, before adapters are trained along."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        if any(width < 1 for width in self.hidden_dims):
+            msg = f"hidden_dims={self.hidden_dims} must be at least 1 each."
+            raise ValueError(msg)
+        return self
+
+
 class ObjectiveConfig(Options):
     """Weights of the loss terms of LoRACovariateSE; 0 switches a term off."""
 
     reconstruction: float = Field(default=1.0, ge=0)
     """Expression predicted from the conditioned embedding by the frozen expression head."""
     contrastive: float = Field(default=0.1, ge=0)
-    """Supervised contrastive loss on the cell type, or on the categorical covariates where there is none."""
+    """Contrastive loss: cells of one label together, others apart."""
+    covariates: float = Field(default=0.1, ge=0)
+    """Covariates read from the conditioned embedding by linear heads."""
     preservation: float = Field(default=1.0, ge=0)
     """1 - cosine between the conditioned and the base embedding."""
+    counterfactual: float = Field(default=1.0, ge=0)
+    """Cells moved to another combination of covariates match those of their type that were measured there."""
+    batch: float = Field(default=1.0, ge=0)
+    """Cells of different batches, but of one type and condition, lie alike; only with a batch_key."""
+    contrastive_loss: Literal["supcon", "infonce", "ntxent"] = "supcon"
+    """Which contrastive loss."""
+    contrastive_on: Literal["auto", "cell_type", "covariates"] = "auto"
+    """Its labels: the cell type where there is one and else the combination of categorical covariates, or as named."""
     temperature: float = Field(default=0.1, gt=0)
     """Of the contrastive loss."""
-    n_targets: int = Field(default=64, ge=1)
+    n_targets: int = Field(default=16, ge=1)
     """Genes a step that are reconstructed."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of every term."""
+        return {name: getattr(self, name) for name in _TERMS}
 
     @model_validator(mode="after")
     def _any_term(self) -> Self:
-        if not (self.reconstruction or self.contrastive or self.preservation):
-            msg = "reconstruction, contrastive and preservation are all 0: nothing is left to train on."
+        if not any(self.weights.values()):
+            msg = f"{', '.join(_TERMS[:-1])} and {_TERMS[-1]} are all 0: nothing is left to train on."
             raise ValueError(msg)
         return self
+
+
+_TERMS = ("reconstruction", "contrastive", "covariates", "preservation", "counterfactual", "batch")

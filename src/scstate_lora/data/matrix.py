@@ -296,3 +296,11 @@ def log_normalize(matrix: sparse.csr_matrix, scale: Scale, totals: np.ndarray | 
     normalized.data *= np.repeat(factors, np.diff(matrix.indptr))
     np.log1p(normalized.data, out=normalized.data)
     return normalized
+
+
+def fingerprint(x: sparse.csr_matrix, *more: np.ndarray) -> int:
+    """Checksum of a matrix and further arrays: whether cells are the same as before."""
+    total = zlib.crc32(repr(x.shape).encode())
+    for array in (x.indptr, x.indices, x.data, *more):
+        total = zlib.crc32(np.ascontiguousarray(array).data.cast("B"), total)
+    return total

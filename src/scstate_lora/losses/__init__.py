@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from scstate_lora.losses.contrastive import supervised_contrastive
-from scstate_lora.losses.distribution import energy_distance
+from scstate_lora.losses.contrastive import CONTRASTIVE, info_nce, nt_xent, supervised_contrastive
+from scstate_lora.losses.distribution import energy_distance, grouped_energy_distance
 
-__all__ = ["energy_distance", "supervised_contrastive"]
+__all__ = [
+    "CONTRASTIVE",
+    "energy_distance",
+    "grouped_energy_distance",
+    "info_nce",
+    "nt_xent",
+    "supervised_contrastive",
+]

@@ -1,13 +1,21 @@
-"""Contrastive loss on labels: cells of one label together, others apart."""
+"""Contrastive losses on labels: cells of one label together, others apart."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def supervised_contrastive(z: Tensor, labels: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """Supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362), ``L_out``.
+    """Supervised contrastive loss (SupCon; Khosla et al. 2020, arXiv:2004.11362), ``L_out``.
+
+    Every cell of the same label is a positive, and all other cells stand in the denominator.
 
     Parameters
     ----------
@@ -22,13 +30,75 @@ def supervised_contrastive(z: Tensor, labels: Tensor, *, temperature: float = 0.
     -------
     Mean over cells, a scalar; zero with gradient when no two cells share a label.
     """
+    similarity, positive, itself = _pairs(z, labels, temperature)
+    log_prob = similarity - similarity.masked_fill(itself, float("-inf")).logsumexp(dim=1, keepdim=True)
+    return _mean_over_positives(-log_prob, positive, z)
+
+
+def info_nce(z: Tensor, labels: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) for every pair of cells of one label.
+
+    The denominator of a pair holds the pair itself and the cells of other labels, so that, unlike in SupCon, further
+    cells of the same label are not pushed away.
+
+    Parameters
+    ----------
+    z, labels, temperature
+        As in :func:`supervised_contrastive`.
+
+    Returns
+    -------
+    Mean over cells of the mean over their positives, a scalar; zero with gradient when no two cells share a label.
+    """
+    similarity, positive, itself = _pairs(z, labels, temperature)
+    negatives = similarity.masked_fill(positive | itself, float("-inf")).logsumexp(dim=1, keepdim=True)
+    return _mean_over_positives(torch.logaddexp(similarity, negatives) - similarity, positive, z)
+
+
+def nt_xent(z: Tensor, labels: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """NT-Xent (SimCLR; Chen et al. 2020, arXiv:2002.05709), the second view of a cell being its next of one label.
+
+    Each cell has one positive, the next cell of the same label in the batch (the last one has the first), and all
+    others stand in the denominator.
+
+    Parameters
+    ----------
+    z, labels, temperature
+        As in :func:`supervised_contrastive`.
+
+    Returns
+    -------
+    Mean over cells, a scalar; zero with gradient when no two cells share a label.
+    """
+    similarity, positive, itself = _pairs(z, labels, temperature)
+    log_prob = similarity - similarity.masked_fill(itself, float("-inf")).logsumexp(dim=1, keepdim=True)
+    # argmax gives the first true one of those behind the cell, and where there is none, of all.
+    behind = positive.triu(diagonal=1)
+    which = torch.where(behind.any(dim=1, keepdim=True), behind, positive)
+    partner = F.one_hot(which.int().argmax(dim=1), len(z)).bool() & positive
+    return _mean_over_positives(-log_prob, partner, z)
+
+
+CONTRASTIVE: dict[str, Callable[..., Tensor]] = {
+    "supcon": supervised_contrastive,
+    "infonce": info_nce,
+    "ntxent": nt_xent,
+}
+"""The losses by the names that options use."""
+
+
+def _pairs(z: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarities, which pairs are positives, and which are a cell with itself: ``(n, n)`` each."""
     with torch.autocast(device_type=z.device.type, enabled=False):
-        similarity = z.float() @ z.float().T / temperature  # (n, n); bfloat16 would leave two digits of it
-    self_pair = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    log_prob = similarity - similarity.masked_fill(self_pair, float("-inf")).logsumexp(dim=1, keepdim=True)
-    positive = (labels.unsqueeze(0) == labels.unsqueeze(1)) & ~self_pair
+        similarity = z.float() @ z.float().T / temperature  # bfloat16 would leave two digits of it
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    return similarity, (labels.unsqueeze(0) == labels.unsqueeze(1)) & ~itself, itself
+
+
+def _mean_over_positives(loss: Tensor, positive: Tensor, z: Tensor) -> Tensor:
+    """Mean over cells that have positives of the mean over those."""
     n_positive = positive.sum(1)
     has = n_positive > 0
     if not has.any():
         return (z * 0).sum()
-    return -(log_prob.masked_fill(~positive, 0).sum(1)[has] / n_positive[has]).mean()
+    return (loss.masked_fill(~positive, 0).sum(1)[has] / n_positive[has]).mean()

@@ -43,6 +43,38 @@ def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False) -> Tensor:
         return (2 * between - within_x - within_y).clamp(min=0)
 
 
+def grouped_energy_distance(x: Tensor, y: Tensor, x_members: Tensor, y_members: Tensor) -> Tensor:
+    """Mean over groups of the unbiased energy distance between a group's cells of x and its cells of y.
+
+    All groups are computed at once, from one matrix of distances: a batch holds many small ones.
+
+    Parameters
+    ----------
+    x, y
+        Cells, ``(n, n_features)`` and ``(m, n_features)``.
+    x_members, y_members
+        Which of the cells belong to which group, bool ``(n, n_groups)`` and ``(m, n_groups)``; a cell may be in
+        several groups, or in none. A group with fewer than two cells on a side is left out.
+
+    Returns
+    -------
+    Mean weighted by the number of a group's cells of x, a float32 scalar; zero with gradient when no group is left.
+    """
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        x, y = x.float(), y.float()
+        n, m = x_members.sum(0), y_members.sum(0)
+        kept = (n > 1) & (m > 1)
+        if not kept.any():
+            return (x * 0).sum()
+        in_x, in_y, n, m = x_members[:, kept].float(), y_members[:, kept].float(), n[kept], m[kept]
+        center = torch.cat([x, y]).detach().mean(dim=0)
+        x, y = x - center, y - center
+        between = torch.einsum("ng,nm,mg->g", in_x, _distances(x, y), in_y) / (n * m)
+        within_x = torch.einsum("ng,nm,mg->g", in_x, _distances(x, x, same=True), in_x) / (n * (n - 1))
+        within_y = torch.einsum("ng,nm,mg->g", in_y, _distances(y, y, same=True), in_y) / (m * (m - 1))
+        return ((2 * between - within_x - within_y) * n / n.sum()).sum()
+
+
 def _distances(x: Tensor, y: Tensor, *, same: bool = False) -> Tensor:
     """Euclidean distances ``(..., n, m)``, with gradient zero where the distance is zero."""
     norms = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2)

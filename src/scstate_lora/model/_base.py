@@ -197,12 +197,13 @@ class BaseModel(ABC):
         model.registry = Registry.from_json(metadata["registry"])
         model.seed = metadata["seed"]
         for name in cls._histories:
-            setattr(model, name, _read_history(Path(path) / f"{name}.csv"))
+            setattr(model, name, read_history(Path(path) / f"{name}.csv"))
         model._restore(metadata, tensors, **given)
         return model
 
 
-def _read_history(path: Path) -> pd.DataFrame:
+def read_history(path: Path) -> pd.DataFrame:
+    """Read a history as it was saved."""
     try:
         return pd.read_csv(path, float_precision="round_trip")
     except pd.errors.EmptyDataError:  # a base that was not trained here

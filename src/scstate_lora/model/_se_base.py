@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from scstate_lora._logging import logger
 from scstate_lora.data.genes import GeneMatch, match_vocabulary
 from scstate_lora.data.matrix import log_raw
 from scstate_lora.data.reader import SentenceReader
@@ -258,6 +259,32 @@ class SEBase:
                 f"{metadata['sha256'][:12]}…; this one is {self.name}, {found[:12]}…. Adapters fit their own base only."
             )
             raise ValueError(msg)
+
+
+def base_for(base: Any, registry: Registry, adata: AnnData | None) -> SEBase:
+    """Copy, or load, the base a user gave, and check that it knows the genes.
+
+    Raises
+    ------
+    TypeError
+        It is neither a path, a hub id nor an ``SEBase``.
+    ValueError
+        It does not know the genes; where other names in ``adata.var`` fit, they are named.
+    """
+    if not isinstance(base, (str, Path, SEBase)):
+        msg = f"base must be a path, a hub id or an SEBase (such as model.base), found {type(base).__name__}."
+        raise TypeError(msg)
+    base = base.copy() if isinstance(base, SEBase) else SEBase.load(base)
+    try:
+        logger.info("%s.", base.match(registry))
+    except ValueError as error:
+        if adata is None or registry.gene_key is not None:
+            raise
+        better = match_vocabulary(adata, base.genes)  # raises, with advice, where no other names fit either
+        key = better.source.removeprefix("adata.var[").removesuffix("]")
+        msg = f"The base does not know the genes by adata.var_names, but {better}: set up with gene_key={key}."
+        raise ValueError(msg) from error
+    return base
 
 
 def _encoder(config: SEConfig, gene_tokens: Tensor, state: dict[str, Tensor], *, what: str) -> SEEncoder:

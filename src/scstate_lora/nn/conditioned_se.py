@@ -1,4 +1,4 @@
-"""The network of LoRACovariateSE: a frozen SE encoder with adapters, the covariate encoder and the conditioning."""
+"""The network of LoRACovariateSE: a frozen SE encoder with adapters, and the conditioning on covariates."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from scstate_lora.nn.conditioning import Conditioner
-from scstate_lora.nn.covariates import MultiCovariateEncoder
 from scstate_lora.nn.lora import train_adapters_only
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scstate_lora.nn.covariates import CovariateSpec
+    from scstate_lora.nn.conditioning import Conditioning
     from scstate_lora.nn.se_encoder import SEEncoder
 
 
@@ -24,23 +22,26 @@ class ConditionedSE(nn.Module):
     Parameters
     ----------
     encoder
-        SE network, its weights frozen, adapters injected (see :func:`scstate_lora.nn.lora.add_lora`).
-    specs
-        Covariates, as in :class:`~scstate_lora.nn.covariates.MultiCovariateEncoder`.
+        SE network, its weights frozen, with or without adapters (see :func:`scstate_lora.nn.lora.add_lora`); None where
+        the base embedding comes from elsewhere.
+    conditioning
+        What joins the embedding with covariates.
     """
 
-    def __init__(self, encoder: SEEncoder, specs: Mapping[str, CovariateSpec]) -> None:
+    def __init__(self, encoder: SEEncoder | None, conditioning: Conditioning) -> None:
         super().__init__()
-        dim = encoder.config.output_dim
         self.encoder = encoder
-        self.covariate_encoder = MultiCovariateEncoder(specs, dim)
-        self.conditioner = Conditioner(dim)
+        self.conditioning = conditioning
 
     def train(self, mode: bool = True) -> ConditionedSE:  # noqa: FBT001, FBT002 (torch's own signature)
         """As in torch, but the frozen encoder stays in ``eval``, its adapters' dropout excepted."""
-        super().train(mode)
-        if mode:
-            train_adapters_only(self.encoder)
+        self.training = mode
+        self.conditioning.train(mode)
+        if self.encoder is not None:
+            if mode:
+                train_adapters_only(self.encoder)
+            else:
+                self.encoder.eval()
         return self
 
     def forward(self, genes: Tensor, values: Tensor, covariates: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -51,12 +52,21 @@ class ConditionedSE(nn.Module):
         The adapted encoder's embedding ``(n, embedding_dim)`` and the conditioned one, ``(n, output_dim)`` of unit
         length.
         """
-        adapted = self.encoder(genes, values)
-        cell = adapted[:, : self.encoder.config.output_dim]
-        return adapted, self.conditioner(cell, self.covariate_encoder(covariates))
+        adapted = self.adapt(genes, values)
+        return adapted, self.condition(adapted, covariates)
+
+    def adapt(self, genes: Tensor, values: Tensor) -> Tensor:
+        """Embedding ``(n, embedding_dim)`` of sentences by the encoder with its adapters."""
+        assert self.encoder is not None  # without one there are no sentences
+        return self.encoder(genes, values)
+
+    def condition(self, adapted: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
+        """Conditioned embedding ``(n, dim)`` of cells from the encoder's ``(n, embedding_dim)``."""
+        return self.conditioning(adapted[:, : self.conditioning.dim], covariates)
 
     def predict_expression(self, adapted: Tensor, conditioned: Tensor, genes: Tensor, read_depth: Tensor) -> Tensor:
         """Expression of ``genes (g,)`` from both embeddings of :meth:`forward`, by the frozen head; ``(n, g)``."""
+        assert self.encoder is not None  # only an SE network has an expression head
         # What the encoder says of the data set goes along unchanged.
         whole = torch.cat([conditioned, adapted[:, conditioned.shape[1] :]], dim=1)
         return self.encoder.predict_expression(whole, genes, read_depth)

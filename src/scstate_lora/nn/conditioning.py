@@ -1,10 +1,19 @@
-"""Conditioning: base embedding and covariate vector to the conditioned embedding."""
+"""Conditioning: base embedding and covariates to the conditioned embedding."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from scstate_lora.nn.covariates import Combine, MultiCovariateEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scstate_lora.nn.covariates import CovariateSpec
 
 
 class Conditioner(nn.Module):
@@ -32,3 +41,80 @@ class Conditioner(nn.Module):
     def forward(self, base: Tensor, covariates: Tensor) -> Tensor:
         """Two tensors ``(n, dim)`` to unit-length embeddings ``(n, dim)``."""
         return F.normalize(F.silu(self.norm(self.linear(torch.cat([base, covariates], dim=-1)))), dim=-1)
+
+
+class CovariateHeads(nn.Module):
+    """Linear heads that read every covariate from the conditioned embedding.
+
+    Parameters
+    ----------
+    specs
+        Covariates, as in :class:`~scstate_lora.nn.covariates.MultiCovariateEncoder`.
+    dim
+        Width of the embedding.
+    """
+
+    def __init__(self, specs: Mapping[str, CovariateSpec], dim: int) -> None:
+        super().__init__()
+        self.specs = dict(specs)
+        self.scale = dim**0.5  # of a unit vector, each number is about one then
+        self.heads = nn.ModuleList(nn.Linear(dim, spec.n_categories or 1) for spec in specs.values())
+
+    def loss(self, conditioned: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
+        """Mean over covariates of the cross-entropy, or for numbers the squared error, of the cells that have a value.
+
+        Parameters
+        ----------
+        conditioned
+            ``(n, dim)``.
+        covariates
+            Codes or standardised numbers ``(n,)``, where ``n_categories`` and NaN are unknown.
+
+        Returns
+        -------
+        A scalar; zero with gradient for a covariate of which no cell has a value.
+        """
+        losses = []
+        for (name, spec), head in zip(self.specs.items(), self.heads, strict=True):
+            values = covariates[name]
+            known = ~values.isnan() if spec.n_categories is None else values < spec.n_categories
+            read = head(conditioned[known] * self.scale).float()
+            if not known.any():  # with gradient, as every process must have one of every parameter
+                losses.append(read.sum())
+            elif spec.n_categories is None:
+                losses.append(F.mse_loss(read[:, 0], values[known]))
+            else:
+                losses.append(F.cross_entropy(read, values[known]))
+        return torch.stack(losses).mean()
+
+
+class Conditioning(nn.Module):
+    """What is trained beside the adapters: covariate encoder, conditioner and the covariates' heads.
+
+    Parameters
+    ----------
+    specs
+        Covariates, as in :class:`~scstate_lora.nn.covariates.MultiCovariateEncoder`.
+    dim
+        Width of the base embedding and of the result.
+    combine, hidden_dims
+        As in :class:`~scstate_lora.nn.covariates.MultiCovariateEncoder`.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[str, CovariateSpec],
+        dim: int,
+        *,
+        combine: Combine = "concat_mlp",
+        hidden_dims: tuple[int, ...] = (1024, 512),
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.covariate_encoder = MultiCovariateEncoder(specs, dim, combine=combine, hidden_dims=hidden_dims)
+        self.conditioner = Conditioner(dim)
+        self.heads = CovariateHeads(specs, dim)
+
+    def forward(self, base: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
+        """Embed cells, ``(n, dim)`` of unit length, from base embeddings ``(n, dim)`` and covariates ``(n,)`` each."""
+        return self.conditioner(base, self.covariate_encoder(covariates))

@@ -321,6 +321,9 @@ def base_of(base: Any) -> SEBase:
         if base.base is None:
             msg = "This LoRACovariateSE has no base yet: call .train() or .train_base() first."
             raise ValueError(msg)
+        if not isinstance(base.base, SEBase):
+            msg = f"This LoRACovariateSE is built on {base.base.name}, which is no SE model. Name one by base=."
+            raise ValueError(msg)
         return base.base
     if isinstance(base, (str, Path)):
         return SEBase.load(base)

@@ -1,4 +1,4 @@
-"""Batches of cells for the SE network."""
+"""Batches of cells for the self-supervised training of an SE network, and the genes that are asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scstate_lora.data import fields
 from scstate_lora.training.batches import take
 
 if TYPE_CHECKING:
@@ -17,8 +16,58 @@ if TYPE_CHECKING:
     from scstate_lora.data.tokens import Tokenizer
 
 
+class ExpressionTargets:
+    """Genes whose expression is asked for, the same for all cells of a batch.
+
+    Half are drawn at random, half in proportion to their mean expression.
+
+    Parameters
+    ----------
+    x
+        log1p expression without library-size scaling, CSR ``(n_cells, n_genes)``.
+    rows
+        Cells whose mean counts.
+    vocabulary
+        Index in the network's vocabulary of every column of `x`, -1 for an unknown gene.
+    n_targets
+        How many; fewer where fewer are known.
+    """
+
+    def __init__(self, x: sparse.csr_matrix, rows: np.ndarray, vocabulary: np.ndarray, n_targets: int) -> None:
+        self.vocabulary = vocabulary
+        self.known = np.flatnonzero(vocabulary >= 0)  # columns
+        self.n_targets = min(n_targets, len(self.known))
+        mean = np.asarray(x[rows].mean(axis=0)).ravel()[self.known]
+        share = mean / mean.sum() if mean.any() else np.full(len(mean), 1 / len(mean))
+        self.weights = 0.5 / len(mean) + 0.5 * share
+
+    def draw(self, cells: sparse.csr_matrix, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draw genes and read their expression.
+
+        Parameters
+        ----------
+        cells
+            As `x`, CSR ``(n, n_genes)``.
+        rng
+            Draws the genes.
+
+        Returns
+        -------
+        ``target_genes (n_targets,)``, vocabulary indices; ``targets (n, n_targets)``; ``read_depth (n,)``, the mean of
+        a cell's non-zero targets.
+        """
+        chosen = self.known[rng.choice(len(self.known), size=self.n_targets, replace=False, p=self.weights)]
+        wanted = cells[:, chosen].toarray()
+        depth = wanted.sum(1) / np.maximum((wanted > 0).sum(1), 1)
+        return {
+            "target_genes": self.vocabulary[chosen],
+            "targets": wanted,
+            "read_depth": depth.astype(np.float32),
+        }
+
+
 class CellBatches:
-    """Batches of tokenised cells with expression targets, for the SE network.
+    """Batches of tokenised cells with expression targets.
 
     Parameters
     ----------
@@ -33,18 +82,16 @@ class CellBatches:
     batch_size
         Cells a batch; fewer when there are fewer.
     n_targets
-        Genes whose expression is asked for, the same for all cells of a batch: half drawn at random, half in
-        proportion to their mean expression.
+        Genes that are asked for, see :class:`ExpressionTargets`.
     seed
         Seed of the order and of the targets.
     steps_per_epoch
         Batches an epoch; a pass over the cells by default.
     extra
         Further arrays ``(n_cells, ...)``, or dicts of such, that travel with the cells.
-    withhold
-        What stands for "unknown" in each of ``extra["covariates"]``, and the chance of each value to be replaced by it;
-        None to leave all as they are.
     """
+
+    shared = frozenset({"target_genes"})
 
     def __init__(
         self,
@@ -58,23 +105,17 @@ class CellBatches:
         seed: int,
         steps_per_epoch: int | None = None,
         extra: Mapping[str, Any] | None = None,
-        withhold: tuple[Mapping[str, int | float], float] | None = None,
     ) -> None:
         self.x = x
         self.seeds = seeds
         self.rows = rows
         self.tokenizer = tokenizer
-        self.known = np.flatnonzero(tokenizer.vocabulary >= 0)  # columns
+        self.targets = ExpressionTargets(x, rows, tokenizer.vocabulary, n_targets)
         self.batch_size = min(batch_size, len(rows))
-        self.n_targets = min(n_targets, len(self.known))
         self.seed = seed
         self.extra = dict(extra or {})
-        self.withhold = withhold
         self.n_batches = len(rows) // self.batch_size
         self.steps_per_epoch = steps_per_epoch or self.n_batches
-        mean = np.asarray(x[rows].mean(axis=0)).ravel()[self.known]
-        share = mean / mean.sum() if mean.any() else np.full(len(mean), 1 / len(mean))
-        self.gene_weights = 0.5 / len(mean) + 0.5 * share
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         epoch, position = divmod(step, self.n_batches)
@@ -83,17 +124,9 @@ class CellBatches:
         rng = np.random.default_rng([self.seed, epoch, position])
         cells = self.x[chosen]
         sentences = self.tokenizer(cells, self.seeds[chosen])
-        targets = self.known[rng.choice(len(self.known), size=self.n_targets, replace=False, p=self.gene_weights)]
-        wanted = cells[:, targets].toarray()  # (batch, n_targets)
-        depth = wanted.sum(1) / np.maximum((wanted > 0).sum(1), 1)
-        extra = take(self.extra, chosen)
-        if self.withhold is not None:
-            extra["covariates"] = fields.withhold(extra["covariates"], *self.withhold, rng)
         return {
             "genes": sentences.genes,
             "values": sentences.values,
-            "target_genes": self.tokenizer.vocabulary[targets],
-            "targets": wanted,
-            "read_depth": depth.astype(np.float32),
-            **extra,
+            **self.targets.draw(cells, rng),
+            **take(self.extra, chosen),
         }

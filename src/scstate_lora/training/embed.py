@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from scstate_lora.data.tokens import Sentences
+    from scstate_lora.nn.conditioned_se import ConditionedSE
     from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,6 +33,7 @@ _BLOCK_TOKENS = 2**17
 _MAX_BATCH = 512
 # Numbers alive at a time in the expression head.
 _PAIR_NUMBERS = 2**25
+_CONDITIONED_AT_ONCE = 4096
 
 
 class CellReader(Protocol):
@@ -179,6 +181,43 @@ def embed_conditioned(
     extra = {"covariates": dict(covariates)}
     blocks = _in_blocks(network, forward, encoder, read, extra, options or ComputeOptions(), 0, progress=progress)
     return np.concatenate([block for _, block in blocks])
+
+
+def condition_cells(
+    network: ConditionedSE,
+    base: np.ndarray,
+    covariates: Mapping[str, np.ndarray],
+    *,
+    options: ComputeOptions | None = None,
+) -> np.ndarray:
+    """Conditioned embedding of cells from their base embedding.
+
+    Parameters
+    ----------
+    network
+        Of its parts only the conditioning is used. It is moved to the device, and stays there.
+    base
+        ``(n_cells, embedding_dim)``.
+    covariates
+        Encoded, ``(n_cells,)`` each.
+    options
+        Device and precision.
+
+    Returns
+    -------
+    float32 ``(n_cells, output_dim)``, rows of unit length.
+    """
+    options = options or ComputeOptions()
+    device = options.resolved_device()
+    network.eval().to(device)
+    conditioned = []
+    with torch.inference_mode(), options.autocast(device):
+        for start in range(0, len(base), _CONDITIONED_AT_ONCE):
+            here = slice(start, start + _CONDITIONED_AT_ONCE)
+            batch = to_tensors({"base": base[here], "covariates": {k: v[here] for k, v in covariates.items()}})
+            batch = _to_device(batch, device)
+            conditioned.append(network.condition(batch["base"], batch["covariates"]).float().cpu().numpy())
+    return np.concatenate(conditioned)
 
 
 def decode_cells(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 
-from scstate_lora.losses import supervised_contrastive
+from scstate_lora.losses import CONTRASTIVE, grouped_energy_distance
+from scstate_lora.training.distributed import gather
 from scstate_lora.training.plans import Plan
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
 
     from scstate_lora.nn.conditioned_se import ConditionedSE
 
@@ -18,37 +22,88 @@ if TYPE_CHECKING:
 class SEPlan(Plan):
     """Training of a conditioned SE model.
 
-    Terms: ``reconstruction``, mean squared error of sampled genes predicted from the conditioned embedding by the
-    frozen expression head; ``contrastive``, supervised contrastive loss on the labels; ``preservation``, 1 - cosine
-    between the conditioned and the base embedding.
+    Terms:
+
+    ``reconstruction``
+        Mean squared error of sampled genes, predicted from the conditioned embedding by the frozen expression head.
+    ``contrastive``
+        One of :data:`scstate_lora.losses.CONTRASTIVE` on the labels.
+    ``covariates``
+        Cross-entropy or squared error of the covariates, read from the conditioned embedding by linear heads. A
+        covariate that is withheld from a cell is not asked of it.
+    ``preservation``
+        1 - cosine between the conditioned and the base embedding.
+    ``counterfactual``
+        Energy distance between cells moved to another combination of covariates and the cells of the same type that
+        were measured there.
+    ``batch``
+        Energy distance between the cells of one batch and those of the others, of the same type and covariates: a
+        maximum mean discrepancy with the distance as its kernel (Sejdinovic et al. 2013, doi:10.1214/13-AOS1140).
 
     Parameters
     ----------
     network
         The network; its base is frozen but for adapters.
+    contrastive
+        Name of the contrastive loss.
     temperature
         Of the contrastive loss.
     kwargs
         As in :class:`Plan`.
     """
 
-    def __init__(self, network: ConditionedSE, *, temperature: float, **kwargs: Any) -> None:
+    def __init__(self, network: ConditionedSE, *, contrastive: str, temperature: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.network = network
+        self.contrastive = CONTRASTIVE[contrastive]
         self.temperature = temperature
 
+    def backbone(self) -> nn.Module:
+        """Give the base's transformer; where there is none there is nothing to compile or checkpoint."""
+        return super().backbone() if self.network.encoder is None else self.network.encoder.transformer_encoder
+
     def terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Loss terms of a batch with ``covariates`` and ``labels``."""
-        adapted, conditioned = self.network(batch["genes"], batch["values"], batch["covariates"])
-        terms = {}
+        """Loss terms of a batch of :class:`~scstate_lora.training.se_batches.SEBatches`."""
+        network = self.network
+        if "genes" in batch:
+            base, adapted = batch["base"], gather(network.adapt(batch["genes"], batch["values"]))
+        else:  # nothing is adapted: the base embedding is what the encoder would give
+            base = adapted = gather(batch["base"])
+        told, own, moved = self._condition(adapted, batch)
+        terms: dict[str, Tensor] = {}
         if "reconstruction" in self.weights:
-            asked = batch["target_genes"], batch["read_depth"]
-            predicted = self.network.predict_expression(adapted, conditioned, *asked)
+            predicted = network.predict_expression(adapted, told, batch["target_genes"], batch["read_depth"])
             terms["reconstruction"] = F.mse_loss(predicted, batch["targets"])
         if "contrastive" in self.weights:
-            terms["contrastive"] = supervised_contrastive(conditioned, batch["labels"], temperature=self.temperature)
+            terms["contrastive"] = self.contrastive(told, batch["labels"], temperature=self.temperature)
+        if "covariates" in self.weights:
+            terms["covariates"] = network.conditioning.heads.loss(told, batch["covariates"])
         if "preservation" in self.weights:
-            terms["preservation"] = (
-                1 - F.cosine_similarity(conditioned, batch["base"][:, : conditioned.shape[1]], dim=1)
-            ).mean()
+            terms["preservation"] = (1 - F.cosine_similarity(told, base[:, : told.shape[1]], dim=1)).mean()
+        if moved is not None:
+            terms["counterfactual"] = _matching(moved, own, batch)
+        if "batch" in self.weights:
+            terms["batch"] = _mixing(own, batch)
         return terms
+
+    def _condition(self, adapted: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Embed cells with some covariates withheld, with all of their own, and moved, where that is asked for."""
+        kinds = ["covariates", "own"] + ["moved"] * ("counterfactual" in self.weights)
+        together = {name: torch.cat([batch[kind][name] for kind in kinds]) for name in batch["own"]}
+        conditioned = self.network.condition(adapted.repeat(len(kinds), 1), together)
+        told, own, *moved = conditioned.split(len(adapted))
+        return told, own, moved[0] if moved else None
+
+
+def _matching(moved: Tensor, own: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    sides = torch.arange(int(batch["side"].max()) + 1, device=own.device)
+    return grouped_energy_distance(moved, own, batch["moved_side"][:, None] == sides, batch["side"][:, None] == sides)
+
+
+def _mixing(own: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Energy distance between each batch of a context and the context's other batches."""
+    known = batch["batches"] >= 0
+    pairs = torch.stack([batch["context"], batch["batches"]], dim=1)[known].unique(dim=0)  # (n_pairs, 2)
+    here = (batch["context"][:, None] == pairs[:, 0]) & known[:, None]
+    mine = here & (batch["batches"][:, None] == pairs[:, 1])
+    return grouped_energy_distance(own, own, mine, here & ~mine)
