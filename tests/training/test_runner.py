@@ -239,6 +239,18 @@ def test_options_out_of_range_raises(options, message):
         TrainerOptions.parse(options)
 
 
+def test_weights_and_biases_where_it_is_not_installed_raises(monkeypatch):
+    monkeypatch.setattr("scstate_lora.training.runner.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"logger='wandb' needs Weights & Biases, .* pip install wandb"):
+        TrainerOptions(logger="wandb")
+
+
+def test_options_of_a_part_start_anew_in_a_folder_of_their_own(tmp_path):
+    part = TrainerOptions(**{**QUIET, "logger": True}, run_folder=tmp_path, resume_from="x").part("base")
+    assert (part.run_folder, part.resume_from, part.accelerator) == (tmp_path / "base", None, "cpu")
+    assert TrainerOptions(**QUIET).part("base").run_folder is None
+
+
 @pytest.mark.parametrize(
     ("number", "message"),
     [

@@ -88,8 +88,6 @@ class History(L.Callback):
         self._lr = optimizer.param_groups[0]["lr"]
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
-        if trainer.loggers:
-            pl_module.log_dict({"grad_norm": self._grad_norm, "lr": self._lr}, batch_size=1)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -100,6 +98,10 @@ class History(L.Callback):
             self._step = trainer.global_step
             self._add(trainer, pl_module, "train", self._pending, grad_norm=self._grad_norm, lr=self._lr)
             self._pending = []
+            if self._step % trainer.log_every_n_steps == 0:
+                self._log(trainer)
+        if trainer.is_last_batch:  # for callbacks that watch a training loss; Lightning's log() takes a millisecond
+            pl_module.log_dict({f"train/{name}": value for name, value in outputs["logged"].items()}, logger=False)
 
     def on_validation_batch_end(
         self,
@@ -114,10 +116,11 @@ class History(L.Callback):
         self._val.append(outputs["logged"])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add the mean over the validation batches."""
-        if self._val:
-            self._add(trainer, pl_module, "val", self._val)
+        """Add the mean over the validation batches, and tell those who watch it."""
+        means = self._add(trainer, pl_module, "val", self._val)
         self._val = []
+        self._log(trainer)
+        pl_module.log_dict({f"val/{name}": value for name, value in means.items()}, logger=False)
 
     def _add(
         self,
@@ -126,7 +129,7 @@ class History(L.Callback):
         phase: str,
         logged: list[dict[str, Tensor]],
         **more: float,
-    ) -> None:
+    ) -> dict[str, float]:
         means = {name: float(torch.stack([row[name] for row in logged]).mean()) for name in logged[0]}
         self.rows.append(
             {
@@ -139,6 +142,16 @@ class History(L.Callback):
                 "peak_memory_mb": peak_memory_mb(module.device),
             }
         )
+        return means
+
+    def _log(self, trainer: L.Trainer) -> None:
+        """Give the last row to the loggers, the losses as ``train/loss`` or ``val/loss``."""
+        row = self.rows[-1]
+        not_losses = (*HISTORY_COLUMNS[:3], *_LAST_COLUMNS)
+        metrics = {f"{row['phase']}/{name}": value for name, value in row.items() if name not in not_losses}
+        metrics |= {name: row[name] for name in ("epoch", "grad_norm", "lr") if name in row}
+        for logger_ in trainer.loggers:
+            logger_.log_metrics(metrics, step=row["step"])
 
     def frame(self) -> pd.DataFrame:
         """Tabulate: phase, epoch, step, loss, named terms, grad_norm, lr, seconds, peak_memory_mb, best."""
@@ -234,7 +247,10 @@ class Randomness(L.Callback):
         """Seed torch."""
         number = self.first_batch + trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
         drawn = np.random.SeedSequence([self.seed, number, trainer.global_rank]).generate_state(1, np.uint64)
-        torch.manual_seed(int(drawn[0] >> np.uint64(1)))  # torch takes 63 bits
+        seed = int(drawn[0] >> np.uint64(1))  # torch takes 63 bits
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed() takes longer than a small step
+        if pl_module.device.type != "cpu":
+            torch.get_device_module(pl_module.device).manual_seed(seed)
 
 
 def trained_names(plan: nn.Module) -> list[str]:

@@ -78,27 +78,14 @@ def _is_first_process() -> bool:
 
 
 def make_loggers(options: TrainerOptions, folder: Path | None) -> Any:
-    """Make what Lightning logs to: TensorBoard, and Weights & Biases if asked for; a logger of the user's as it is.
-
-    Raises
-    ------
-    ImportError
-        ``logger="wandb"`` without the package ``wandb``.
-    """
+    """Make what Lightning logs to: TensorBoard, and Weights & Biases if asked for; a logger of the user's as it is."""
     if not options.writes or folder is None:
         return options.logger
     from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
     made: list[Any] = [TensorBoardLogger(os.fspath(folder), name="", version="", default_hp_metric=False)]
     if options.logger == "wandb":
-        try:
-            made.append(WandbLogger(project=_KEY, name="-".join(folder.parts[-2:]), save_dir=os.fspath(folder)))
-        except ModuleNotFoundError as error:
-            msg = "logger='wandb' needs Weights & Biases: pip install wandb."
-            raise ImportError(msg) from error
+        made.append(WandbLogger(project="scstate_lora", name="-".join(folder.parts[-2:]), save_dir=os.fspath(folder)))
     if _is_first_process():
         logger.info("Logs and checkpoints: %s", folder)
     return made
-
-
-_KEY = "scstate_lora"

@@ -58,21 +58,19 @@ class Plan(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Lightning's hook: the weighted loss, and the terms for the history."""
-        return self._step(batch, "train")
+        return self._step(batch)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Lightning's hook: as in training, without gradient, and on a whole batch in every process."""
         with alone():
-            return self._step(batch, "val")
+            return self._step(batch)
 
-    def _step(self, batch: dict[str, Any], phase: str) -> dict[str, Any]:
+    def _step(self, batch: dict[str, Any]) -> dict[str, Any]:
         terms = self.terms(batch)
         loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         logged = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
         averaged = mean_over_processes(torch.stack([value.float() for value in logged.values()]))
         logged = dict(zip(logged, averaged, strict=True))
-        # on_epoch for validation: early stopping watches the epoch's mean.
-        self.log_dict({f"{phase}/{name}": value for name, value in logged.items()}, batch_size=1)
         return {"loss": loss, "logged": logged}
 
     def configure_optimizers(self) -> dict[str, Any]:

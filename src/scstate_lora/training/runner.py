@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -91,6 +92,8 @@ class TrainerOptions:
     ------
     ValueError
         An accelerator is unknown or absent, a name is unknown, or a number is out of range.
+    ImportError
+        ``logger="wandb"`` without the package ``wandb``.
     """
 
     accelerator: str = "auto"
@@ -120,6 +123,9 @@ class TrainerOptions:
         if isinstance(self.logger, str) and self.logger != "wandb":
             msg = f"logger={self.logger!r} is unknown. Give True, False, 'wandb', a Lightning logger or a list of them."
             raise ValueError(msg)
+        if self.logger == "wandb" and find_spec("wandb") is None:
+            msg = "logger='wandb' needs Weights & Biases, which is not installed: pip install wandb."
+            raise ImportError(msg)
         if self.logger is False and self.run_folder is not None:
             msg = (
                 f"logger=False writes nothing, but run_folder={str(self.run_folder)!r} is given. Leave out one of them."
