@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from scstate_lora.config import ObjectiveConfig
     from scstate_lora.data.registry import Registry
 
 # A number with more values than a handful is cut into this many groups of equal size to find cells to compare.
@@ -120,3 +121,49 @@ def contrastive_labels(registry: Registry, adata: AnnData, conditions: np.ndarra
         raise ValueError(msg)
     by_type = on == "cell_type" or (on == "auto" and registry.cell_type_key is not None)
     return cell_types(registry, adata) if by_type else conditions
+
+
+def describe_cells(registry: Registry, adata: AnnData, *, contrastive_on: str) -> dict[str, Any]:
+    """Describe cells to :class:`~scstate_lora.training.se_batches.SECells`, but for what the base makes of them."""
+    covariates = encode_inputs(registry, adata.obs)
+    combinations = conditions(registry, covariates)
+    batch = extra_batch(registry)
+    return {
+        "covariates": covariates,
+        "unknown": {c.name: c.unknown for c in inputs_of(registry)},
+        "kept": frozenset() if batch is None else frozenset({batch.name}),
+        "labels": contrastive_labels(registry, adata, combinations, contrastive_on),
+        "types": cell_types(registry, adata),
+        "conditions": combinations,
+        "batches": None if registry.batch is None else batch_codes(registry, adata.obs),
+    }
+
+
+def active_weights(objective: ObjectiveConfig, registry: Registry, *, reads: bool) -> dict[str, float]:
+    """Weights of the loss terms that an experiment and its base can have.
+
+    Parameters
+    ----------
+    objective
+        What is asked for.
+    registry
+        The experiment.
+    reads
+        Whether the base reads expression, and can predict it.
+
+    Raises
+    ------
+    ValueError
+        None of the terms asked for can be computed.
+    """
+    absent = [] if reads else ["reconstruction"]
+    if not registry.covariates:
+        absent += ["covariates", "counterfactual"]
+    if registry.batch is None:
+        absent.append("batch")
+    weights = {name: w for name, w in objective.weights.items() if w and name not in absent}
+    if not weights:
+        asked = ", ".join(name for name, w in objective.weights.items() if w)
+        msg = f"The objective asks for {asked} only, and this experiment has nothing to compute it from."
+        raise ValueError(msg)
+    return weights

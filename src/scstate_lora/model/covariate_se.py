@@ -5,33 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import torch
 
 from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._logging import logger
-from scstate_lora._utils import did_you_mean
 from scstate_lora.config import CompactBaseConfig, ConditioningConfig, LoraConfig, ObjectiveConfig
 from scstate_lora.data.matrix import fingerprint, log_normalize
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.io.save_load import check_state
-from scstate_lora.model._adapters import DEFAULT, Adapter, check_name
-from scstate_lora.model._base import BaseModel, read_history
+from scstate_lora.model._adapted import AdaptedModel
+from scstate_lora.model._base import read_history
 from scstate_lora.model._obsm_base import ObsmBase
 from scstate_lora.model._se_base import SEBase, base_for, se_inputs
-from scstate_lora.model._se_inputs import (
-    batch_codes,
-    cell_types,
-    conditions,
-    contrastive_labels,
-    encode_inputs,
-    extra_batch,
-    inputs_of,
-)
-from scstate_lora.model._specs import covariate_specs
+from scstate_lora.model._se_inputs import active_weights, describe_cells, encode_inputs, inputs_of
 from scstate_lora.nn import lora as adapters
 from scstate_lora.nn.conditioned_se import ConditionedSE
-from scstate_lora.nn.conditioning import Conditioning
 from scstate_lora.training.compact import fit_compact_base
 from scstate_lora.training.embed import condition_cells, embed_conditioned
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
@@ -42,8 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
+    import pandas as pd
     from anndata import AnnData
     from torch import Tensor, nn
+
+    from scstate_lora.model._adapters import Adapter
 
 _COMPACT = "compact SE, trained on these cells"
 _OWN_LICENCE = "that of the data it was trained on"
@@ -52,7 +43,7 @@ _ADAPTED_EPOCHS = 5
 _FOR_ALL = ("accelerator", "devices", "strategy", "precision", "progress_bar")
 
 
-class LoRACovariateSE(BaseModel):
+class LoRACovariateSE(AdaptedModel):
     """Cell embeddings that know the experimental condition, and what they would be under another one.
 
     A STATE embedding network (SE), frozen, with LoRA adapters on its attention; its embedding is joined with an
@@ -128,165 +119,11 @@ class LoRACovariateSE(BaseModel):
         self.compact = CompactBaseConfig.parse(compact, name="compact")
         self.objective = ObjectiveConfig.parse(objective, name="objective")
         self._without_base()
+        self._plain: tuple[int, np.ndarray] | None = None  # base embedding of the cells seen last, and their print
         if self.registry.embed_key is not None:
             self._attach(ObsmBase.fit(adata, self.registry, self._rows("train")))
         elif base is not None:
             self._attach(base_for(base, self.registry, adata))
-
-    def _without_base(self) -> None:
-        self.base: SEBase | ObsmBase | None = None
-        self.network: ConditionedSE | None = None
-        self._adapters: dict[str, Adapter] = {}
-        self._active = DEFAULT
-        self._plain: tuple[int, np.ndarray] | None = None  # base embedding of the cells seen last, and their print
-
-    def _attach(self, base: SEBase | ObsmBase) -> None:
-        """Build the network around a base, with the first adapter."""
-        self.base = base
-        first = self._new_adapter(DEFAULT, self.lora)
-        self.network = ConditionedSE(base.encoder if isinstance(base, SEBase) else None, first.conditioning)
-        self._put_on(first)
-
-    def _new_adapter(self, name: str, lora: LoraConfig | None) -> Adapter:
-        assert self.base is not None  # only called with one
-        dim = self.base.encoder.config.output_dim if isinstance(self.base, SEBase) else self.base.dim
-        lora = lora if isinstance(self.base, SEBase) else None
-        sizes = self.conditioning.model_dump(include={"combine", "hidden_dims"})
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            return Adapter(name, lora, Conditioning(covariate_specs(inputs_of(self.registry)), dim, **sizes))
-
-    def _put_on(self, adapter: Adapter) -> None:
-        _, network = self._built()
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed + 1)
-            adapter.put_on(network.encoder)
-        self._adapters[adapter.name] = adapter
-        self._activate(adapter)
-
-    def _activate(self, adapter: Adapter) -> None:
-        _, network = self._built()
-        for other in self._adapters.values():
-            other.conditioning.requires_grad_(other is adapter)
-        network.conditioning = adapter.conditioning
-        if network.encoder is not None:
-            adapters.set_adapter(network.encoder, None if adapter.lora is None else adapter.name)
-        self._active = adapter.name
-        network.eval()
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """Losses of the active adapter's training, one row a step and one a validation epoch."""
-        return self._adapters[self._active].history if self._adapters else pd.DataFrame()
-
-    @history.setter
-    def history(self, history: pd.DataFrame) -> None:
-        self._adapters[self._active].history = history
-
-    @property
-    def adapter_names(self) -> list[str]:
-        """Names of the adapters, in the order they were added."""
-        return list(self._adapters)
-
-    @property
-    def active_adapter(self) -> str:
-        """Name of the adapter that embeds and is trained."""
-        return self._active
-
-    def add_adapter(self, name: str, *, lora: LoraConfig | dict[str, Any] | Literal[False] | None = None) -> None:
-        """Add an adapter, untrained, and activate it; those that are there keep what they learned.
-
-        An adapter is the LoRA weights, the covariate encoder and the conditioning that are trained together.
-
-        Parameters
-        ----------
-        name
-            Letters, digits, ``-`` and ``_``.
-        lora
-            As in the class; the model's own options by default.
-
-        Raises
-        ------
-        ValueError
-            The model has no base yet, the name is taken or not allowed, or adapters are merged.
-        """
-        self._built()
-        check_name(name, self.adapter_names)
-        self._refuse_merged("add adapters")
-        options = self.lora if lora is None else None if lora is False else LoraConfig.parse(lora, name="lora")
-        self._put_on(self._new_adapter(name, options))
-
-    def set_adapter(self, name: str) -> None:
-        """Activate an adapter: it embeds from now on, and is the one that is trained.
-
-        Raises
-        ------
-        KeyError
-            There is none of that name.
-        ValueError
-            Adapters are merged.
-        """
-        adapter = self._adapter(name)
-        self._refuse_merged("switch adapters")
-        self._activate(adapter)
-
-    def delete_adapter(self, name: str) -> None:
-        """Remove an adapter that is not the active one.
-
-        Raises
-        ------
-        KeyError
-            There is none of that name.
-        ValueError
-            It is the active one, or adapters are merged.
-        """
-        adapter = self._adapter(name)
-        _, network = self._built()
-        if name == self._active:
-            others = [other for other in self.adapter_names if other != name]
-            msg = f"The adapter {name!r} is the active one. Activate another first, set_adapter: {others}."
-            raise ValueError(msg)
-        if adapter.lora is not None and network.encoder is not None:
-            adapters.delete_adapter(network.encoder, name)
-        del self._adapters[name]
-
-    def _adapter(self, name: str) -> Adapter:
-        if name not in self._adapters:
-            msg = f"There is no adapter {name!r}. {did_you_mean(name, self.adapter_names)}"
-            raise KeyError(msg)
-        return self._adapters[name]
-
-    def merge_adapter(self) -> None:
-        """Compute the active adapter's LoRA as one weight with the base's, for faster embedding; not in training.
-
-        The base's weights stay as they are. Embeddings agree with those of the unmerged model to float32 rounding.
-
-        Raises
-        ------
-        ValueError
-            The active adapter has no LoRA.
-        """
-        _, network = self._built()
-        if network.encoder is None or not self._adapts():
-            msg = f"The adapter {self._active!r} has no LoRA: there is nothing to merge."
-            raise ValueError(msg)
-        adapters.merge(network.encoder)
-
-    def unmerge_adapter(self) -> None:
-        """Undo :meth:`merge_adapter`."""
-        _, network = self._built()
-        if network.encoder is not None:
-            adapters.unmerge(network.encoder)
-
-    def _refuse_merged(self, what: str) -> None:
-        _, network = self._built()
-        if network.encoder is not None and adapters.is_merged(network.encoder):
-            msg = f"The adapter {self._active!r} is merged: cannot {what} now. Call unmerge_adapter() first."
-            raise ValueError(msg)
-
-    def _adapts(self) -> bool:
-        """Whether the active adapter changes what the base computes."""
-        return self._adapters[self._active].lora is not None
 
     def train_base(self, **trainer: Any) -> None:
         """Train the compact base on the training cells, without labels; :meth:`train` does this when it is needed.
@@ -379,7 +216,10 @@ class LoRACovariateSE(BaseModel):
             self.train_base(**shared, logger=False)
         _, network = self._built()
         self._refuse_merged("train")
-        cells, weights = self._training_cells(self.adata), self._weights()
+        cells, weights = (
+            self._training_cells(self.adata),
+            active_weights(self.objective, self.registry, reads=isinstance(self.base, SEBase)),
+        )
         network.conditioning.heads.requires_grad_("covariates" in weights)
         val_rows = self._rows("val")
 
@@ -423,41 +263,13 @@ class LoRACovariateSE(BaseModel):
             run(TrainerOptions(**shared, logger=False), None, sentences=False, title="Conditioning")
         run(options, max_epochs or _ADAPTED_EPOCHS, sentences=True, title="LoRACovariateSE")
 
-    def _weights(self) -> dict[str, float]:
-        """Weights of the terms that this experiment and this base have."""
-        absent = []
-        if not isinstance(self.base, SEBase):  # no head for expression
-            absent.append("reconstruction")
-        if not self.registry.covariates:
-            absent += ["covariates", "counterfactual"]
-        if self.registry.batch is None:
-            absent.append("batch")
-        weights = {name: w for name, w in self.objective.weights.items() if w and name not in absent}
-        if not weights:
-            asked = [name for name, w in self.objective.weights.items() if w]
-            msg = f"The objective asks for {', '.join(asked)}, and this experiment has nothing to compute it from."
-            raise ValueError(msg)
-        return weights
-
     def _training_cells(self, adata: AnnData) -> SECells:
         """Gather what training needs to know of the cells."""
         base, _ = self._built()
-        registry, objective = self.registry, self.objective
-        covariates = encode_inputs(registry, adata.obs)
-        combinations = conditions(registry, covariates)
-        batch = extra_batch(registry)
-        described: dict[str, Any] = {
-            "covariates": covariates,
-            "unknown": {c.name: c.unknown for c in inputs_of(registry)},
-            "kept": frozenset() if batch is None else frozenset({batch.name}),
-            "labels": contrastive_labels(registry, adata, combinations, objective.contrastive_on),
-            "types": cell_types(registry, adata),
-            "conditions": combinations,
-            "batches": None if registry.batch is None else batch_codes(registry, adata.obs),
-        }
+        described = describe_cells(self.registry, adata, contrastive_on=self.objective.contrastive_on)
         if isinstance(base, ObsmBase):
-            return SECells(base=base.embed(adata, registry), **described)
-        x, seeds, tokenizer = base.inputs(adata, registry)
+            return SECells(base=base.embed(adata, self.registry), **described)
+        x, seeds, tokenizer = base.inputs(adata, self.registry)
         plain = self._plain_embedding(SentenceReader.of_matrix(x, tokenizer, seeds), fingerprint(x, seeds))
         return SECells(base=plain, x=x, seeds=seeds, tokenizer=tokenizer, **described)
 
@@ -468,12 +280,6 @@ class LoRACovariateSE(BaseModel):
         if self._plain is None or self._plain[0] != key:
             self._plain = key, base.embed_all(read)
         return self._plain[1]
-
-    def _built(self) -> tuple[SEBase | ObsmBase, ConditionedSE]:
-        if self.base is None or self.network is None:
-            msg = "LoRACovariateSE has no base yet: call .train(), or .train_base()."
-            raise ValueError(msg)
-        return self.base, self.network
 
     def get_latent_representation(
         self,
@@ -653,6 +459,7 @@ class LoRACovariateSE(BaseModel):
         self.compact = CompactBaseConfig.parse(metadata["compact"], name="compact")
         self.objective = ObjectiveConfig.parse(metadata["objective"], name="objective")
         self._without_base()
+        self._plain = None
         self.base = self._restored_base(metadata["base"], tensors, **given)
         encoder = self.base.encoder if isinstance(self.base, SEBase) else None
         for name, options in metadata["adapters"].items():

@@ -1,0 +1,193 @@
+"""A model of which several adaptations are kept side by side, each under a name: added, switched, merged, deleted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+import torch
+
+from scstate_lora._utils import did_you_mean
+from scstate_lora.config import LoraConfig
+from scstate_lora.model._adapters import DEFAULT, Adapter, check_name
+from scstate_lora.model._base import BaseModel
+from scstate_lora.model._se_base import SEBase
+from scstate_lora.model._se_inputs import inputs_of
+from scstate_lora.model._specs import covariate_specs
+from scstate_lora.nn import lora as adapters
+from scstate_lora.nn.conditioned_se import ConditionedSE
+from scstate_lora.nn.conditioning import Conditioning
+
+if TYPE_CHECKING:
+    from scstate_lora.config import ConditioningConfig
+    from scstate_lora.model._obsm_base import ObsmBase
+
+
+class AdaptedModel(BaseModel):
+    """A base with named adapters, of which one is active: it embeds, and it is trained."""
+
+    lora: LoraConfig | None
+    conditioning: ConditioningConfig
+    base: SEBase | ObsmBase | None
+    """What is adapted; None until a compact base is trained."""
+    network: ConditionedSE | None
+
+    def _without_base(self) -> None:
+        self.base = None
+        self.network = None
+        self._adapters: dict[str, Adapter] = {}
+        self._active = DEFAULT
+
+    def _attach(self, base: SEBase | ObsmBase) -> None:
+        """Build the network around a base, with the first adapter."""
+        self.base = base
+        first = self._new_adapter(DEFAULT, self.lora)
+        self.network = ConditionedSE(base.encoder if isinstance(base, SEBase) else None, first.conditioning)
+        self._put_on(first)
+
+    def _new_adapter(self, name: str, lora: LoraConfig | None) -> Adapter:
+        assert self.base is not None  # only called with one
+        dim = self.base.encoder.config.output_dim if isinstance(self.base, SEBase) else self.base.dim
+        lora = lora if isinstance(self.base, SEBase) else None
+        sizes = self.conditioning.model_dump(include={"combine", "hidden_dims"})
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return Adapter(name, lora, Conditioning(covariate_specs(inputs_of(self.registry)), dim, **sizes))
+
+    def _put_on(self, adapter: Adapter) -> None:
+        _, network = self._built()
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed + 1)
+            adapter.put_on(network.encoder)
+        self._adapters[adapter.name] = adapter
+        self._activate(adapter)
+
+    def _activate(self, adapter: Adapter) -> None:
+        _, network = self._built()
+        for other in self._adapters.values():
+            other.conditioning.requires_grad_(other is adapter)
+        network.conditioning = adapter.conditioning
+        if network.encoder is not None:
+            adapters.set_adapter(network.encoder, None if adapter.lora is None else adapter.name)
+        self._active = adapter.name
+        network.eval()
+
+    def _built(self) -> tuple[SEBase | ObsmBase, ConditionedSE]:
+        if self.base is None or self.network is None:
+            msg = "LoRACovariateSE has no base yet: call .train(), or .train_base()."
+            raise ValueError(msg)
+        return self.base, self.network
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Losses of the active adapter's training, one row a step and one a validation epoch."""
+        return self._adapters[self._active].history if self._adapters else pd.DataFrame()
+
+    @history.setter
+    def history(self, history: pd.DataFrame) -> None:
+        self._adapters[self._active].history = history
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """Names of the adapters, in the order they were added."""
+        return list(self._adapters)
+
+    @property
+    def active_adapter(self) -> str:
+        """Name of the adapter that embeds and is trained."""
+        return self._active
+
+    def add_adapter(self, name: str, *, lora: LoraConfig | dict[str, Any] | Literal[False] | None = None) -> None:
+        """Add an adapter, untrained, and activate it; those that are there keep what they learned.
+
+        An adapter is the LoRA weights, the covariate encoder and the conditioning that are trained together.
+
+        Parameters
+        ----------
+        name
+            Letters, digits, ``-`` and ``_``.
+        lora
+            As in the class; the model's own options by default.
+
+        Raises
+        ------
+        ValueError
+            The model has no base yet, the name is taken or not allowed, or adapters are merged.
+        """
+        self._built()
+        check_name(name, self.adapter_names)
+        self._refuse_merged("add adapters")
+        options = self.lora if lora is None else None if lora is False else LoraConfig.parse(lora, name="lora")
+        self._put_on(self._new_adapter(name, options))
+
+    def set_adapter(self, name: str) -> None:
+        """Activate an adapter: it embeds from now on, and is the one that is trained.
+
+        Raises
+        ------
+        KeyError
+            There is none of that name.
+        ValueError
+            Adapters are merged.
+        """
+        adapter = self._adapter(name)
+        self._refuse_merged("switch adapters")
+        self._activate(adapter)
+
+    def delete_adapter(self, name: str) -> None:
+        """Remove an adapter that is not the active one.
+
+        Raises
+        ------
+        KeyError
+            There is none of that name.
+        ValueError
+            It is the active one, or adapters are merged.
+        """
+        adapter = self._adapter(name)
+        _, network = self._built()
+        if name == self._active:
+            others = [other for other in self.adapter_names if other != name]
+            msg = f"The adapter {name!r} is the active one. Activate another first, set_adapter: {others}."
+            raise ValueError(msg)
+        if adapter.lora is not None and network.encoder is not None:
+            adapters.delete_adapter(network.encoder, name)
+        del self._adapters[name]
+
+    def _adapter(self, name: str) -> Adapter:
+        if name not in self._adapters:
+            msg = f"There is no adapter {name!r}. {did_you_mean(name, self.adapter_names)}"
+            raise KeyError(msg)
+        return self._adapters[name]
+
+    def merge_adapter(self) -> None:
+        """Compute the active adapter's LoRA as one weight with the base's, for faster embedding; not in training.
+
+        The base's weights stay as they are. Embeddings agree with those of the unmerged model to float32 rounding.
+
+        Raises
+        ------
+        ValueError
+            The active adapter has no LoRA.
+        """
+        _, network = self._built()
+        if network.encoder is None or not self._adapts():
+            msg = f"The adapter {self._active!r} has no LoRA: there is nothing to merge."
+            raise ValueError(msg)
+        adapters.merge(network.encoder)
+
+    def unmerge_adapter(self) -> None:
+        """Undo :meth:`merge_adapter`."""
+        _, network = self._built()
+        if network.encoder is not None:
+            adapters.unmerge(network.encoder)
+
+    def _refuse_merged(self, what: str) -> None:
+        _, network = self._built()
+        if network.encoder is not None and adapters.is_merged(network.encoder):
+            msg = f"The adapter {self._active!r} is merged: cannot {what} now. Call unmerge_adapter() first."
+            raise ValueError(msg)
+
+    def _adapts(self) -> bool:
+        """Whether the active adapter changes what the base computes."""
+        return self._adapters[self._active].lora is not None
