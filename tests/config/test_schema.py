@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from scstate_lora.config import (
     CompactBaseConfig,
+    ConditioningConfig,
     LoraConfig,
     ObjectiveConfig,
     RunConfig,
@@ -65,6 +66,13 @@ def test_missing_option_raises():
         (CompactBaseConfig, {"n_steps": "many"}, "n_steps='many'"),
         (STModelConfig, {"cell_set_len": 1}, "cell_set_len=1"),
         (TrainConfig, {"max_epochs": 0}, "max_epochs=0"),
+        (ConditioningConfig, {"withheld": 1.0}, "withheld=1.0"),
+        (ConditioningConfig, {"combine": "multiply"}, "combine='multiply'"),
+        (ConditioningConfig, {"n_steps": -1}, "n_steps=-1"),
+        (ObjectiveConfig, {"counterfactual": -1}, "counterfactual=-1"),
+        (ObjectiveConfig, {"contrastive_loss": "simclr"}, "contrastive_loss='simclr'"),
+        (ObjectiveConfig, {"contrastive_on": "batch"}, "contrastive_on='batch'"),
+        (ObjectiveConfig, {"temperature": 0}, "temperature=0"),
     ],
 )
 def test_value_out_of_range_names_the_option_raises(config, options, message):
@@ -96,7 +104,16 @@ def test_empty_range_of_layers_raises(layers):
 
 def test_objective_without_any_term_raises():
     with pytest.raises(ValueError, match="nothing is left to train on"):
-        ObjectiveConfig.parse({"reconstruction": 0, "contrastive": 0, "preservation": 0}, name="objective")
+        ObjectiveConfig.parse(dict.fromkeys(ObjectiveConfig().weights, 0), name="objective")
+    for name in ObjectiveConfig().weights:
+        only = {**dict.fromkeys(ObjectiveConfig().weights, 0), name: 0.5}
+        assert ObjectiveConfig.parse(only, name="objective").weights == only
+
+
+def test_hidden_widths_of_nothing_raises():
+    with pytest.raises(ValueError, match=r"conditioning: hidden_dims=\(16, 0\) must be at least 1 each"):
+        ConditioningConfig.parse({"hidden_dims": [16, 0]}, name="conditioning")
+    assert ConditioningConfig.parse({"hidden_dims": []}, name="conditioning").hidden_dims == ()
 
 
 def test_options_of_another_type_raises():

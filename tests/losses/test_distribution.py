@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from scstate_lora.losses import energy_distance
+from scstate_lora.losses import energy_distance, grouped_energy_distance
 
 
 def _sets(mean: float = 0.0, shift: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,3 +107,77 @@ def test_unbiased_by_hand_and_on_average_the_same_for_any_size_of_sets() -> None
         y = torch.randn(2000, m, 5, generator=generator) + 0.5
         averages.append(energy_distance(x, y, unbiased=True).mean().item())
     assert averages[0] == pytest.approx(averages[1], abs=0.05)
+
+
+def _grouped_by_hand(x, y, x_members, y_members):
+    """Group by group, those with a cell on a side left out, weighted by cells of x."""
+    distances, weights = [], []
+    for mine, theirs in zip(x_members.T, y_members.T, strict=True):
+        if mine.sum() > 1 and theirs.sum() > 1:
+            distances.append(energy_distance(x[mine], y[theirs], unbiased=True))
+            weights.append(mine.sum().float())
+    return (torch.stack(distances) * torch.stack(weights)).sum() / torch.stack(weights).sum()
+
+
+# Groups of 40 and 30 cells: one side of a single cell, one empty, all cells, and overlaps.
+_SIZES = [(0, 12, 0, 9), (12, 40, 9, 30), (5, 20, 3, 12), (0, 1, 0, 10), (0, 40, 0, 30), (7, 9, 4, 4)]
+
+
+def _members(sizes=_SIZES):
+    x, y = torch.arange(40)[:, None], torch.arange(30)[:, None]
+    starts_x, stops_x, starts_y, stops_y = torch.tensor(sizes).T
+    return (x >= starts_x) & (x < stops_x), (y >= starts_y) & (y < stops_y)
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_grouped_equals_the_groups_one_by_one(mean: float) -> None:
+    x, y = (cells[0] for cells in _sets(mean))
+    ours = grouped_energy_distance(x, y, *_members())
+    assert ours.shape == ()
+    assert ours.dtype == torch.float32
+    assert ours.item() == pytest.approx(_grouped_by_hand(x, y, *_members()).item(), abs=1e-4)
+    for sizes in _SIZES[:2]:
+        single = grouped_energy_distance(x, y, *_members([sizes]))
+        a, b = x[sizes[0] : sizes[1]], y[sizes[2] : sizes[3]]
+        assert single.item() == pytest.approx(energy_distance(a, b, unbiased=True).item(), abs=1e-4)
+
+
+def test_grouped_weighs_groups_by_their_cells_of_the_first_set() -> None:
+    x, y = torch.tensor([[0.0], [2.0], [0.0], [2.0], [4.0]]), torch.tensor([[1.0], [5.0], [2.0], [2.0]])
+    of_x, of_y = torch.tensor([[1, 0]] * 2 + [[0, 1]] * 3).bool(), torch.tensor([[1, 0]] * 2 + [[0, 1]] * 2).bool()
+    # The first as in the test by hand above; the second has 4/3 between and 8/3 within x.
+    expected = (2 * (2 * 2.5 - 2 - 4) + 3 * (2 * 4 / 3 - 8 / 3)) / 5
+    assert grouped_energy_distance(x, y, of_x, of_y).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_grouped_gradient_equals_that_of_the_groups_one_by_one() -> None:
+    x, y = (cells[0] for cells in _sets(5.0))
+    gradients = []
+    for loss in (grouped_energy_distance, _grouped_by_hand):
+        left, right = x.clone().requires_grad_(), y.clone().requires_grad_()
+        loss(left, right, *_members()).backward()
+        gradients.append((left.grad, right.grad))
+    for ours, expected in zip(*gradients, strict=True):
+        assert torch.allclose(ours, expected, atol=1e-6)
+        assert ours.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("sizes", [[(0, 1, 0, 30), (0, 40, 3, 4)], []], ids=["of one cell", "none at all"])
+def test_grouped_is_zero_with_gradient_without_a_group(sizes) -> None:
+    x, y = (cells[0].requires_grad_() for cells in _sets())
+    members = _members(sizes) if sizes else (torch.zeros(40, 0).bool(), torch.zeros(30, 0).bool())
+    loss = grouped_energy_distance(x, y, *members)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_grouped_gradient_is_finite_for_cells_that_are_in_both_sets_and_autocast_changes_nothing() -> None:
+    x = _sets(30.0)[0][0]
+    members = _members()[0], _members()[0].flip(0)
+    leaf = x.clone().requires_grad_()
+    plain = grouped_energy_distance(leaf, leaf, *members)
+    plain.backward()
+    assert leaf.grad.isfinite().all()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(grouped_energy_distance(x, x, *members), plain)

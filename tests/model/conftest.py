@@ -52,7 +52,9 @@ def setup():
 @pytest.fixture(scope="session")
 def make_se():
     """Make a small LoRACovariateSE of an AnnData that was set up."""
-    return lambda adata, **kwargs: ssl.LoRACovariateSE(adata, **{"compact": COMPACT, **kwargs})
+    return lambda adata, **kwargs: ssl.LoRACovariateSE(
+        adata, **{"compact": COMPACT, "conditioning": {"n_steps": 3}, **kwargs}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from scstate_lora.nn.conditioned_se import ConditionedSE
+from scstate_lora.nn.conditioning import Conditioning
 from scstate_lora.nn.covariates import CovariateSpec
 from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
@@ -15,7 +16,8 @@ def _network() -> ConditionedSE:
     torch.manual_seed(0)
     encoder = SEEncoder(CONFIG, torch.randn(15, CONFIG.token_dim))
     add_lora(encoder, r=2, alpha=4, dropout=0.2, targets=("q", "v"))
-    return ConditionedSE(encoder, {"condition": CovariateSpec(2, 4), "day": CovariateSpec(None, 4)})
+    specs = {"condition": CovariateSpec(2, 4), "day": CovariateSpec(None, 4)}
+    return ConditionedSE(encoder, Conditioning(specs, CONFIG.output_dim, hidden_dims=(12,)))
 
 
 def _cells() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -41,11 +43,11 @@ def test_gives_the_adapted_and_the_conditioned_embedding() -> None:
 
 def test_train_keeps_the_frozen_encoder_in_eval() -> None:
     network = _network().train()
-    assert network.covariate_encoder.training
+    assert network.conditioning.training
     training = [name for name, child in network.encoder.named_modules() if child.training]
     assert training
     assert all("lora_dropout" in name for name in training)
-    assert not network.eval().covariate_encoder.training
+    assert not network.eval().conditioning.training
     assert not [c for c in network.modules() if isinstance(c, nn.Dropout) and c.training]
 
 
@@ -55,9 +57,11 @@ def test_adapters_covariates_and_conditioning_are_trained_and_nothing_else() -> 
     before = {name: p.clone() for name, p in network.named_parameters()}
     for _ in range(3):  # LoRA's A waits for B, a covariate's "unknown" vector for a cell in which it is dropped
         optimizer.zero_grad()
-        (network(*_cells())[1] * torch.arange(10.0)).sum().backward()
+        _, conditioned = network(*_cells())
+        asked = network.conditioning.heads.loss(conditioned, _cells()[2])
+        ((conditioned * torch.arange(10.0)).sum() + asked).backward()
         optimizer.step()
     moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
-    unknown = {"covariate_encoder.encoders.1.unknown"}
+    unknown = {"conditioning.covariate_encoder.encoders.1.unknown"}
     frozen = {name for name in before if name.startswith("encoder.") and "lora_" not in name}
     assert moved | unknown == before.keys() - frozen

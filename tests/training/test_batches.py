@@ -90,7 +90,7 @@ def test_fewer_cells_than_a_batch_and_fewer_genes_than_targets(x):
 def test_cells_without_any_expression_still_make_a_batch(x):
     batches, _ = _batches(sparse.csr_matrix(x.shape, dtype=np.float32))
     assert np.isfinite(batches[0]["read_depth"]).all()
-    np.testing.assert_allclose(batches.gene_weights, 1 / 12)
+    np.testing.assert_allclose(batches.targets.weights, 1 / 12)
 
 
 def test_loader_goes_on_from_where_its_run_is_and_without_a_run_starts_again(x):

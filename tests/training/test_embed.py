@@ -11,11 +11,12 @@ from scipy import sparse
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import Tokenizer, cell_seeds
 from scstate_lora.nn.conditioned_se import ConditionedSE
+from scstate_lora.nn.conditioning import Conditioning
 from scstate_lora.nn.covariates import CovariateSpec
 from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 from scstate_lora.training import embed
-from scstate_lora.training.embed import ComputeOptions, embed_cells, embed_conditioned
+from scstate_lora.training.embed import ComputeOptions, condition_cells, embed_cells, embed_conditioned
 
 SIZES = SEConfig(token_dim=6, d_model=8, n_layers=2, n_heads=2, d_hid=12, output_dim=10, n_tokens=9, dropout=0.5)
 X = sparse.csr_matrix(
@@ -118,9 +119,14 @@ def test_cells_by_length_are_as_each_alone_without_padding(encoder):
     assert np.abs(together - _embed(encoder, _reader())).max() > 1e-3
 
 
+def _conditioned(encoder):
+    specs = {"condition": CovariateSpec(2, 4), "day": CovariateSpec(None, 4)}
+    return ConditionedSE(encoder, Conditioning(specs, SIZES.output_dim, hidden_dims=(8,)))
+
+
 def test_conditioned_embedding_takes_each_cells_own_covariates(encoder):
     add_lora(encoder, r=2, alpha=4, dropout=0.5, targets=("q",))
-    network = ConditionedSE(encoder, {"condition": CovariateSpec(2, 4), "day": CovariateSpec(None, 4)}).train()
+    network = _conditioned(encoder).train()
     codes, days = np.arange(30) % 2, np.linspace(-1, 1, 30, dtype=np.float32)
     options = ComputeOptions(batch_size=8)
     z = embed_conditioned(network, encoder, _reader(), {"condition": codes, "day": days}, options=options)
@@ -129,6 +135,20 @@ def test_conditioned_embedding_takes_each_cells_own_covariates(encoder):
     np.testing.assert_allclose(embed_conditioned(network, encoder, _reader([9]), own)[0], z[9], atol=1e-6)
     moved = embed_conditioned(network, encoder, _reader(), {"condition": 1 - codes, "day": days})
     assert (np.abs(moved - z).max(1) > 1e-5).all()
+
+
+def test_conditioning_of_a_base_embedding_is_that_of_the_whole_network(encoder, monkeypatch):
+    monkeypatch.setattr(embed, "_CONDITIONED_AT_ONCE", 7)  # the last block is smaller
+    network = _conditioned(encoder).train()
+    covariates = {"condition": np.arange(30) % 2, "day": np.linspace(-1, 1, 30, dtype=np.float32)}
+    covariates["day"][3] = np.nan  # unknown
+    z = condition_cells(network, _embed(encoder, _reader()), covariates)
+    assert z.shape == (30, 10)
+    assert z.dtype == np.float32
+    assert not network.training
+    np.testing.assert_allclose(z, embed_conditioned(network, encoder, _reader(), covariates), atol=1e-6)
+    without = condition_cells(ConditionedSE(None, network.conditioning), _embed(encoder, _reader()), covariates)
+    np.testing.assert_array_equal(without, z)
 
 
 def test_progress_is_shown_when_titled(encoder, capsys):
