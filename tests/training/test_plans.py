@@ -5,13 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from scstate_lora.nn.conditioned_se import ConditionedSE
 from scstate_lora.nn.covariates import CovariateSpec
-from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 from scstate_lora.nn.transition import StateTransition, STConfig
 from scstate_lora.training.compact import BasePlan
-from scstate_lora.training.se_plan import SEPlan
 from scstate_lora.training.st_plan import STPlan
 
 SIZES = SEConfig(token_dim=6, d_model=8, n_layers=1, n_heads=2, d_hid=12, output_dim=10, n_tokens=5)
@@ -34,9 +31,6 @@ def cells():
         "targets": torch.rand(6, 3, generator=generator),
         "read_depth": torch.rand(6, generator=generator),
         "readout": torch.rand(6, 7, generator=generator),
-        "covariates": {"condition": torch.arange(6) % 2},
-        "labels": torch.tensor([0, 0, 1, 1, 2, 0]),
-        "base": torch.nn.functional.normalize(torch.randn(6, 10, generator=generator), dim=1),
     }
 
 
@@ -51,35 +45,12 @@ def test_base_terms_are_mean_squared_errors_of_both_readouts(encoder, cells):
     assert torch.allclose(terms["readout"], expected[1])
 
 
-def _se_plan(encoder, **weights):
-    add_lora(encoder, r=2, alpha=4, dropout=0.0, targets=("q", "v"))
-    network = ConditionedSE(encoder, {"condition": CovariateSpec(2, 4)}).eval()
-    return SEPlan(network, temperature=0.5, weights=weights, **COMMON)
-
-
-def test_se_terms_equal_their_definitions(encoder, cells):
-    plan = _se_plan(encoder, reconstruction=1.0, contrastive=1.0, preservation=1.0)
-    terms = plan.terms(cells)
-    _, z = plan.network(cells["genes"], cells["values"], cells["covariates"])
-    predicted = encoder.predict_expression(z, cells["target_genes"], cells["read_depth"])
-    assert torch.allclose(terms["reconstruction"], ((predicted - cells["targets"]) ** 2).mean())
-    assert torch.allclose(terms["preservation"], 1 - (z * cells["base"]).sum(1).mean(), atol=1e-6)
-    z, labels, by_cell = z.detach().numpy().astype(np.float64), cells["labels"].numpy(), []
-    for i in range(6):
-        others = [j for j in range(6) if j != i]
-        same = [j for j in others if labels[j] == labels[i]]
-        if same:
-            normaliser = np.log(sum(np.exp(z[i] @ z[j] / 0.5) for j in others))
-            by_cell.append(-np.mean([z[i] @ z[j] / 0.5 - normaliser for j in same]))
-    assert terms["contrastive"].item() == pytest.approx(np.mean(by_cell), rel=1e-5)
-
-
-def test_loss_is_the_weighted_sum_and_terms_of_weight_zero_are_not_computed(encoder, cells):
-    plan = _se_plan(encoder, reconstruction=2.0, contrastive=0.0, preservation=0.5)
-    plan.log_dict = lambda *args, **kwargs: None
+def test_loss_is_the_weighted_sum_of_the_terms(encoder, cells):
+    plan = BasePlan(encoder, nn.Linear(10, 7), weights={"expression": 2.0, "readout": 0.5, "other": 0.0}, **COMMON)
+    assert plan.weights == {"expression": 2.0, "readout": 0.5}
     step = plan.training_step(cells, 0)
-    assert set(step["logged"]) == {"loss", "reconstruction", "preservation"}
-    expected = 2 * step["logged"]["reconstruction"] + 0.5 * step["logged"]["preservation"]
+    assert set(step["logged"]) == {"loss", "expression", "readout"}
+    expected = 2 * step["logged"]["expression"] + 0.5 * step["logged"]["readout"]
     assert torch.allclose(step["loss"], expected)
     assert not step["logged"]["loss"].requires_grad
 
@@ -133,8 +104,10 @@ def test_learning_rate_rises_over_the_warm_up_and_falls_along_a_cosine(encoder):
 
 
 def test_only_what_is_trainable_is_optimised(encoder):
-    plan = _se_plan(encoder, preservation=1.0)
+    encoder.transformer_encoder.requires_grad_(requires_grad=False)
+    plan = BasePlan(encoder, nn.Linear(10, 7), weights={"expression": 1.0}, **COMMON)
     plan.trainer = type("Trainer", (), {"estimated_stepping_batches": 4})()
     optimised = {id(p) for group in plan.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
-    names = {name for name, p in plan.network.named_parameters() if id(p) in optimised}
-    assert names == {n for n, _ in plan.network.named_parameters() if not n.startswith("encoder.") or "lora_" in n}
+    names = {name for name, p in plan.named_parameters() if id(p) in optimised}
+    assert names == {n for n, _ in plan.named_parameters() if "transformer_encoder" not in n}
+    assert 0 < len(names) < len(list(plan.parameters()))
