@@ -23,6 +23,8 @@ SMALL = [
     "se.compact.d_hid=16",
     "se.compact.n_heads=2",
     "se.compact.output_dim=8",
+    "se.conditioning.n_steps=20",
+    "se.conditioning.hidden_dims=[16]",
     "se.train.max_epochs=1",
     "st.train.max_epochs=1",
     "st.model.hidden=16",
@@ -86,7 +88,7 @@ def only_options(monkeypatch):
     """Catch what the workflow would be called with."""
     caught = {}
 
-    def stop(_data, config, folder):
+    def stop(_data, config, folder, **_options):
         caught.update(config=config, folder=folder)
         raise ValueError("stopped here")
 
@@ -149,7 +151,16 @@ def test_run_says_the_split_and_its_progress_on_stderr_and_the_results_on_stdout
     assert [str(w.message) for w in warned if not issubclass(w.category, hidden)] == []
     assert out.strip().startswith(f"Results in {folder}:")
     assert "%|" not in out
-    for name in ("report.html", "adata.h5ad", "predictions.h5ad", "tables", "models", "logs", "config.yaml"):
+    for name in (
+        "report.html",
+        "adata.h5ad",
+        "predictions.h5ad",
+        "tables",
+        "models/se",
+        "models/st",
+        "logs",
+        "config.yaml",
+    ):
         assert f"  {name} " in out
 
 
@@ -190,7 +201,7 @@ REFUSED = {
     "value for a section": (["se.train=3"], "se.train=3 is not allowed"),
     "no assignment": (["nonsense"], "'nonsense' is not an assignment"),
     "unknown accelerator": (["accelerator=cdua"], "Did you mean 'cuda'"),
-    "unknown precision": (["precision=half"], "precision='half' is unknown"),
+    "unknown precision": (["precision=half"], "precision='half' is not allowed"),
     "unknown flag": (["--pertkey", "condition"], "--pert-key"),
 }
 
@@ -306,7 +317,7 @@ def test_errors_of_ours_show_a_traceback_only_on_demand(files, tmp_path):
 
 
 def test_bugs_are_not_hidden(files, monkeypatch):
-    def broken(*_args):
+    def broken(*_args, **_options):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(workflow, "run", broken)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scstate_lora.config.data import ContinuousEncoderConfig, CovariateConfig, DataConfig
-from scstate_lora.config.load import to_yaml, with_overrides
+from scstate_lora.config.load import load_run, to_yaml, with_overrides
 from scstate_lora.config.lora import LoraConfig
 from scstate_lora.config.run import RunConfig, SERunConfig, STRunConfig
 from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, ObjectiveConfig
@@ -23,6 +23,7 @@ __all__ = [
     "STModelConfig",
     "STRunConfig",
     "TrainConfig",
+    "load_run",
     "to_yaml",
     "with_overrides",
 ]

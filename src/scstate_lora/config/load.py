@@ -2,14 +2,120 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from scstate_lora._utils import did_you_mean
+from scstate_lora.config.run import RunConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from scstate_lora.config.options import Options
+
+# Two names of one option: what comes later replaces what stands under either of them.
+_SAME = {("data", "covariates"): "covariate_keys"}
+
+
+def load_run(
+    path: str | Path | None = None,
+    *,
+    absent: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
+    overrides: Iterable[str] = (),
+) -> RunConfig:
+    """Make the options of a run: those of a file, and on top of them those of a command line.
+
+    Parameters
+    ----------
+    path
+        YAML file; None for none.
+    absent
+        Top-level options to their values where the file has none.
+    given
+        Options by dotted name, for instance ``{"data.pert_key": "condition"}``.
+    overrides
+        ``section.key=value`` assignments, see :func:`with_overrides`.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file; near names are suggested.
+    ValueError
+        The file is not YAML, names an option twice or not by name, an assignment is none, an option is unknown (near
+        ones are suggested) or a value is not allowed; the file is named where it is to blame.
+    """
+    loaded = {} if path is None else read_yaml(path)
+    merged = _one_name({**(absent or {}), **loaded})
+    for name, value in (given or {}).items():
+        _assign(merged, name, value, said=name)
+    merged = with_overrides(merged, overrides)
+    if path is None:
+        return RunConfig.parse(merged, name="options")
+    try:
+        return RunConfig.parse(merged, name=str(path))
+    except ValueError as error:
+        if _complaint(loaded) == _complaint(merged):
+            raise
+        msg = f"On the command line, {_complaint(merged)}"
+        raise ValueError(msg) from error
+
+
+def _complaint(options: Mapping[str, Any]) -> str | None:
+    """Say what is wrong with options, wherever they stand; None for nothing."""
+    name = "options"
+    try:
+        RunConfig.parse(_one_name(options), name=name)
+    except ValueError as error:
+        return str(error).removeprefix(f"{name}: ")
+    return None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a file of nested options, not yet validated.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file; near names are suggested.
+    ValueError
+        It is a folder, not YAML, not a mapping, or names an option twice.
+    """
+    path = Path(path)
+    if not path.exists():
+        there = [file.name for pattern in ("*.yaml", "*.yml") for file in sorted(path.parent.glob(pattern))]
+        msg = f"There is no configuration {path}." + (f" {did_you_mean(path.name, there)}" if there else "")
+        raise FileNotFoundError(msg)
+    if not path.is_file():
+        msg = f"{path} is a folder; a configuration is a YAML file."
+        raise ValueError(msg)
+    try:
+        options = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where, what = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        line = "" if where is None else f", line {where.line + 1}"
+        msg = f"{path}{line} cannot be read as YAML: {what}."
+        raise ValueError(msg) from error
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        msg = f"{path} holds a {type(options).__name__}; a configuration consists of lines such as seed: 1."
+        raise ValueError(msg)
+    return options
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuse a key that stands twice in one section; plain YAML keeps the last and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands there twice", problem_mark=key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
 
 
 def with_overrides(options: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -20,33 +126,50 @@ def with_overrides(options: Mapping[str, Any], overrides: Iterable[str]) -> dict
     options
         Nested options; not changed.
     overrides
-        For instance ``["se.train.max_epochs=3", "seed=1"]``.
+        For instance ``["se.train.max_epochs=3", "seed=1", "data.covariates=[{name: day, type: continuous}]"]``.
 
     Raises
     ------
     ValueError
         An assignment has no ``=``, or its value is not valid YAML.
     """
-    merged = _copy(options)
+    merged = _one_name(options)
     for assignment in overrides:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
             msg = f"{assignment!r} is not an assignment. Write section.key=value, for instance st.train.max_epochs=10."
             raise ValueError(msg)
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=_UniqueKeys)
         except yaml.YAMLError as error:
             msg = f"{assignment!r}: the value is not valid YAML ({error})."
             raise ValueError(msg) from error
-        *parents, key = path.split(".")
-        section = merged
-        for parent in parents:
-            section = section.setdefault(parent, {})
-            if not isinstance(section, dict):
-                msg = f"{assignment!r}: {parent!r} is a value, not a section."
-                raise ValueError(msg)
-        section[key] = value
+        _assign(merged, path, value, said=assignment)
     return merged
+
+
+def _assign(options: dict[str, Any], path: str, value: Any, *, said: str) -> None:
+    """Set an option by its dotted name, in place."""
+    *parents, key = path.split(".")
+    section = options
+    for parent in parents:
+        if section.get(parent) is None:
+            section[parent] = {}
+        section = section[parent]
+        if not isinstance(section, dict):
+            msg = f"{said!r}: {parent!r} is a value, not a section."
+            raise ValueError(msg)
+    section[_SAME.get((*parents, key), key)] = value  # type: ignore[arg-type]  # of any length
+
+
+def _one_name(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy nested options, with one name for what has two; both at once are left to be refused."""
+    copied = _copy(options)
+    for (name, also), key in _SAME.items():
+        section = copied.get(name)
+        if isinstance(section, dict) and also in section and key not in section:
+            copied[name] = {key if k == also else k: v for k, v in section.items()}
+    return copied
 
 
 def _copy(options: Mapping[str, Any]) -> dict[str, Any]:

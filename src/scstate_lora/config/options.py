@@ -48,25 +48,32 @@ class Options(BaseModel):
     def _explain(cls, error: ValidationError) -> str:
         """Say what is wrong first, with near names for an unknown key."""
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        names, section = cls._place(first["loc"])
+        key = ".".join(names)
         if first["type"] == "value_error":  # a check of ours says it all
             return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
-        *parents, last = first["loc"]
         if first["type"] == "extra_forbidden":
-            return f"there is no option {key!r}. {did_you_mean(str(last), cls._options_at(parents))}"
+            last = str(first["loc"][-1])
+            known = [] if section is None else section.model_fields
+            return f"there is no option {'.'.join([*names, last])!r}. {did_you_mean(last, known)}"
         if first["type"] == "missing":
             return f"the option {key!r} is missing."
         return f"{key}={first['input']!r} is not allowed: {first['msg']}."
 
     @classmethod
-    def _options_at(cls, path: list[Any]) -> list[str]:
-        """Names of the options of a nested section."""
-        section: Any = cls
+    def _place(cls, path: tuple[int | str, ...]) -> tuple[list[str], type[Options] | None]:
+        """Names on the path of an error, and the section at its end; alternatives of a union are no names."""
+        names: list[str] = []
+        section: type[Options] | None = cls
         for part in path:
-            annotation = section.model_fields[part].annotation
-            classes = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
-            section = next(a for a in classes if issubclass(a, Options))  # also of "Section | None"
-        return list(section.model_fields)
+            if isinstance(part, int):
+                names.append(str(part))
+            elif section is not None and part in section.model_fields:
+                names.append(part)
+                annotation = section.model_fields[part].annotation
+                classes = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
+                section = next((a for a in classes if issubclass(a, Options)), None)  # also of "Section | None"
+        return names, section
 
 
 def check_heads(name: str, width: int, n_heads: int) -> None:

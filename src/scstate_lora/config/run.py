@@ -9,7 +9,7 @@ from scstate_lora.config.lora import LoraConfig
 from scstate_lora.config.options import Options
 from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, ObjectiveConfig
 from scstate_lora.config.st import STModelConfig
-from scstate_lora.config.training import TrainConfig
+from scstate_lora.config.training import Precision, TrainConfig
 
 
 class SERunConfig(Options):
@@ -39,19 +39,21 @@ class STRunConfig(Options):
 class RunConfig(Options):
     """A whole run: data, both models, the device, the seed."""
 
+    file: str | None = None
+    """File of the cells; a path as seen from where the command is run."""
     data: DataConfig
     """Columns."""
-    se: SERunConfig = SERunConfig()
-    """Embedding model."""
-    st: STRunConfig = STRunConfig()
-    """Perturbation model."""
+    se: SERunConfig | None = SERunConfig()
+    """Embedding model; null for none."""
+    st: STRunConfig | None = STRunConfig()
+    """Perturbation model, where there is a perturbation; null for none."""
     base: str | None = None
-    """Directory of a saved LoRACovariateSE whose base is taken; None trains a compact one."""
+    """SE checkpoint, hub id or directory of a saved model whose base is taken; null trains a compact one."""
     accelerator: str = "auto"
-    """Device, as in Lightning."""
-    precision: str | None = None
-    """Precision, as in Lightning."""
-    early_stopping: bool = False
-    """Stop when the validation loss no longer falls."""
+    """Device, as in Lightning; that of a model's own `train` goes first, here and in the next two."""
+    precision: Precision | None = None
+    """`32-true`, `16-mixed` or `bf16-mixed`; null chooses by device."""
+    early_stopping: bool | int = False
+    """Stop after this many epochs without a lower validation loss; true means 10."""
     seed: int = 0
     """Seed of everything random."""

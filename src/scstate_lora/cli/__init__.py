@@ -1,0 +1,7 @@
+"""The command line: the main job on a file, its training alone, embeddings, and looking into checkpoints."""
+
+from __future__ import annotations
+
+from scstate_lora.cli._app import app, main
+
+__all__ = ["app", "main"]
