@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from scstate_lora.metrics.embedding import (
+    HeldOutScore,
     Score,
     categorical_probe,
     continuous_probe,
+    held_out_categorical_probe,
+    held_out_continuous_probe,
+    held_out_knn_accuracy,
     in_large_class,
     knn_accuracy,
     majority_share,
@@ -28,6 +32,7 @@ from scstate_lora.metrics.perturbation import (
 )
 
 __all__ = [
+    "HeldOutScore",
     "Score",
     "bootstrap_interval",
     "categorical_probe",
@@ -35,6 +40,9 @@ __all__ = [
     "continuous_probe",
     "energy_distance",
     "goodness",
+    "held_out_categorical_probe",
+    "held_out_continuous_probe",
+    "held_out_knn_accuracy",
     "in_large_class",
     "knn_accuracy",
     "mae",

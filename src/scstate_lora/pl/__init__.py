@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from scstate_lora.pl._covariates import covariate_effects
 from scstate_lora.pl._embedding import embedding
 from scstate_lora.pl._loss_curves import loss_curves
 from scstate_lora.pl._metrics import metrics
 
-__all__ = ["embedding", "loss_curves", "metrics"]
+__all__ = ["covariate_effects", "embedding", "loss_curves", "metrics"]

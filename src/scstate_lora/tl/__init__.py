@@ -1,10 +1,20 @@
-"""Plain embeddings and their decoding; evaluation beside a PCA, naive baselines and the ceiling."""
+"""Plain embeddings and their decoding; cells between measured conditions; evaluation beside a PCA and the baselines."""
 
 from __future__ import annotations
 
+from scstate_lora.tl._covariates import covariate_information
 from scstate_lora.tl._decode import decode_expression
 from scstate_lora.tl._embed import embed, embed_file
 from scstate_lora.tl._embeddings import evaluate
+from scstate_lora.tl._interpolate import interpolate
 from scstate_lora.tl._perturbation import evaluate_perturbation
 
-__all__ = ["decode_expression", "embed", "embed_file", "evaluate", "evaluate_perturbation"]
+__all__ = [
+    "covariate_information",
+    "decode_expression",
+    "embed",
+    "embed_file",
+    "evaluate",
+    "evaluate_perturbation",
+    "interpolate",
+]
