@@ -1,4 +1,4 @@
-"""The commands `embed`, `inspect` and `convert` on published checkpoints."""
+"""The commands `embed`, `inspect` and `convert`, on published checkpoints and on models trained with them."""
 
 from __future__ import annotations
 
@@ -250,6 +250,125 @@ def test_traceback_shows_where_an_error_was_raised(folder, monkeypatch):
         cli.main()
 
 
+@pytest.fixture(scope="module")
+def conditioned(cells, tmp_path_factory):
+    """Folder of a checkpoint, of a model of its adapters, and of cells with covariates. Not to be changed."""
+    folder = tmp_path_factory.mktemp("conditioned")
+    shutil.copytree(FOLDER, folder / "base")
+    adata = cells.copy()
+    adata.obs["condition"] = ["stim", "ctrl"] * 25
+    adata.obs["day"] = np.linspace(0, 20, 50)
+    adata.write_h5ad(folder / "cells.h5ad")
+    adata.write_zarr(folder / "cells.zarr")
+    ssl.LoRACovariateSE.setup_anndata(adata, covariate_keys=["condition", "day"])
+    model = ssl.LoRACovariateSE(adata, base=folder / "base", lora={"r": 2}, conditioning={"n_steps": 3})
+    model.train(max_epochs=1, accelerator="cpu", logger=False, progress_bar=False)
+    model.save(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(conditioned):
+    return ssl.LoRACovariateSE.load(conditioned / "model")
+
+
+@pytest.mark.parametrize("ending", ["h5ad", "zarr"])
+def test_model_embeds_under_the_cells_own_covariates(conditioned, model, ending, tmp_path):
+    out = tmp_path / f"embedded.{ending}"
+    given = conditioned / f"cells.{ending}"
+    code, printed, err = call("embed", given, "--model", conditioned / "model", "--out", out)
+    assert code == 0, err
+    written = ad.read_h5ad(out) if ending == "h5ad" else ad.read_zarr(out)
+    expected = model.get_latent_representation(ad.read_h5ad(conditioned / "cells.h5ad"), key_added=None)
+    np.testing.assert_array_equal(written.obsm["X_scstate_lora"], expected)
+    assert printed == f"Wrote {out}: the cells, with the embedding in obsm['X_scstate_lora'].\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "values"),
+    [
+        (["condition=stim,day=14"], {"condition": "stim", "day": 14.0}),
+        (["condition=", "day=3.5"], {"condition": None, "day": 3.5}),
+        (["day="], {"day": None}),
+    ],
+)
+def test_model_embeds_under_other_covariates(conditioned, model, given, values, tmp_path):
+    out = tmp_path / "embedded.h5ad"
+    options = [part for text in given for part in ("--covariates", text)]
+    code, _, err = call("embed", conditioned / "cells.h5ad", "--model", conditioned / "model", "--out", out, *options)
+    assert code == 0, err
+    cells = ad.read_h5ad(conditioned / "cells.h5ad")
+    written = ad.read_h5ad(out)
+    assert "X_scstate_lora" not in written.obsm
+    found = written.obsm["X_scstate_counterfactual"]
+    np.testing.assert_array_equal(found, model.get_latent_representation(cells, covariates=values, key_added=None))
+    assert np.abs(found - model.get_latent_representation(cells, key_added=None)).max() > 1e-3
+    record = written.uns["scstate_lora"]["embed"]["X_scstate_counterfactual"]["covariates"]
+    assert record == {name: "withheld" if value is None else value for name, value in values.items()}
+
+
+def test_covariates_that_the_cells_lack_may_be_given(conditioned, model, tmp_path):
+    cells = ad.read_h5ad(conditioned / "cells.h5ad")
+    del cells.obs["condition"]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    command = ("embed", tmp_path / "cells.h5ad", "--model", conditioned / "model", "--out", tmp_path / "out.npy")
+    code, _, err = call(*command)
+    assert code == 2
+    assert "condition" in err
+    code, _, err = call(*command, "--covariates", "condition=ctrl")
+    assert code == 0, err
+    expected = model.get_latent_representation(cells, covariates={"condition": "ctrl"}, key_added=None)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
+
+
+def test_base_that_moved_is_named(conditioned, model, tmp_path):
+    shutil.copytree(conditioned / "model", tmp_path / "model")
+    described = tmp_path / "model" / "model.json"
+    described.write_text(described.read_text().replace(str(conditioned / "base"), str(tmp_path / "gone")))
+    command = ("embed", conditioned / "cells.h5ad", "--model", tmp_path / "model", "--out", tmp_path / "out.npy")
+    code, _, err = call(*command)
+    assert code == 2
+    assert "Name where it is: --base" in err
+    code, _, err = call(*command, "--base", ARC / "ckpt_embedded" / "model.ckpt")
+    assert code == 2
+    assert "was trained on another base" in err
+    code, _, err = call(*command, "--base", conditioned / "base")
+    assert code == 0, err
+    expected = model.get_latent_representation(ad.read_h5ad(conditioned / "cells.h5ad"), key_added=None)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
+
+
+MODEL = ("--model", "{model}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "Name a base model by --base, or a saved LoRACovariateSE by --model"),
+        (("--base", "{base}", "--covariates", "condition=stim"), "--covariates are for a trained model"),
+        ((*MODEL, "--covariates", "condition"), "--covariates 'condition': write column=value"),
+        ((*MODEL, "--covariates", "condition=stim,condition=ctrl"), "names a column more than once"),
+        ((*MODEL, "--covariates", "day=1", "--covariates", "day=2"), "names 'day' once more"),
+        ((*MODEL, "--covariates", "conditoin=stim"), "Did you mean 'condition'"),
+        ((*MODEL, "--covariates", "condition=stimm"), "never seen in training. Did you mean 'stim'"),
+        ((*MODEL, "--covariates", "day=late"), "--covariates day=late: 'day' is a number"),
+        ((*MODEL, "--layer", "doubled", "--n-tokens", "5"), "--layer, --n-tokens: not with --model"),
+        ((*MODEL, "--protein-embeddings", "{base}/protein_embeddings.pt"), "belong to a checkpoint, named by --base"),
+        (("--model", "{folder}/nowhere"), "nowhere does not exist; it names the directory of a saved LoRACovariateSE"),
+        (("--model", "{base}"), "is not a saved model|holds no saved model|model.json"),
+    ],
+)
+def test_model_that_cannot_embed_is_one_line_and_leaves_nothing(conditioned, tmp_path, options, message):
+    places = {"model": conditioned / "model", "base": conditioned / "base", "folder": conditioned}
+    command = ("embed", conditioned / "cells.h5ad", "--out", tmp_path / "out.h5ad")
+    code, printed, err = call(*command, *(option.format(**places) for option in options))
+    assert code == 2
+    assert printed == ""
+    assert re.search(message, err), err
+    assert err.count("Error") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("option", ["--base", "--out"])
 def test_a_missing_option_is_named(option, folder, tmp_path):
     given = {"--base": str(FOLDER), "--out": str(tmp_path / "out.h5ad")}
@@ -264,7 +383,8 @@ def test_a_missing_option_is_named(option, folder, tmp_path):
     [
         (
             "embed",
-            "--base --out --key-added --layer --input-scale --gene-key --n-tokens --seed --batch-size --device "
+            "--base --model --covariates --config --protein-embeddings "
+            "--out --key-added --layer --input-scale --gene-key --n-tokens --seed --batch-size --device "
             "--precision --n-workers --compile --arc-per-cell-scale --traceback",
         ),
         ("inspect", "--traceback"),
