@@ -294,7 +294,10 @@ def _covariate_verdict(table: pd.DataFrame) -> str:
         by = f"the expression tells it, and the embedding shows it without being told ({known.value:.2f}; {chance})"
         if not plain:
             by = f"the embedding shows it without being told ({known.value:.2f}; {chance}), PCA and base do not"
-        return f"{by}; telling it adds to that" if given.low > known.high else by
+        others = scores.get((MODEL, OTHERS), known)
+        more = ["the other covariates give more of it away"] * (others.low > known.high)
+        more += ["telling it adds to that"] * (given.low > max(known.high, others.high))
+        return "; ".join([by, *more])
     if plain:
         lost = f"the expression tells it ({chance}), but the embedding lost it"
         return f"{lost} and knows it only where it is told" if found[MODEL, ALL] else f"{lost}, even where it is told"
