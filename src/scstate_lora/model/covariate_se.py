@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 _COMPACT = "compact SE, trained on these cells"
 _OWN_LICENCE = "that of the data it was trained on"
 _ADAPTED_EPOCHS = 5
-# What comes before the adapters' training takes over of its options.
-_FOR_ALL = ("accelerator", "devices", "strategy", "precision", "progress_bar")
 
 
 class LoRACovariateSE(AdaptedModel):
@@ -147,7 +146,9 @@ class LoRACovariateSE(AdaptedModel):
         if self.base is not None:
             msg = f"This model has a base already ({self.base.name})."
             raise ValueError(msg)
-        options = TrainerOptions.parse(trainer)
+        self._train_base(TrainerOptions.parse(trainer))
+
+    def _train_base(self, options: TrainerOptions) -> None:
         x, seeds = se_inputs(self.adata, self.registry, self.seed)
         logged = log_normalize(self.registry.matrix(self.adata), self.registry.scale)
         encoder, self.base_history = fit_compact_base(
@@ -210,10 +211,8 @@ class LoRACovariateSE(AdaptedModel):
             weight_decay=weight_decay,
             warmup_steps=warmup_steps,
         )
-        # What comes before writes no files, and callbacks and the like are meant for the model itself.
-        shared = {name: value for name, value in trainer.items() if name in _FOR_ALL}
         if self.base is None:
-            self.train_base(**shared, logger=False)
+            self._train_base(_before(options, "base"))
         _, network = self._built()
         self._refuse_merged("train")
         cells, weights = (
@@ -260,7 +259,12 @@ class LoRACovariateSE(AdaptedModel):
             run(options, max_epochs, sentences=False, title="LoRACovariateSE")
             return
         if self.conditioning.n_steps and not self.is_trained and options.resume_from is None:
-            run(TrainerOptions(**shared, logger=False), None, sentences=False, title="Conditioning")
+            # Adapters have no part in it, and several processes want a gradient of all that is trained.
+            adapters.set_adapter(network.encoder, None)
+            try:
+                run(_before(options, "conditioning"), None, sentences=False, title="Conditioning")
+            finally:
+                adapters.set_adapter(network.encoder, self._active)
         run(options, max_epochs or _ADAPTED_EPOCHS, sentences=True, title="LoRACovariateSE")
 
     def _training_cells(self, adata: AnnData) -> SECells:
@@ -494,3 +498,9 @@ class LoRACovariateSE(AdaptedModel):
             base = SEBase.load_again(metadata, given["saved_at"])
         base.seed = metadata["seed"]
         return base
+
+
+def _before(options: TrainerOptions, name: str) -> TrainerOptions:
+    """Options for what is trained before the adapters: loggers and callbacks of the user's are meant for these."""
+    own = isinstance(options.logger, (bool, str))
+    return replace(options.part(name), logger=options.logger if own else False, callbacks=(), compile=False)
