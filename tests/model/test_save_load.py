@@ -64,9 +64,10 @@ def test_the_directory_holds_json_safetensors_histories_and_a_notice(trained, sa
     files = {file.name for file in (saved / "se").iterdir()}
     assert files == {
         "model.json",
-        "adapters.safetensors",
+        "lora.default.safetensors",
+        "conditioning.default.safetensors",
         "base.safetensors",
-        "history.csv",
+        "history.default.csv",
         "base_history.csv",
         "NOTICE",
     }

@@ -24,7 +24,7 @@ def test_parameters_are_counted_by_part(trained):
 
 def test_repr_says_state_results_and_choices(trained, wound, setup, make_se, make_st):
     _, se, st = trained
-    assert repr(se).startswith("LoRACovariateSE (trained, 14 steps), writes adata.obsm['X_scstate_lora']")
+    assert repr(se).startswith("LoRACovariateSE (trained, 9 steps), writes adata.obsm['X_scstate_lora']")
     assert repr(st).startswith("STTransition (trained, 40 steps), writes predictions as a new AnnData")
     assert "sets of 16 cells: the median of 11 training contexts has" in repr(st)
     assert "all 200 genes" in repr(st)
