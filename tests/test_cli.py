@@ -175,6 +175,37 @@ def test_options_reach_the_configuration(files, only_options):
     assert str(only_options["folder"]) == "runs/wound"
 
 
+def test_a_configuration_is_taken_and_the_options_go_before_it(files, tmp_path, only_options):
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        f"file: {files / 'wound.h5ad'}\n"
+        "data: {covariates: [{name: timepoint, embed_dim: 8}], pert_key: condition, control: sham}\n"
+        "base: null\nst: null\nse: {train: {max_epochs: 3, lr: 0.1}}\n"
+    )
+    call("run", "--config", config, "--control", "burn", "se.train.lr=0.2")
+    found = only_options["config"]
+    assert found.data.covariate_keys[0].embed_dim == 8
+    assert (found.data.pert_key, found.data.control) == ("condition", "burn")
+    assert (found.se.train.max_epochs, found.se.train.lr, found.st) == (3, 0.2, None)
+    call("run", files / "human.h5ad", "--config", config, "--covariates", "condition", "--embed-key", "X_mine")
+    assert only_options["config"].data.covariate_keys == ["condition"]
+    assert only_options["config"].data.embed_key == "X_mine"
+    assert str(only_options["folder"]) == "runs/human"
+
+
+def test_run_works_from_an_embedding(files, tmp_path):
+    adata = ad.read_h5ad(files / "wound.h5ad")[:300].copy()
+    adata.obsm["X_mine"] = np.asarray(adata.X[:, :6].todense(), dtype=np.float32)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    options = ["--covariates", "condition", "--out", tmp_path / "out", *SMALL, "data.embed_key=X_mine"]
+    code, _, err = call("run", tmp_path / "cells.h5ad", *options)
+    assert code == 0, err
+    left = ad.read_h5ad(tmp_path / "out" / "adata.h5ad")
+    assert left.obsm["X_scstate_lora"].shape == (300, 6)
+    assert not (tmp_path / "out" / "logs" / "base").exists()
+    assert (tmp_path / "out" / "report.html").exists()
+
+
 REFUSED = {
     "unknown covariate": (["--covariates", "conditoin"], "adata.obs['conditoin'] does not exist. Did you mean"),
     "unknown kind": (["--covariates", "condition:cont"], "adata.obs['condition:cont'] does not exist"),

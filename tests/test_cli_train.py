@@ -357,8 +357,8 @@ def test_file_that_is_no_configuration_raises(tmp_path, text, message):
 def test_file_is_told_from_options(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a=b.h5ad").touch()
-    assert _split([]) == (None, [])
-    assert _split(["cells.h5ad", "seed=1"]) == ("cells.h5ad", ["seed=1"])
-    assert _split(["se.train.lr=1", "seed=1"]) == (None, ["se.train.lr=1", "seed=1"])
-    assert _split(["a=b.h5ad"]) == ("a=b.h5ad", [])
-    assert _split(["../k=3/cells.h5ad"]) == ("../k=3/cells.h5ad", [])
+    assert _split(None, None) == (None, [])
+    assert _split("cells.h5ad", ["seed=1"]) == ("cells.h5ad", ["seed=1"])
+    assert _split("se.train.lr=1", ["seed=1"]) == (None, ["se.train.lr=1", "seed=1"])
+    assert _split("a=b.h5ad", None) == ("a=b.h5ad", [])
+    assert _split("../k=3/cells.h5ad", None) == ("../k=3/cells.h5ad", [])

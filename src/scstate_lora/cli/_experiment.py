@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _SHOWN = {
     "report.html": "all of it on one page: open it in a browser",
-    "adata.h5ad": "the cells with embeddings, split and scores",
+    "adata.h5ad": "the cells with their embeddings and the split",
     "predictions.h5ad": "the predicted cells",
     "tables": "scores and losses, CSV",
     "models/se": "the embedding model: ssl.LoRACovariateSE.load('{path}')",
@@ -31,6 +31,14 @@ _INTERRUPTED = 130  # as shells report Ctrl-C
 _Config = Annotated[
     Path | None, typer.Option(help="Options in a YAML file, such as those in configs/; what is given here goes first.")
 ]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="OPTION=VALUE",
+        help="Any option as section.key=value, with a value in YAML, e.g. se.train.max_epochs=5 seed=1 "
+        "'data.covariates=[{name: day, type: continuous}]'; config.yaml of a run shows them all.",
+    ),
+]
 _Out = Annotated[Path | None, typer.Option(help="Folder of the results; runs/<file> by default.")]
 _Resume = Annotated[
     bool,
@@ -42,14 +50,10 @@ _Resume = Annotated[
 
 
 def run(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="FILE [OPTION=VALUE]...",
-            help="Cells x genes, an .h5ad (or an .h5mu with --modality). Then any option as section.key=value, e.g. "
-            "se.train.max_epochs=5 data.context_keys=[cell_type] seed=1; config.yaml of a run shows them all.",
-        ),
+    file: Annotated[
+        str | None, typer.Argument(help="Cells x genes, an .h5ad (or an .h5mu with --modality).", show_default=False)
     ] = None,
+    overrides: _Overrides = None,
     *,
     config: _Config = None,
     covariates: Annotated[
@@ -94,14 +98,14 @@ def run(
         "modality": modality,
         "holdout": [column_values(text, option="--holdout") for text in holdout] if holdout else None,
     }
-    given_file, overrides = _split(arguments or [])
+    given_file, overrides = _split(file, overrides)
     given = {"file": given_file, "base": base, **{f"data.{name}": value for name, value in data.items()}}
     options = load_run(config, given=_without_none(given), overrides=overrides, absent={"data": {}})
     if not options.data.covariate_keys and options.data.batch_key is None:
         msg = "Name the columns of obs that describe the cells, by --covariates or as data.covariates in a --config."
         raise ValueError(msg)
-    file, folder = _places(options, out)
-    cells = read_cells(file, options.data.modality)
+    path, folder = _places(options, out)
+    cells = read_cells(path, options.data.modality)
 
     from scstate_lora import workflow
     from scstate_lora.reporting import report
@@ -109,36 +113,36 @@ def run(
     with _resumable(folder):
         done = workflow.run(cells, options, folder, resume=resume)
     if workflow.is_first_process():
-        report(done.adata, done.models, folder / "report.html", predictions=done.predictions, title=file.name)
+        report(done.adata, done.models, folder / "report.html", predictions=done.predictions, title=path.name)
         _say_where(folder)
 
 
 def train(
-    arguments: Annotated[
-        list[str] | None,
+    file: Annotated[
+        str | None,
         typer.Argument(
-            metavar="[FILE] [OPTION=VALUE]...",
-            help="Cells x genes, an .h5ad or .h5mu, where the configuration names none or another. Then any option as "
-            "section.key=value, with a value in YAML: se.lora.r=8 'data.covariates=[{name: day, type: continuous}]'.",
+            help="Cells x genes, an .h5ad or .h5mu; may be left out where the configuration names it.",
+            show_default=False,
         ),
     ] = None,
+    overrides: _Overrides = None,
     *,
     config: Annotated[Path, typer.Option(help="Options in a YAML file, such as those in configs/.")],
     out: _Out = None,
     resume: _Resume = False,
     traceback: Traceback = False,
 ) -> None:
-    """Train the models whose sections, se and st, the configuration has; save them and the cells with embeddings."""
+    """Train the models that a configuration has sections for (se, st), and save them and the cells' embeddings."""
     from scstate_lora.config import load_run
 
-    given_file, overrides = _split(arguments or [])
+    given_file, overrides = _split(file, overrides)
     given = {} if given_file is None else {"file": given_file}
     options = load_run(config, absent={"se": None, "st": None}, given=given, overrides=overrides)
     if options.se is None and options.st is None:
         msg = f"{config} has neither a section se nor a section st: nothing to train. Write se: {{}} for the defaults."
         raise ValueError(msg)
-    file, folder = _places(options, out)
-    cells = read_cells(file, options.data.modality)
+    path, folder = _places(options, out)
+    cells = read_cells(path, options.data.modality)
 
     from scstate_lora import workflow
 
@@ -161,14 +165,12 @@ def demo(
     _say_where(out)
 
 
-def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """Tell the file from the ``key=value`` that follow; a path may hold a ``=`` too."""
-    if not arguments:
-        return None, []
-    first, *others = arguments
-    key, equals, _ = first.partition("=")
-    is_option = bool(equals) and key.replace(".", "").isidentifier() and not Path(first).is_file()
-    return (None, arguments) if is_option else (first, others)
+def _split(file: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
+    """Tell a file from a ``key=value`` in its place; a path may hold a ``=`` too."""
+    key, equals, _ = (file or "").partition("=")
+    if file is None or not equals or not key.replace(".", "").isidentifier() or Path(file).is_file():
+        return file, overrides or []
+    return None, [file, *(overrides or [])]
 
 
 def _without_none(options: dict[str, Any]) -> dict[str, Any]:

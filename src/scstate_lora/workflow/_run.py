@@ -93,7 +93,7 @@ def run(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume
     if predictions:
         place.write_cells("predictions", _join(predictions))
     place.write_cells("adata", adata)
-    place.drop(*(place.logs(part) / "checkpoints" for part in PARTS))  # the models are saved
+    place.drop(*(path for part in PARTS for path in place.logs(part).glob("**/checkpoints")))  # the models are saved
     return Run(adata, Models(se, st), predictions)
 
 
