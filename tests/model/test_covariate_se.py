@@ -337,3 +337,19 @@ def test_wrong_model_options_raises(wound, setup, options, message):
     ssl.LoRACovariateSE.setup_anndata(adata, **setup)
     with pytest.raises(ValueError, match=message):
         ssl.LoRACovariateSE(adata, **options)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"contrastive_on": "cell_type"}, "contrastive_on='cell_type', but no cell_type_key was set up"),
+        ({**dict.fromkeys([*TERMS], 0), "batch": 1.0}, "asks for batch only, and this experiment has nothing"),
+    ],
+)
+def test_objectives_that_the_data_cannot_serve_end_before_any_work_raises(wound, make_se, objective, message):
+    adata = wound.copy()
+    ssl.LoRACovariateSE.setup_anndata(adata, covariate_keys="condition")
+    se = make_se(adata, objective=objective)
+    with pytest.raises(ValueError, match=message):
+        se.train(max_epochs=1, **QUICK)
+    assert se.base is None

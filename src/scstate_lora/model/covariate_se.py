@@ -211,14 +211,14 @@ class LoRACovariateSE(AdaptedModel):
             weight_decay=weight_decay,
             warmup_steps=warmup_steps,
         )
+        # Whatever these refuse is refused before anything is trained.
+        weights = active_weights(self.objective, self.registry, reads=not isinstance(self.base, ObsmBase))
+        described = describe_cells(self.registry, self.adata, contrastive_on=self.objective.contrastive_on)
         if self.base is None:
             self._train_base(_before(options, "base"))
         _, network = self._built()
         self._refuse_merged("train")
-        cells, weights = (
-            self._training_cells(self.adata),
-            active_weights(self.objective, self.registry, reads=isinstance(self.base, SEBase)),
-        )
+        cells = self._training_cells(self.adata, described)
         network.conditioning.heads.requires_grad_("covariates" in weights)
         val_rows = self._rows("val")
 
@@ -255,7 +255,7 @@ class LoRACovariateSE(AdaptedModel):
                 keep=lambda history: setattr(self, "history", history),
             )
 
-        if not self._adapts():
+        if network.encoder is None or not self._adapts():
             run(options, max_epochs, sentences=False, title="LoRACovariateSE")
             return
         if self.conditioning.n_steps and not self.is_trained and options.resume_from is None:
@@ -267,10 +267,9 @@ class LoRACovariateSE(AdaptedModel):
                 adapters.set_adapter(network.encoder, self._active)
         run(options, max_epochs or _ADAPTED_EPOCHS, sentences=True, title="LoRACovariateSE")
 
-    def _training_cells(self, adata: AnnData) -> SECells:
-        """Gather what training needs to know of the cells."""
+    def _training_cells(self, adata: AnnData, described: dict[str, Any]) -> SECells:
+        """Add the cells' expression, and their base embedding, to what else is known of them."""
         base, _ = self._built()
-        described = describe_cells(self.registry, adata, contrastive_on=self.objective.contrastive_on)
         if isinstance(base, ObsmBase):
             return SECells(base=base.embed(adata, self.registry), **described)
         x, seeds, tokenizer = base.inputs(adata, self.registry)
