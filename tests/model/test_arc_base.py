@@ -45,9 +45,10 @@ def cells(genes):
     return ad.AnnData(sparse.csr_matrix(x), obs=obs, var=pd.DataFrame(index=names))
 
 
-def _model(cells, base, **options):
+def _model(cells, base, seed=0):
     adata = cells.copy()
-    return ssl.setup_anndata(adata, covariate_keys="condition", base=base, **options).se
+    ssl.LoRACovariateSE.setup_anndata(adata, covariate_keys="condition", seed=seed)
+    return ssl.LoRACovariateSE(adata, base=base, conditioning={"n_steps": 3}, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +235,7 @@ def test_a_base_that_is_nowhere_else_cannot_be_left_out_raises(cells, tmp_path):
     small = {"n_steps": 2, "d_model": 16, "d_hid": 16, "n_layers": 1, "n_heads": 2, "output_dim": 8, "n_tokens": 17}
     adata = cells.copy()
     ssl.LoRACovariateSE.setup_anndata(adata, covariate_keys="condition")
-    model = ssl.LoRACovariateSE(adata, compact=small)
+    model = ssl.LoRACovariateSE(adata, compact=small, conditioning={"n_steps": 3})
     model.train(max_epochs=1, **QUICK)
     with pytest.raises(ValueError, match="save_base=False, but this base was trained here and is nowhere else"):
         model.save(tmp_path / "se", save_base=False)
