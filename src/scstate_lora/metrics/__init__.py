@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from scstate_lora.metrics.embedding import (
-    HeldOutScore,
     Score,
     categorical_probe,
     continuous_probe,
-    held_out_categorical_probe,
-    held_out_continuous_probe,
-    held_out_knn_accuracy,
     in_large_class,
     knn_accuracy,
     majority_share,
+)
+from scstate_lora.metrics.held_out import (
+    HeldOutScore,
+    held_out_categorical_probe,
+    held_out_continuous_probe,
+    held_out_knn_accuracy,
 )
 from scstate_lora.metrics.perturbation import (
     bootstrap_interval,

@@ -1,4 +1,4 @@
-"""What an embedding knows: nearest-neighbour accuracy and linear probes, cross-validated or on cells held out."""
+"""What an embedding knows: held-out nearest-neighbour accuracy and cross-validated linear probes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
@@ -23,23 +23,10 @@ index, and nothing has to be compiled first; only beyond does its growth with th
 """
 
 
-FEWEST_HELD_OUT = 5
-"""Held-out cells that a class must have to be scored: fewer say nothing, yet would weigh as much as any class."""
-
-
 class Score(NamedTuple):
     """A cross-validated score and what a predictor that ignores the embedding reaches."""
 
     value: float
-    baseline: float
-
-
-class HeldOutScore(NamedTuple):
-    """A score on held-out cells, its bootstrap interval over them, and what ignoring the embedding reaches."""
-
-    value: float
-    low: float
-    high: float
     baseline: float
 
 
@@ -206,166 +193,6 @@ def continuous_probe(x: ArrayLike, values: ArrayLike, *, n_folds: int = 5, seed:
         residual += float(np.sum((y[held_out] - probe.predict(cells[held_out])) ** 2))
         total += float(np.sum((y[held_out] - y[fit].mean()) ** 2))
     return Score(1.0 - residual / total, 0.0)
-
-
-def held_out_categorical_probe(
-    x_train: ArrayLike,
-    labels_train: ArrayLike,
-    x_test: ArrayLike,
-    labels_test: ArrayLike,
-    *,
-    level: float = 0.99,
-    n_boot: int = 2000,
-    seed: int = 0,
-) -> HeldOutScore:
-    """Balanced accuracy on held-out cells of a logistic regression that was fitted on others.
-
-    Multinomial, L2 penalty with C = 1, classes weighted inversely to their size, features standardised by the cells
-    of the fit. `value` is the mean over classes of the share of their held-out cells named right, so that a rare class
-    counts as much as a common one; always naming one class, the commonest or any other, reaches one over the number of
-    classes (`baseline`). Classes with fewer than 5 held-out cells are not scored.
-
-    Parameters
-    ----------
-    x_train, labels_train
-        Embedding ``(n_train, n_dims)`` and category ``(n_train,)`` of the cells of the fit.
-    x_test, labels_test
-        The same of held-out cells.
-    level
-        Share of the bootstrap samples, drawn from the held-out cells of every class, that lie in the interval.
-    n_boot
-        Bootstrap samples.
-    seed
-        Of the samples.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, an embedding is not finite, fewer than two classes have 5 held-out cells, or one that does
-        has no cell in the fit.
-    """
-    train, known = np.asarray(labels_train, dtype=object).astype(str), np.asarray(labels_test, dtype=object).astype(str)
-    names, sizes = np.unique(known, return_counts=True)
-    scored = [str(name) for name in names[sizes >= FEWEST_HELD_OUT]]
-    if len(scored) < 2:
-        found = ", ".join(f"'{name}' ({size})" for name, size in zip(names, sizes, strict=True))
-        raise ValueError(f"two classes with {FEWEST_HELD_OUT} held-out cells each are needed; found {found or 'none'}")
-    absent = sorted(set(scored) - set(train))
-    if absent:
-        raise ValueError(f"no cell of the fit is of the class {absent[0]!r}")
-    fit, held_out = _checked_pair(x_train, x_test, len(train), len(known))
-    probe = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-3, max_iter=1000, class_weight="balanced"))
-    right = probe.fit(fit, train).predict(held_out) == known
-    n = np.array([np.sum(known == name) for name in scored])
-    k = np.array([np.sum(right[known == name]) for name in scored])
-    # To draw n cells of a class with replacement and count those that are right is to draw from a binomial.
-    samples = (np.random.default_rng(seed).binomial(n, k / n, size=(n_boot, len(n))) / n).mean(axis=1)
-    return HeldOutScore(float((k / n).mean()), *_interval(samples, level), 1 / len(scored))
-
-
-def held_out_continuous_probe(
-    x_train: ArrayLike,
-    values_train: ArrayLike,
-    x_test: ArrayLike,
-    values_test: ArrayLike,
-    *,
-    level: float = 0.99,
-    n_boot: int = 2000,
-    seed: int = 0,
-) -> HeldOutScore:
-    """R2 on held-out cells of a ridge regression that was fitted on others.
-
-    Features are standardised by the cells of the fit, and its penalty is chosen by leave-one-out among them. `value`
-    is ``1 - sum (y - prediction)^2 / sum (y - mean of the fitted cells)^2`` over held-out cells: answering with the
-    mean is exactly 0 (`baseline`), a perfect probe 1, and one worse than the mean negative.
-
-    Parameters
-    ----------
-    x_train, values_train
-        Embedding ``(n_train, n_dims)`` and number ``(n_train,)`` of the cells of the fit.
-    x_test, values_test
-        The same of held-out cells.
-    level, n_boot, seed
-        As in :func:`held_out_categorical_probe`; samples are drawn from all held-out cells.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, an embedding is not finite, or the numbers of the fit or of the held-out cells are all equal.
-    """
-    train, known = np.asarray(values_train, dtype=np.float64), np.asarray(values_test, dtype=np.float64)
-    fit, held_out = _checked_pair(x_train, x_test, len(train), len(known))
-    for values, what in ((train, "the fit"), (known, "those held out")):
-        if len(values) < 2 or np.ptp(values) == 0:
-            raise ValueError(f"two different values are needed among the cells of {what}; {len(values)} cells have one")
-    probe = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 13))).fit(fit, train)
-    residual = (known - probe.predict(held_out)) ** 2
-    total = (known - train.mean()) ** 2
-    rng = np.random.default_rng(seed)
-    samples = np.empty(n_boot)
-    for i in range(n_boot):
-        drawn = rng.integers(len(known), size=len(known))
-        samples[i] = 1 - residual[drawn].sum() / total[drawn].sum()
-    return HeldOutScore(float(1 - residual.sum() / total.sum()), *_interval(samples, level), 0.0)
-
-
-def held_out_knn_accuracy(
-    x_train: ArrayLike,
-    labels_train: ArrayLike,
-    x_test: ArrayLike,
-    labels_test: ArrayLike,
-    *,
-    n_neighbors: int = 10,
-    level: float = 0.99,
-    n_boot: int = 2000,
-    seed: int = 0,
-) -> HeldOutScore:
-    """Share of held-out cells whose nearest neighbours among other cells vote for their label.
-
-    Parameters
-    ----------
-    x_train, labels_train
-        Embedding ``(n_train, n_dims)`` and label ``(n_train,)`` of the cells that vote.
-    x_test, labels_test
-        The same of held-out cells.
-    n_neighbors
-        Euclidean neighbours that vote, a tie going to the class that sorts first; fewer where fewer cells vote.
-    level, n_boot, seed
-        As in :func:`held_out_categorical_probe`; samples are drawn from all held-out cells.
-
-    Returns
-    -------
-    The score; its `baseline` is the share of the voters' commonest class among the held-out cells.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, an embedding is not finite, or there is no cell to vote or to be held out.
-    """
-    names, train = np.unique(np.asarray(labels_train, dtype=object).astype(str), return_inverse=True)
-    known = np.asarray(labels_test, dtype=object).astype(str)
-    fit, held_out = _checked_pair(x_train, x_test, len(train), len(known))
-    n_neighbors = min(n_neighbors, len(train))
-    neighbors = (
-        _exact_neighbors(fit, held_out, n_neighbors)
-        if len(fit) <= EXACT_UP_TO
-        else _approximate_neighbors(fit, held_out, n_neighbors, seed=seed)
-    )
-    right = names[_majority_vote(train[neighbors])] == known
-    n = len(known)
-    samples = np.random.default_rng(seed).binomial(n, right.mean(), size=n_boot) / n
-    commonest = names[np.bincount(train).argmax()]
-    return HeldOutScore(float(right.mean()), *_interval(samples, level), float(np.mean(known == commonest)))
-
-
-def _interval(samples: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _checked_pair(x_train: ArrayLike, x_test: ArrayLike, n_train: int, n_test: int) -> tuple[np.ndarray, np.ndarray]:
-    """Check the embeddings of the cells of a fit and of those held out against the number of their labels."""
-    return _checked_embedding(x_train, np.ones(n_train)), _checked_embedding(x_test, np.ones(n_test))
 
 
 def _checked_embedding(x: ArrayLike, kept: np.ndarray) -> np.ndarray:

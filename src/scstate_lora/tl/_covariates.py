@@ -101,7 +101,8 @@ def covariate_information(
 
     - ``embedding``, ``covariate`` (or the column of the cell type), ``told``;
     - ``metric``: ``probe_balanced_accuracy`` of a multinomial logistic regression, ``probe_r2`` of a ridge
-      regression, ``knn_accuracy`` of the cell type; inputs of the probes are standardised;
+      regression, ``knn_accuracy`` of the cell type; inputs of the probes are standardised, and their penalty is chosen
+      among the training cells;
     - ``value``, its bootstrap interval ``low`` to ``high``, and ``baseline``: what always answering with the commonest
       class, or the mean of the training cells, reaches;
     - ``direction`` (``"higher"`` is better), ``lowest`` and ``highest`` possible value, ``n_train``, ``n_test``;
@@ -138,7 +139,8 @@ def covariate_information(
         if not isinstance(covariate, ContinuousCovariate):
             _check_classes(covariate.name, targets[covariate.name], train, test)
 
-    plain = se.base.embed(used, se.registry) if se.base is not None else np.empty((0, 0))
+    assert se.base is not None  # a trained model has one
+    plain = se.base.embed(used, se.registry)
     conditioned = ConditionedCells(se, used, plain=plain)
     shared = [
         _Embedding(PCA, NOTHING, *_pca(se, used, train, test, n_pcs=n_pcs, seed=seed)),
