@@ -208,6 +208,23 @@ def test_interrupted_training_goes_on_to_the_same_result(config, tmp_path, stop_
     )
 
 
+def test_a_model_that_was_finished_before_the_interruption_is_not_trained_again(
+    config, tmp_path, stop_after_epoch, monkeypatch
+):
+    small = ["st.model.hidden=16", "st.model.n_layers=1", "st.model.n_heads=2", "st.train.max_epochs=2"]
+    data = ["data.pert_key=condition", "data.control=sham", "data.context_keys=[]"]
+    command = ("train", "--config", config, "--out", tmp_path / "out", *data, *small)
+    go_on = stop_after_epoch("STPlan", 0)
+    assert call(*command)[0] == 130
+    go_on()
+    monkeypatch.setattr(ssl.LoRACovariateSE, "train", lambda *_a, **_k: pytest.fail("it is trained"))
+    code, _, err = call(*command, "--resume")
+    assert code == 0, err
+    adata = ad.read_h5ad(tmp_path / "out" / "adata.h5ad")
+    assert {"X_scstate_lora", "X_scstate_base", "X_scstate_st"} <= set(adata.obsm)
+    assert pd.read_csv(tmp_path / "out" / "tables" / "history_st.csv")["epoch"].nunique() == 2
+
+
 def test_finished_training_goes_further(config, finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from scstate_lora.config import RunConfig, to_yaml, with_overrides
+from scstate_lora.config import RunConfig, load_run, to_yaml, with_overrides
 
 
 def test_overrides_are_read_as_yaml_and_leave_the_input_alone():
@@ -40,3 +40,61 @@ def test_value_that_is_not_yaml_raises():
 def test_key_below_a_value_raises():
     with pytest.raises(ValueError, match="'seed' is a value, not a section"):
         with_overrides({"seed": 1}, ["seed.x=1"])
+
+
+def test_sections_that_are_null_are_opened_by_a_key():
+    merged = with_overrides({"st": None}, ["st.train.max_epochs=3", "st.model={hidden: 16}", "st.model.n_layers=1"])
+    assert merged == {"st": {"train": {"max_epochs": 3}, "model": {"hidden": 16, "n_layers": 1}}}
+
+
+@pytest.mark.parametrize("name", ["covariates", "covariate_keys"])
+@pytest.mark.parametrize("other", ["covariates", "covariate_keys"])
+def test_both_names_of_the_covariates_replace_each_other(name, other):
+    merged = with_overrides({"data": {name: ["a"], "pert_key": "p"}}, [f"data.{other}=[{{name: b, embed_dim: 3}}]"])
+    config = RunConfig.parse({"data": {**merged["data"], "control": "c"}}, name="run")
+    assert [c.name for c in config.data.covariate_keys] == ["b"]
+    assert config.data.pert_key == "p"
+
+
+def test_options_come_from_the_file_then_arguments_then_assignments(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {covariates: [a], layer: file, gene_key: file}\nseed: 1\nse: {}\n")
+    config = load_run(
+        path,
+        absent={"st": None, "se": None},
+        given={"data.layer": "argument", "data.gene_key": "argument", "file": "cells.h5ad"},
+        overrides=["data.gene_key=assignment"],
+    )
+    assert (config.seed, config.data.layer, config.data.gene_key) == (1, "argument", "assignment")
+    assert config.file == "cells.h5ad"
+    assert config.se is not None
+    assert config.st is None
+
+
+def test_what_is_wrong_is_blamed_on_where_it_stands_raises(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {covariates: [a]}\nse: {trian: {}}\n")
+    with pytest.raises(ValueError, match=r"^\S+mine\.yaml: there is no option 'se\.trian'\. Did you mean 'train'\?"):
+        load_run(path, overrides=["seed=1"])
+    path.write_text("se: {}\n")
+    with pytest.raises(ValueError, match=r"^\S+mine\.yaml: the option 'data' is missing"):
+        load_run(path, overrides=["seed=1"])
+    with pytest.raises(ValueError, match=r"^On the command line, there is no option 'se\.trian'"):
+        load_run(path, overrides=["data.covariates=[a]", "se.trian.lr=1"])
+    with pytest.raises(ValueError, match=r"^options: seed='x' is not allowed"):
+        load_run(given={"data.covariates": ["a"]}, overrides=["seed=x"])
+
+
+def test_folder_as_configuration_raises(tmp_path):
+    with pytest.raises(ValueError, match="is a folder; a configuration is a YAML file"):
+        load_run(tmp_path)
+
+
+def test_empty_file_holds_no_options(tmp_path):
+    (tmp_path / "mine.yaml").write_text("# nothing yet\n")
+    assert load_run(tmp_path / "mine.yaml", given={"data.batch_key": "b"}).data.batch_key == "b"
+
+
+def test_key_that_stands_twice_in_an_assignment_raises():
+    with pytest.raises(ValueError, match="'lr' stands there twice"):
+        with_overrides({}, ["se.train={lr: 1, lr: 2}"])

@@ -142,7 +142,8 @@ def with_overrides(options: Mapping[str, Any], overrides: Iterable[str]) -> dict
         try:
             value = yaml.load(text, Loader=_UniqueKeys)
         except yaml.YAMLError as error:
-            msg = f"{assignment!r}: the value is not valid YAML ({error})."
+            what = getattr(error, "problem", None) or str(error)
+            msg = f"{assignment!r}: the value is not valid YAML: {what}."
             raise ValueError(msg) from error
         _assign(merged, path, value, said=assignment)
     return merged
