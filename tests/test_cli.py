@@ -15,6 +15,7 @@ import yaml
 
 import scstate_lora as ssl
 from scstate_lora import cli, workflow
+from scstate_lora.cli._app import plain_warnings
 from scstate_lora.config import RunConfig
 
 SMALL = [
@@ -345,6 +346,14 @@ def test_errors_of_ours_show_a_traceback_only_on_demand(files, tmp_path):
     full = subprocess.run([*command, "--traceback"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert full.returncode != 0
     assert "Traceback" in full.stderr
+
+
+def test_a_warning_to_the_user_is_its_message_alone():
+    before = warnings.formatwarning
+    with plain_warnings():
+        assert warnings.formatwarning(UserWarning("far away."), UserWarning, "typer.py", 3) == "Warning: far away.\n"
+        assert "typer.py:3" in warnings.formatwarning(DeprecationWarning("old."), DeprecationWarning, "typer.py", 3)
+    assert warnings.formatwarning is before
 
 
 def test_bugs_are_not_hidden(files, monkeypatch):

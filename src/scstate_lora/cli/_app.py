@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from scstate_lora.cli._checkpoints import convert, inspect
 from scstate_lora.cli._embed import embed
 from scstate_lora.cli._experiment import demo, run, train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 app = typer.Typer(
     add_completion=False,
@@ -23,7 +29,8 @@ for _command in (run, train, embed, inspect, convert, demo):
 def main() -> None:
     """Run the command line; an error of the input is one message, not a traceback."""
     try:
-        app()
+        with plain_warnings():
+            app()
     except (ValueError, KeyError, TypeError, OSError) as error:
         if "--traceback" in sys.argv:
             raise
@@ -31,3 +38,18 @@ def main() -> None:
         typer.secho(f"Error: {message}", err=True, fg=typer.colors.RED)
         typer.echo("(--traceback shows where it was raised.)", err=True)
         raise SystemExit(2) from error
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Within this context a warning to the user is its message, without a line of code."""
+    default = warnings.formatwarning
+
+    def plain(message: Any, category: Any, *where: Any, **line: Any) -> str:
+        return f"Warning: {message}\n" if category is UserWarning else default(message, category, *where, **line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = default
