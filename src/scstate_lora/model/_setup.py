@@ -29,7 +29,7 @@ class Models(NamedTuple):
 def setup_anndata(
     adata: AnnData | MuData,
     *,
-    covariate_keys: CovariateKeys,
+    covariate_keys: CovariateKeys = (),
     pert_key: str | None = None,
     control: str | float | bool | None = None,
     cell_type_key: str | None = None,
