@@ -43,7 +43,7 @@ class Settings:
     @classmethod
     def of(cls, args: argparse.Namespace, adata: AnnData) -> Settings:
         """Read the arguments that `add_arguments` added; kinds that are not given are those the package guesses."""
-        pairs = [entry.partition(":")[::2] for entry in args.covariates.split(",")]
+        pairs = [entry.partition(":")[::2] for entry in args.covariates.split(",") if entry]
         covariates = {key: kind or _guess(adata.obs[key]) for key, kind in pairs}
         settings = cls(covariates, args.cell_type_key, args.batch_key, args.base_cache)
         for entry in args.set:
@@ -61,7 +61,10 @@ def add_arguments(
 ) -> None:
     """Add the arguments that say what the model is."""
     parser.add_argument(
-        "--covariates", required=covariates is None, default=covariates, help="columns of obs, a,b or a:continuous,b"
+        "--covariates",
+        required=covariates is None,
+        default=covariates,
+        help="columns of obs, a,b or a:continuous,b; '' for none",
     )
     parser.add_argument("--cell-type-key", default=cell_type_key)
     parser.add_argument("--batch-key")

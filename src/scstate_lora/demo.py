@@ -30,7 +30,7 @@ def run_demo(folder: Path) -> None:
                     "batch_key": "mouse_id",
                     "holdout": [{"cell_type": name, "condition": "burn"} for name in _HELD_OUT],
                 },
-                "se": {"compact": {"n_steps": 300}, "train": {"max_epochs": 5}},
+                "se": {"compact": {"n_steps": 300, "n_tokens": 129}, "conditioning": {"n_steps": 300}},
             },
             name="demo",
         ),
@@ -41,7 +41,7 @@ def run_demo(folder: Path) -> None:
         RunConfig.parse(
             {
                 "data": {"covariate_keys": ["phase"], "cell_type_key": "bulk_labels"},
-                "se": {"compact": {"n_steps": 300}},
+                "se": {"compact": {"n_steps": 300, "n_tokens": 129}, "conditioning": {"n_steps": 300}},
             },
             name="demo",
         ),

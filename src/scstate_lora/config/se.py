@@ -24,15 +24,16 @@ class CompactBaseConfig(Options):
     """Width of the feed-forward."""
     output_dim: int = Field(default=128, ge=2)
     """Width of the cell embedding."""
-    n_tokens: int = Field(default=129, ge=2)
-    """Length of a cell's sentence, CLS included; at most one more than there are genes."""
+    n_tokens: int | None = Field(default=None, ge=2)
+    """Length of a cell's sentence, CLS included. None: what three of four training cells can fill with expressed genes,
+    at most 257; sentences that are padded with genes of no expression make a worse embedding."""
     n_steps: int = Field(default=500, ge=1)
     """Optimiser steps of the self-supervised training."""
     batch_size: int = Field(default=64, ge=2)
     """Cells a step."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
-    n_targets: int = Field(default=32, ge=1)
+    n_targets: int = Field(default=8, ge=1)
     """Genes a step that the expression head is asked for."""
 
     @model_validator(mode="after")
@@ -66,9 +67,9 @@ class ObjectiveConfig(Options):
 
     reconstruction: float = Field(default=1.0, ge=0)
     """Expression predicted from the conditioned embedding by the frozen expression head."""
-    contrastive: float = Field(default=0.1, ge=0)
+    contrastive: float = Field(default=0.3, ge=0)
     """Contrastive loss: cells of one label together, others apart."""
-    covariates: float = Field(default=0.1, ge=0)
+    covariates: float = Field(default=0.05, ge=0)
     """Covariates read from the conditioned embedding by linear heads."""
     preservation: float = Field(default=1.0, ge=0)
     """1 - cosine between the conditioned and the base embedding."""

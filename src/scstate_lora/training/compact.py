@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Genes the linear readout is asked for, and the PCA of the warm start is made of.
 _N_READOUT = 2000
+_LONGEST = 257
 
 
 class BasePlan(Plan):
@@ -150,7 +151,7 @@ def fit_compact_base(
         n_heads=config.n_heads,
         d_hid=config.d_hid,
         output_dim=config.output_dim,
-        n_tokens=min(config.n_tokens, n_genes + 1),
+        n_tokens=min(config.n_tokens or _fillable(x[train_rows]), n_genes + 1),
     )
     tokenizer = Tokenizer.of_columns(n_genes, n_tokens=sizes.n_tokens)
     variable = np.sort(np.argsort(-_std(seen))[:_N_READOUT])
@@ -190,6 +191,12 @@ def fit_compact_base(
         seed=seed,
     )
     return encoder, history
+
+
+def _fillable(x: sparse.csr_matrix) -> int:
+    """Tokens that three of four cells can fill: CLS and their expressed genes, up to the longest sentence."""
+    expressed = np.asarray((x > 0).sum(axis=1)).ravel()
+    return 1 + int(np.clip(np.quantile(expressed, 0.25), 1, _LONGEST - 1))
 
 
 def _warm_start(encoder: SEEncoder, read: SentenceReader, shown: sparse.csr_matrix) -> nn.Linear:
