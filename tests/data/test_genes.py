@@ -95,7 +95,7 @@ def test_vocabulary_is_matched_by_var_names():
 
 def test_vocabulary_is_matched_by_plain_names():
     match = match_vocabulary(["x", "GENE3"], HUMAN)
-    assert (match.source, match.columns.tolist(), match.vocabulary.tolist()) == ("The list of genes", [1], [3])
+    assert (match.source, match.columns.tolist(), match.vocabulary.tolist()) == ("the list of genes", [1], [3])
 
 
 @pytest.mark.parametrize("kind", [object, "category", "string"])

@@ -171,7 +171,7 @@ def _best_match(candidates: Mapping[str, Sequence[str | None]], vocabulary: Sequ
 def _candidates(data: AnnData | Sequence[str], gene_key: str | None) -> dict[str, list[str | None]]:
     """Names of the data's genes by where they are; None for a missing one."""
     if not hasattr(data, "var_names"):
-        return {"The list of genes": list(unique_names(data, "The data", "set the data up again"))}
+        return {"the list of genes": list(unique_names(data, "The data", "set the data up again"))}
     adata: Any = data
     if gene_key is not None:
         return {f"adata.var[{gene_key!r}]": _texts(_gene_column(adata, gene_key))}
