@@ -194,9 +194,9 @@ def fit_compact_base(
 
 
 def _fillable(x: sparse.csr_matrix) -> int:
-    """Tokens that three of four cells can fill: CLS and their expressed genes, up to the longest sentence."""
+    """Tokens that 19 of 20 cells can fill: CLS and their expressed genes, up to the longest sentence."""
     expressed = np.asarray((x > 0).sum(axis=1)).ravel()
-    return 1 + int(np.clip(np.quantile(expressed, 0.25), 1, _LONGEST - 1))
+    return 1 + int(np.clip(np.quantile(expressed, 0.05), 1, _LONGEST - 1))
 
 
 def _warm_start(encoder: SEEncoder, read: SentenceReader, shown: sparse.csr_matrix) -> nn.Linear:
