@@ -69,7 +69,8 @@ class SEPlan(Plan):
             base, adapted = batch["base"], gather(network.adapt(batch["genes"], batch["values"]))
         else:  # nothing is adapted: the base embedding is what the encoder would give
             base = adapted = gather(batch["base"])
-        told, own, moved = self._condition(adapted, batch)
+        embedded = self._condition(adapted, batch)
+        told = embedded["covariates"]
         terms: dict[str, Tensor] = {}
         if "reconstruction" in self.weights:
             predicted = network.predict_expression(adapted, told, batch["target_genes"], batch["read_depth"])
@@ -80,19 +81,22 @@ class SEPlan(Plan):
             terms["covariates"] = network.conditioning.heads.loss(told, batch["covariates"])
         if "preservation" in self.weights:
             terms["preservation"] = (1 - F.cosine_similarity(told, base[:, : told.shape[1]], dim=1)).mean()
-        if moved is not None:
-            terms["counterfactual"] = _matching(moved, own, batch)
+        if "counterfactual" in self.weights:
+            terms["counterfactual"] = _matching(embedded["moved"], embedded["own"], batch)
         if "batch" in self.weights:
-            terms["batch"] = _mixing(own, batch)
+            terms["batch"] = _mixing(embedded["own"], batch)
         return terms
 
-    def _condition(self, adapted: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Embed cells with some covariates withheld, with all of their own, and moved, where that is asked for."""
-        kinds = ["covariates", "own"] + ["moved"] * ("counterfactual" in self.weights)
-        together = {name: torch.cat([batch[kind][name] for kind in kinds]) for name in batch["own"]}
+    def _condition(self, adapted: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Embed cells with some covariates withheld and, for the terms that need them, with their own and moved."""
+        kinds = ["covariates"]
+        if "counterfactual" in self.weights or "batch" in self.weights:
+            kinds.append("own")
+        if "counterfactual" in self.weights:
+            kinds.append("moved")
+        together = {name: torch.cat([batch[kind][name] for kind in kinds]) for name in batch["covariates"]}
         conditioned = self.network.condition(adapted.repeat(len(kinds), 1), together)
-        told, own, *moved = conditioned.split(len(adapted))
-        return told, own, moved[0] if moved else None
+        return dict(zip(kinds, conditioned.split(len(adapted)), strict=True))
 
 
 def _matching(moved: Tensor, own: Tensor, batch: Mapping[str, Any]) -> Tensor:
