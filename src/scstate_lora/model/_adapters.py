@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,9 +25,7 @@ def check_name(name: str, taken: list[str]) -> None:
     if name in taken:
         msg = f"There is an adapter {name!r} already: {taken}. Choose another name, or delete it first."
         raise ValueError(msg)
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        msg = f"{name!r} cannot be an adapter's name. Use letters, digits, '-' and '_', such as 'day14'."
-        raise ValueError(msg)
+    adapters.check_adapter_name(name)
 
 
 @dataclass

@@ -380,7 +380,12 @@ def _check_name(module: nn.Module, name: str) -> None:
     if name in adapter_names(module):
         msg = f"There is an adapter {name!r} already. Choose another name, or delete it first, delete_adapter."
         raise ValueError(msg)
-    # It becomes a key of torch's ModuleDict, which has attributes of its own, and part of a file's name.
+    check_adapter_name(name)
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise a ValueError unless adapters can be called so: it becomes part of a file's name, and a key of torch's."""
+    # ModuleDict has attributes of its own.
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict(), name):
         msg = f"{name!r} cannot be an adapter's name. Use letters, digits, '-' and '_', such as 'day14' or 'my_lora'."
         raise ValueError(msg)
