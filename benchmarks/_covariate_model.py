@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SPLIT = "benchmark_split"
 BASE = "X_scstate_base"
 PCA = "X_pca"
-_PARTS = ("setup", "model", "lora", "objective", "compact", "train")
+_PARTS = ("setup", "model", "lora", "conditioning", "objective", "compact", "train")
 
 
 @dataclass
@@ -127,7 +127,7 @@ def trained(adata: AnnData, settings: Settings, *, seed: int) -> ssl.LoRACovaria
     cached = None
     if settings.base_cache is not None and not {"base", "embed_key"} & {*options["model"], *options["setup"]}:
         cached = settings.base_cache / _fingerprint(adata, options["compact"], seed)
-    parts = {name: options[name] for name in ("lora", "objective", "compact") if options[name]}
+    parts = {name: options[name] for name in ("lora", "conditioning", "objective", "compact") if options[name]}
     given = options["model"] | ({"base": ssl.SEBase.load(cached)} if cached is not None and cached.exists() else {})
     se = ssl.LoRACovariateSE(adata, **parts, **given, seed=seed)
     if cached is not None and not cached.exists():  # before the training, which may be stopped

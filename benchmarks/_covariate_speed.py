@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 import scstate_lora as ssl
 from _covariate_model import PCA, SPLIT, Settings, set_split, strata
-
-try:
-    import resource
-except ImportError:  # Windows has none
-    resource = None  # type: ignore[assignment]
+from scstate_lora.training.callbacks import peak_memory_mb
 
 if TYPE_CHECKING:
     import argparse
@@ -49,7 +46,7 @@ def one(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
     options = settings.options
     if args.one == "embed_key":
         options["setup"]["embed_key"] = PCA
-    at_start = _peak_mb()
+    at_start = peak_memory_mb(torch.device("cpu"))
     marks = [time.perf_counter()]
     ssl.LoRACovariateSE.setup_anndata(
         adata,
@@ -59,7 +56,7 @@ def one(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
         split_key=SPLIT,
         **options["setup"],
     )
-    parts = {name: options[name] for name in ("lora", "objective", "compact") if options[name]}
+    parts = {name: options[name] for name in ("lora", "conditioning", "objective", "compact") if options[name]}
     se = ssl.LoRACovariateSE(adata, **parts, **options["model"])
     marks.append(time.perf_counter())
     if args.one == "compact base":
@@ -70,10 +67,5 @@ def one(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
     se.get_latent_representation(adata)
     marks.append(time.perf_counter())
     seconds = dict(zip(("setup s", "base s", "train s", "embed s"), np.diff(marks).tolist(), strict=True))
-    return {"way": args.one, "cells": adata.n_obs, **seconds, "peak MB": _peak_mb(), "before MB": at_start}
-
-
-def _peak_mb() -> float:
-    if resource is None:
-        return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform.startswith("linux") else 2**20)
+    peak = peak_memory_mb(torch.device("cpu"))
+    return {"way": args.one, "cells": adata.n_obs, **seconds, "peak MB": peak, "before MB": at_start}

@@ -7,8 +7,8 @@
     python benchmarks/covariates.py unseen --simulate 5000 --covariates condition,timepoint \
         --cell-type-key cell_type --leave "condition=sham,timepoint=day14;condition=burn,timepoint=day19"
 
-Options of the model come from ``--set PART.OPTION=VALUE ...`` with the parts setup, model, lora, objective, compact and
-train; all others are the package's defaults. Nothing is chosen on held-out cells.
+Options of the model come from ``--set PART.OPTION=VALUE ...`` with the parts setup, model, lora, conditioning,
+objective, compact and train; all others are the package's defaults. Nothing is chosen on held-out cells.
 
 celltype
     30 % of the cells of every type and combination are held out of everything. They are scored against the training
