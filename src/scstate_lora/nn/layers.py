@@ -96,7 +96,7 @@ class TransformerEncoder(nn.Module):
     ----------
     gradient_checkpointing
         Where gradients are computed, keep a layer's input only and compute the layer again on the way back (Chen et
-        al. 2016, arXiv:1604.06174): a fraction of the memory, for about a third more time, with the same numbers.
+        al. 2016, arXiv:1604.06174): less memory, one more pass forward, the same numbers.
     """
 
     def __init__(self, dim: int, n_layers: int, n_heads: int, d_hid: int, dropout: float = 0.0) -> None:
