@@ -103,10 +103,10 @@ def embed(
         raise ValueError(msg)
 
     base_model: Any = base
-    if config is not None or protein_embeddings is not None:
+    if base is not None and (config is not None or protein_embeddings is not None):
         from scstate_lora.model import SEBase
 
-        base_model = SEBase.load(base, config=config, protein_embeddings=protein_embeddings)  # type: ignore[arg-type]
+        base_model = SEBase.load(base, config=config, protein_embeddings=protein_embeddings)
     if model is not None:
         key = _embed_conditioned(file, _load_model(model, base_model), out, key_added, covariates, source=str(model))
     else:

@@ -429,7 +429,7 @@ def _prepared(plan: Plan, options: TrainerOptions) -> Iterator[None]:
     try:
         yield
     finally:
-        part.gradient_checkpointing = False  # type: ignore[assignment]
+        part.gradient_checkpointing = False  # type: ignore[assignment]  # an own attribute
         part._compiled_call_impl = None  # Module.compile() has no other way back
 
 
