@@ -29,7 +29,7 @@ class CompactBaseConfig(Options):
     most 257; sentences that are padded with genes of no expression make a worse embedding."""
     n_steps: int = Field(default=500, ge=1)
     """Optimiser steps of the self-supervised training."""
-    batch_size: int = Field(default=64, ge=2)
+    batch_size: int = Field(default=32, ge=2)
     """Cells a step."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
@@ -73,9 +73,9 @@ class ObjectiveConfig(Options):
     """Covariates read from the conditioned embedding by linear heads."""
     preservation: float = Field(default=1.0, ge=0)
     """1 - cosine between the conditioned and the base embedding."""
-    counterfactual: float = Field(default=1.0, ge=0)
+    counterfactual: float = Field(default=2.0, ge=0)
     """Cells moved to another combination of covariates match those of their type that were measured there."""
-    batch: float = Field(default=1.0, ge=0)
+    batch: float = Field(default=0.1, ge=0)
     """Cells of different batches, but of one type and condition, lie alike; only with a batch_key."""
     contrastive_loss: Literal["supcon", "infonce", "ntxent"] = "supcon"
     """Which contrastive loss."""
@@ -83,7 +83,7 @@ class ObjectiveConfig(Options):
     """Its labels: the cell type where there is one and else the combination of categorical covariates, or as named."""
     temperature: float = Field(default=0.1, gt=0)
     """Of the contrastive loss."""
-    n_targets: int = Field(default=16, ge=1)
+    n_targets: int = Field(default=8, ge=1)
     """Genes a step that are reconstructed."""
 
     @property

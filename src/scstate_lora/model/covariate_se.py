@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _COMPACT = "compact SE, trained on these cells"
 _OWN_LICENCE = "that of the data it was trained on"
-_ADAPTED_EPOCHS = 5
+_ADAPTED_STEPS = 60
 
 
 class LoRACovariateSE(AdaptedModel):
@@ -178,8 +178,8 @@ class LoRACovariateSE(AdaptedModel):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; 5 by default. At first the conditioning is trained alone for 600 steps, on
-            base embeddings that are computed once, which costs little
+            Passes over the training cells; by default as many as make 60 steps. At first the conditioning is trained
+            alone for 600 steps, on base embeddings that are computed once, which costs little
             (:attr:`ConditioningConfig.n_steps <scstate_lora.config.ConditioningConfig.n_steps>`). Without adapters
             there is nothing else, and by default there are as many passes as make those steps.
         lr, weight_decay, warmup_steps
@@ -222,7 +222,7 @@ class LoRACovariateSE(AdaptedModel):
         network.conditioning.heads.requires_grad_("covariates" in weights)
         val_rows = self._rows("val")
 
-        def run(options: TrainerOptions, n_epochs: int | None, *, sentences: bool, title: str) -> None:
+        def run(options: TrainerOptions, n_epochs: int | None, n_steps: int, *, sentences: bool, title: str) -> None:
             def batches(rows: np.ndarray, seed: int, withheld: float) -> SEBatches:
                 return SEBatches(
                     cells,
@@ -247,7 +247,7 @@ class LoRACovariateSE(AdaptedModel):
                 ),
                 train,
                 batches(val_rows, self.seed + 1, 0.0) if len(val_rows) > 1 else None,
-                max_epochs=n_epochs or max(1, -(-self.conditioning.n_steps // train.steps_per_epoch)),
+                max_epochs=n_epochs or max(1, -(-n_steps // train.steps_per_epoch)),
                 options=options,
                 title=title,
                 seed=self.seed,
@@ -255,17 +255,18 @@ class LoRACovariateSE(AdaptedModel):
                 keep=lambda history: setattr(self, "history", history),
             )
 
+        n_steps = self.conditioning.n_steps
         if network.encoder is None or not self._adapts():
-            run(options, max_epochs, sentences=False, title="LoRACovariateSE")
+            run(options, max_epochs, n_steps, sentences=False, title="LoRACovariateSE")
             return
-        if self.conditioning.n_steps and not self.is_trained and options.resume_from is None:
+        if n_steps and not self.is_trained and options.resume_from is None:
             # Adapters have no part in it, and several processes want a gradient of all that is trained.
             adapters.set_adapter(network.encoder, None)
             try:
-                run(_before(options, "conditioning"), None, sentences=False, title="Conditioning")
+                run(_before(options, "conditioning"), None, n_steps, sentences=False, title="Conditioning")
             finally:
                 adapters.set_adapter(network.encoder, self._active)
-        run(options, max_epochs or _ADAPTED_EPOCHS, sentences=True, title="LoRACovariateSE")
+        run(options, max_epochs, _ADAPTED_STEPS, sentences=True, title="LoRACovariateSE")
 
     def _training_cells(self, adata: AnnData, described: dict[str, Any]) -> SECells:
         """Add the cells' expression, and their base embedding, to what else is known of them."""

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -193,6 +194,11 @@ class MultiCovariateEncoder(nn.Module):
 
     def forward(self, covariates: Mapping[str, Tensor]) -> Tensor:
         """Codes or standardised numbers, each ``(n,)``, to ``(n, output_dim)``."""
-        return self.combination(
-            [encode(covariates[name]) for name, encode in zip(self.names, self.encoders, strict=True)]
-        )
+        values = [covariates[name] for name in self.names]
+        # Many cells share few combinations, and each is encoded once.
+        table = torch.stack([v.float().nan_to_num(nan=torch.inf) for v in values], dim=1)  # NaN would not equal itself
+        combinations, which = table.unique(dim=0, return_inverse=True)
+        cells = torch.arange(len(which), device=which.device)
+        one_of_each = which.new_zeros(len(combinations)).scatter(0, which, cells)
+        encoded = [encode(v[one_of_each]) for encode, v in zip(self.encoders, values, strict=True)]
+        return F.embedding(which, self.combination(encoded))
