@@ -99,6 +99,22 @@ def test_unknown_is_one_vector_whatever_the_other_cells_are() -> None:
         assert torch.allclose(rows[1], continuous(torch.tensor([5.0]))[0])
 
 
+def test_each_combination_is_encoded_once() -> None:
+    encoder = _encoder().eval()
+    seen: list[int] = []
+    encoder.combination.register_forward_hook(lambda _module, _inputs, output: seen.append(len(output)))
+    cells = _cells(6)
+    cells["time.days"] = torch.tensor([torch.nan, 0.5, torch.nan, 0.5, torch.nan, 0.5])
+    alone = encoder(cells)
+    order = torch.tensor([3, 0, 0, 5, 1, 2, 4, 4, 3])
+    together = encoder({name: values[order] for name, values in cells.items()})
+    assert seen == [6, 6]
+    assert torch.allclose(together, alone[order], atol=1e-6)
+    encoder({name: torch.full_like(values, 0)[:1].expand(500) for name, values in cells.items()})
+    encoder({"condition": torch.zeros(4).long(), "time.days": torch.full((4,), torch.nan), "mouse": torch.ones(4).long()})
+    assert seen == [6, 6, 1, 1]
+
+
 def test_training_mode_draws_nothing() -> None:
     encoder = _encoder().train()
     assert torch.equal(encoder(_cells(200)), encoder(_cells(200)))
