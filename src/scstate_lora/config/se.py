@@ -75,7 +75,7 @@ class ObjectiveConfig(Options):
     """1 - cosine between the conditioned and the base embedding."""
     counterfactual: float = Field(default=2.0, ge=0)
     """Cells moved to another combination of covariates match those of their type that were measured there."""
-    batch: float = Field(default=0.1, ge=0)
+    batch: float = Field(default=0.3, ge=0)
     """Cells of different batches, but of one type and condition, lie alike; only with a batch_key."""
     contrastive_loss: Literal["supcon", "infonce", "ntxent"] = "supcon"
     """Which contrastive loss."""
