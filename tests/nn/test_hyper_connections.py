@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from scstate_lora.nn import MHCTransformerLayer, apply_mhc_to_transformer, mhc_diagnostics, mhc_parameters
 from scstate_lora.nn.backbones import GPT2Backbone
 from scstate_lora.nn.layers import TransformerEncoder
+from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 
 HIDDEN = 16
@@ -100,7 +101,7 @@ def _train(network, steps, *, lr=1e-2, watch=None):
         optimiser.step()
 
 
-def _trained(name, kind, dynamic, steps=20, **kwargs):
+def _trained(name, kind, dynamic, steps=3, **kwargs):
     network = apply_mhc_to_transformer(_network(name), kind=kind, dynamic=dynamic, **kwargs)
     _train(network, steps)
     return network
@@ -151,7 +152,7 @@ def test_gradient_reaches_every_residual_mixing_of_some_layers(kind, dynamic):
 
 @every_kind
 def test_sums_stay_one_through_training(kind, dynamic):
-    network = _trained("gpt2", kind, dynamic, steps=40)
+    network = _trained("gpt2", kind, dynamic, steps=30)
     diagnoses = mhc_diagnostics(network, lambda: network(_cells()))
     assert len(diagnoses) == 3
     for diagnosis in diagnoses:
@@ -266,6 +267,27 @@ def test_se_encoder_can_be_given_whole():
 
 
 @every_kind
+def test_connections_and_adapters_train_together(kind, dynamic):
+    torch.manual_seed(0)
+    config = SEConfig(token_dim=8, d_model=HIDDEN, n_layers=2, n_heads=2, d_hid=32, output_dim=6, n_tokens=5)
+    encoder = SEEncoder(config, torch.randn(20, 8)).eval()
+    add_lora(encoder, r=2, alpha=4, dropout=0.0, targets=("q", "v", "linear2"))
+    genes, values, target = torch.arange(12).view(3, 4), torch.rand(3, 5), torch.randn(3, 6)
+    expected = encoder(genes, values)
+    apply_mhc_to_transformer(encoder, kind=kind, dynamic=dynamic)
+    assert (encoder(genes, values) - expected).abs().max() < 1e-5
+    trained = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
+    assert {name for name in trained if "lora_" not in name} == set(mhc_parameters(encoder))
+    optimiser = torch.optim.Adam(trained.values(), lr=1e-2)
+    for _ in range(3):
+        optimiser.zero_grad()
+        (encoder(genes, values) - target).square().mean().backward()
+        optimiser.step()
+    for name, parameter in trained.items():
+        assert parameter.grad.abs().max() > 0, name
+
+
+@every_kind
 def test_checkpointing_gives_the_same_gradient(kind, dynamic):
     network = apply_mhc_to_transformer(_network("gpt2"), kind=kind, dynamic=dynamic)
     _train(network, 3)
@@ -321,9 +343,10 @@ def test_state_dict_goes_back_and_forth(kind, dynamic):
 
 
 def test_wrapped_layers_keep_device_mode_and_what_is_frozen():
-    network = _network("gpt2").requires_grad_(requires_grad=False)
+    network = _network("gpt2").requires_grad_(requires_grad=False).to("meta")
     network.h[0].train()
     apply_mhc_to_transformer(network)
+    assert {p.device.type for p in network.parameters()} == {"meta"}
     assert network.h[0].training
     assert not network.h[1].training
     assert not network.h[1].mixing.training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from scstate_lora.nn.mixing import Mixing
 
+Kind = Literal["streams", "features"]
 _LISTS = ("h", "layers", "layer")
 _HOLDERS = ("transformer_encoder", "transformer_backbone", "encoder")
 
@@ -59,7 +60,7 @@ class MHCTransformerLayer(nn.Module):
         layer: nn.Module,
         *,
         hidden: int,
-        kind: str,
+        kind: Kind,
         n_streams: int = 4,
         sinkhorn_iters: int = 10,
         dynamic: bool = False,
@@ -112,7 +113,7 @@ class MHCTransformerLayer(nn.Module):
 def apply_mhc_to_transformer(
     transformer: nn.Module,
     *,
-    kind: str = "streams",
+    kind: Kind = "streams",
     sinkhorn_iters: int = 10,
     layer_indices: Iterable[int] | None = None,
     n_streams: int = 4,
@@ -293,9 +294,8 @@ def _gain(matrix: Tensor, axis: int) -> float:
 
 
 def _check_kind(kind: str) -> None:
-    kinds = ("streams", "features")
-    if kind not in kinds:
-        msg = f"kind={kind!r} is no kind of hyper-connections. {did_you_mean(kind, kinds)}"
+    if kind not in get_args(Kind):
+        msg = f"kind={kind!r} is no kind of hyper-connections. {did_you_mean(kind, get_args(Kind))}"
         raise ValueError(msg)
 
 

@@ -79,8 +79,8 @@ class StreamMixing(nn.Module):
     def expand(self, x: Tensor) -> Tensor:
         """Make streams ``(..., n, hidden)`` of one ``(..., hidden)``."""
         # Streams lie one after the other in memory: mixing them is then one matrix product.
-        weights = _unequal(self.n_streams).to(x).view(-1, *[1] * x.ndim)
-        return (weights * x).movedim(0, -2)
+        weights = _unequal(self.n_streams, x.device).view(-1, *[1] * x.ndim)
+        return (weights * x).to(x.dtype).movedim(0, -2)
 
     def contract(self, x: Tensor) -> Tensor:
         """Make one stream of ``(..., n, hidden)`` where the layer is the last of its run."""
@@ -94,7 +94,8 @@ class StreamMixing(nn.Module):
 
     def write(self, x: Tensor, branch: Tensor, mixing: Mixing) -> Tensor:
         """Mix the streams and add the branch ``(..., hidden)`` to each."""
-        return _mix(mixing.res, x) + _mix(mixing.post.unsqueeze(-1), branch.unsqueeze(-2))
+        # The branch as one more stream to mix: one product instead of two and their sum.
+        return _mix(torch.cat([mixing.res, mixing.post.unsqueeze(-1)], -1), x, branch.unsqueeze(-2))
 
     def residual_matrix(self, mixing: Mixing) -> Tensor:
         """Give H_res, the mean over the tokens where it depends on them, ``(n, n)``."""
@@ -194,15 +195,19 @@ def select(mixing: Mixing, keep: Tensor, *, by_token: bool) -> Mixing:
     return Mixing(*(part[:, keep] for part in mixing)) if by_token else mixing
 
 
-def _unequal(n: int) -> Tensor:
+def _unequal(n: int, device: torch.device | None = None) -> Tensor:
     """Weights of the streams, 0.7 to 1.3 and 1 on average."""
-    return torch.linspace(0.7, 1.3, n)
+    return torch.linspace(0.7, 1.3, n, device=device)
 
 
-def _mix(matrix: Tensor, x: Tensor) -> Tensor:
-    """Product of ``(m, n)`` or ``(..., m, n)`` with streams ``(..., n, d)``: ``(..., m, d)``."""
+def _mix(matrix: Tensor, *streams: Tensor) -> Tensor:
+    """Product of ``(m, n)`` or ``(..., m, n)`` with streams, ``(..., n, d)`` all together: ``(..., m, d)``."""
     if matrix.ndim > 2:
-        return matrix @ x.float()
-    first = x.float().movedim(-2, 0)  # (n, ..., d)
+        return matrix @ _joined([x.float() for x in streams], -2)
+    first = _joined([x.float().movedim(-2, 0) for x in streams], 0)  # (n, ..., d)
     mixed = matrix @ first.flatten(1)  # one product over all tokens
     return mixed.view(-1, *first.shape[1:]).movedim(0, -2)
+
+
+def _joined(streams: list[Tensor], axis: int) -> Tensor:
+    return streams[0] if len(streams) == 1 else torch.cat(streams, axis)
