@@ -70,9 +70,9 @@ def velocity(
         Key of ``adata.obsm`` to project the velocities to, of any number of dimensions. None for velocities of genes
         alone.
     mode
-        - ``"deterministic"``: unspliced counts in excess of a steady-state ratio, a regression on the extreme cells;
-        - ``"stochastic"``: the same with second moments, fitted with an offset of these;
-        - ``"dynamical"``: full splicing kinetics, about a hundred times slower.
+        ``"deterministic"``, unspliced counts in excess of a steady-state ratio, a regression on the extreme cells;
+        ``"stochastic"``, the same with second moments, fitted with an offset of these; or ``"dynamical"``, full
+        splicing kinetics, about fifty times slower.
     layers
         Names of the layers of spliced and of unspliced counts, in this order.
     n_top_genes
@@ -99,8 +99,7 @@ def velocity(
     TypeError
         `layers`, `basis` or `key_added` is no name, or a layer holds no numbers.
     ValueError
-        An option makes no sense; a layer holds only zeros, or no counts; there are too few cells or genes; no gene has
-        a fit; or velocities that exist are unusable.
+        An option makes no sense, a layer holds no counts, cells or genes are too few, or no gene has a fit.
     ImportError
         scVelo is not installed.
     RuntimeError
@@ -120,10 +119,8 @@ def velocity(
       that under equal probabilities of the same cells. A direction to be trusted more than its length;
     - ``adata.uns["scstate_lora"]["velocity"]["velocity"]``: how it was made, and how many genes have a fit.
 
-    References
-    ----------
-    La Manno et al. 2018, RNA velocity of single cells, doi:10.1038/s41586-018-0414-6.
-    Bergen et al. 2020, Generalizing RNA velocity to transient cell states, doi:10.1038/s41587-020-0591-3.
+    The steady-state models are those of La Manno et al. 2018, doi:10.1038/s41586-018-0414-6, and Bergen et al. 2020,
+    doi:10.1038/s41587-020-0591-3, who also describe the dynamical model, the graph and the confidence.
     """
     options = _checked(
         adata,
