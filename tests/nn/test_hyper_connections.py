@@ -6,12 +6,9 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, LlamaConfig
-from transformers.models.bert.modeling_bert import BertLayer
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from scstate_lora.nn import MHCTransformerLayer, apply_mhc_to_transformer, mhc_diagnostics, mhc_parameters
-from scstate_lora.nn.backbones import GPT2Backbone
+from scstate_lora.nn.backbones import make_backbone
 from scstate_lora.nn.layers import TransformerEncoder
 from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
@@ -20,34 +17,6 @@ HIDDEN = 16
 KINDS = [(kind, dynamic) for kind in ("streams", "features") for dynamic in (False, True)]
 every_kind = pytest.mark.parametrize(("kind", "dynamic"), KINDS)
 every_network = pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "se"])
-
-
-class Llama(nn.Module):
-    def __init__(self, n_layers):
-        super().__init__()
-        config = LlamaConfig(
-            hidden_size=HIDDEN, num_attention_heads=2, intermediate_size=32, attn_implementation="sdpa"
-        )
-        self.layers = nn.ModuleList(LlamaDecoderLayer(config, layer_idx=i) for i in range(n_layers))
-
-    def forward(self, x):
-        no_angle = torch.ones(1, 1, HIDDEN // 2), torch.zeros(1, 1, HIDDEN // 2)
-        mask = torch.zeros(1, 1, x.shape[1], x.shape[1])  # every cell sees every cell
-        for layer in self.layers:
-            x = layer(x, attention_mask=mask, position_embeddings=no_angle)
-        return x
-
-
-class Bert(nn.Module):
-    def __init__(self, n_layers):
-        super().__init__()
-        config = BertConfig(hidden_size=HIDDEN, num_attention_heads=2, intermediate_size=32, attn_implementation="sdpa")
-        self.layer = nn.ModuleList(BertLayer(config, layer_idx=i) for i in range(n_layers))
-
-    def forward(self, x):
-        for layer in self.layer:
-            x = layer(x)
-        return x
 
 
 class Plain(nn.Module):
@@ -75,12 +44,12 @@ class Plain(nn.Module):
 
 def _network(name, n_layers=3):
     torch.manual_seed(0)
-    if name == "gpt2":
-        network = GPT2Backbone(HIDDEN, n_layers, 2)
-    elif name == "se":
+    if name == "se":
         network = TransformerEncoder(HIDDEN, n_layers, 2, 32)
+    elif name == "plain":
+        network = Plain(n_layers)
     else:
-        network = {"llama": Llama, "bert": Bert, "plain": Plain}[name](n_layers)
+        network = make_backbone(name, HIDDEN, n_layers=n_layers, n_heads=2, intermediate=32)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)  # branches that matter
     return network.eval()
@@ -192,7 +161,8 @@ def test_streams_are_the_equation_of_the_paper(dynamic):
             return x + inner(x)
 
     torch.manual_seed(0)
-    layer = MHCTransformerLayer(Layer(), hidden=HIDDEN, kind="streams", n_streams=3, dynamic=dynamic)
+    sizes = {"hidden": HIDDEN, "n_streams": 3}
+    layer = MHCTransformerLayer(Layer(), kind="streams", **sizes, dynamic=dynamic, expands=False, contracts=False)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(2, 5, 3, HIDDEN)
@@ -229,7 +199,7 @@ def test_one_step_by_hand_has_no_doubled_skip():
         def forward(self, x):
             return x + 3 * x  # the branch is 3 x
 
-    layer = MHCTransformerLayer(Layer(), hidden=1, kind="streams", n_streams=2, expands=True, contracts=True)
+    layer = MHCTransformerLayer(Layer(), hidden=1, kind="streams", n_streams=2)
     # The streams are 0.7 * 2 and 1.3 * 2; the branch reads their mean 2 and writes 0.7 * 6 and 1.3 * 6; of the mean of
     # the streams, 0.5 * (2.6 + 1.4) + 6 = 8. A doubled skip would give 10.
     assert layer(torch.tensor([[[2.0]]])).item() == pytest.approx(8, abs=1e-5)
@@ -267,14 +237,22 @@ def test_se_encoder_can_be_given_whole():
 
 
 @every_kind
-def test_connections_and_adapters_train_together(kind, dynamic):
+@pytest.mark.parametrize("adapters_first", [True, False])
+def test_connections_and_adapters_train_together(kind, dynamic, adapters_first):
     torch.manual_seed(0)
     config = SEConfig(token_dim=8, d_model=HIDDEN, n_layers=2, n_heads=2, d_hid=32, output_dim=6, n_tokens=5)
     encoder = SEEncoder(config, torch.randn(20, 8)).eval()
-    add_lora(encoder, r=2, alpha=4, dropout=0.0, targets=("q", "v", "linear2"))
     genes, values, target = torch.arange(12).view(3, 4), torch.rand(3, 5), torch.randn(3, 6)
     expected = encoder(genes, values)
-    apply_mhc_to_transformer(encoder, kind=kind, dynamic=dynamic)
+    steps = [
+        lambda: add_lora(encoder, r=2, alpha=4, dropout=0.0, targets=("q", "v", "linear2")),
+        lambda: apply_mhc_to_transformer(encoder, kind=kind, dynamic=dynamic),
+    ]
+    for step in steps if adapters_first else reversed(steps):
+        step()
+    for parameter in mhc_parameters(encoder).values():
+        parameter.requires_grad_()  # adapters freeze all there is
+    assert sum("lora_" in name for name, _ in encoder.named_parameters()) == 2 * 2 * 3
     assert (encoder(genes, values) - expected).abs().max() < 1e-5
     trained = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
     assert {name for name in trained if "lora_" not in name} == set(mhc_parameters(encoder))
@@ -323,7 +301,7 @@ def test_half_precision_weights_keep_their_residual_type():
 
 
 def test_streams_add_under_half_a_per_cent():
-    network = GPT2Backbone(128, 2, 4)
+    network = make_backbone("gpt2", 128, n_layers=2, n_heads=4)
     before = sum(p.numel() for p in network.parameters())
     apply_mhc_to_transformer(network)
     added = sum(p.numel() for p in mhc_parameters(network).values())
@@ -433,6 +411,12 @@ def test_sizes_that_are_too_small_raise(option, found):
     with pytest.raises(ValueError, match=found):
         apply_mhc_to_transformer(network, **option)
     assert not mhc_parameters(network)
+
+
+def test_another_number_of_streams_raises():
+    layer = MHCTransformerLayer(nn.Identity(), hidden=HIDDEN, kind="streams", expands=False)
+    with pytest.raises(ValueError, match=r"Found \(3, 7, 16\), but this layer takes 4 streams"):
+        layer(_cells())
 
 
 def test_layer_of_another_shape_raises():

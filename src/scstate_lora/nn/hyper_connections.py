@@ -37,8 +37,8 @@ class MHCTransformerLayer(nn.Module):
     hidden
         Width of the tokens.
     kind
-        ``"streams"``: the residual is ``n_streams`` parallel streams, and this layer takes and gives
-        ``(n, T, n_streams, hidden)``. ``"features"``: one stream, whose features are mixed.
+        ``"streams"``: the residual is ``n_streams`` parallel streams, ``(n, T, n_streams, hidden)`` between wrapped
+        layers. ``"features"``: one stream, whose features are mixed.
     n_streams
         Number of streams, at least two.
     sinkhorn_iters
@@ -47,12 +47,14 @@ class MHCTransformerLayer(nn.Module):
         Whether the connections also depend on the token: on the streams' mean, normalised, by a linear map behind
         gates that are zero at first. With ``"features"`` that are three numbers a token.
     expands, contracts
-        Whether the layer takes, or gives, one stream, ``(n, T, hidden)``.
+        Whether the layer makes streams of one that it takes, ``(n, T, hidden)``, and one of the streams that it gives.
+        Of several wrapped layers in a row only the first does the former, and only the last the latter.
 
     Raises
     ------
     ValueError
-        Unknown kind, too few streams or iterations; in ``forward``, the layer gives another shape than it takes.
+        Unknown kind, too few streams or iterations; in ``forward``, there are not as many streams, or the layer gives
+        another shape than it takes.
     """
 
     def __init__(
@@ -64,8 +66,8 @@ class MHCTransformerLayer(nn.Module):
         n_streams: int = 4,
         sinkhorn_iters: int = 10,
         dynamic: bool = False,
-        expands: bool = False,
-        contracts: bool = False,
+        expands: bool = True,
+        contracts: bool = True,
     ) -> None:
         super().__init__()
         _check_kind(kind)

@@ -70,6 +70,12 @@ class StreamMixing(nn.Module):
 
         ``pre`` and ``post`` are ``(n,)`` or ``(..., n)``, ``res`` is ``(n, n)`` or ``(..., n, n)``.
         """
+        if x is not None and (x.ndim < 2 or x.shape[-2] != self.n_streams):
+            msg = (
+                f"Found {tuple(x.shape)}, but this layer takes {self.n_streams} streams, (..., {self.n_streams}, hidden). "
+                "The first wrapped layer of a row makes them of one stream, expands=True."
+            )
+            raise ValueError(msg)
         pre, post, res = self.pre_logits.float(), self.post_logits.float(), self.res_logits.float()
         if self.input_part is not None and x is not None:
             to_pre, to_post, to_res = self.input_part(x.float().mean(-2))
