@@ -72,8 +72,8 @@ class StreamMixing(nn.Module):
         """
         if x is not None and (x.ndim < 2 or x.shape[-2] != self.n_streams):
             msg = (
-                f"Found {tuple(x.shape)}, but this layer takes {self.n_streams} streams, (..., {self.n_streams}, hidden). "
-                "The first wrapped layer of a row makes them of one stream, expands=True."
+                f"Found {tuple(x.shape)}, but this layer takes {self.n_streams} streams, (..., {self.n_streams}, "
+                "hidden). The first wrapped layer of a row makes them of one stream, expands=True."
             )
             raise ValueError(msg)
         pre, post, res = self.pre_logits.float(), self.post_logits.float(), self.res_logits.float()
