@@ -142,8 +142,10 @@ def test_velocities_that_exist_need_no_scvelo(monkeypatch, computed: ad.AnnData)
     ssl.pp.velocity(computed.copy(), basis="X_course")
 
 
-def test_true_velocities_project_forwards_too():
+@pytest.mark.parametrize("stored", [np.asarray, sparse.csr_matrix])
+def test_true_velocities_project_forwards_too(stored):
     adata = _cells()
+    adata.layers["truth"] = stored(adata.layers["truth"])
     ssl.pp.velocity(adata, key_added="truth", basis="X_course")
     inside = adata.obs["time"].between(0.3, 2).to_numpy()
     assert ((adata.obsm["truth_X_course"] @ adata.uns["forwards"])[inside] > 0).mean() > 0.95
@@ -199,6 +201,14 @@ def test_same_seed_gives_the_same_and_chosen_genes_are_the_variable_ones(compute
     ssl.pp.velocity(few, n_top_genes=20)
     assert np.isfinite(few.layers["velocity"]).all(axis=0).sum() <= 20
     assert few.uns["scstate_lora"]["velocity"]["velocity"]["n_genes_used"] == 20
+
+
+def test_few_genes_with_a_fit_are_warned_of(caplog):
+    with _heard(caplog):
+        ssl.pp.velocity(_cells(), n_top_genes=10)
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    assert "of 10 genes used have a fit" in caplog.text
+    assert "little signal of splicing" in caplog.text
 
 
 def test_a_view_gets_velocities_and_its_parent_stays(computed: ad.AnnData):
@@ -294,6 +304,14 @@ def _no_velocity(adata: ad.AnnData) -> None:
     adata.layers["velocity"] = np.full(adata.shape, np.nan)
 
 
+def _infinite_velocity(adata: ad.AnnData) -> None:
+    adata.layers["velocity"] = np.full(adata.shape, np.inf)
+
+
+def _words_as_basis(adata: ad.AnnData) -> None:
+    adata.obsm["X_course"] = pd.DataFrame({"place": "here"}, index=adata.obs_names)
+
+
 def _old_projection(adata: ad.AnnData) -> None:
     adata.obsm["velocity_X_course"] = np.zeros((N_CELLS, 2))
 
@@ -308,6 +326,8 @@ def _old_projection(adata: ad.AnnData) -> None:
         (_an_empty_cell, r"1 cells have no counts in adata.layers\['spliced'\], 'cell4'"),
         (_nan_in_the_basis, r"adata.obsm\['X_course'\] holds NaN"),
         (_no_velocity, r"adata.layers\['velocity'\] holds only zeros and NaN"),
+        (_infinite_velocity, r"adata.layers\['velocity'\] holds infinite values"),
+        (_words_as_basis, r"adata.obsm\['X_course'\] must be a matrix of numbers"),
         (_old_projection, r"exists with shape \(200, 2\), and its basis has \(200, 50\)"),
     ],
 )
