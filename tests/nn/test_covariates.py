@@ -111,7 +111,8 @@ def test_each_combination_is_encoded_once() -> None:
     assert seen == [6, 6]
     assert torch.allclose(together, alone[order], atol=1e-6)
     encoder({name: torch.full_like(values, 0)[:1].expand(500) for name, values in cells.items()})
-    encoder({"condition": torch.zeros(4).long(), "time.days": torch.full((4,), torch.nan), "mouse": torch.ones(4).long()})
+    same = torch.ones(4).long()
+    encoder({"condition": same, "time.days": torch.full((4,), torch.nan), "mouse": same})
     assert seen == [6, 6, 1, 1]
 
 

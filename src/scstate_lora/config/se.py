@@ -27,7 +27,7 @@ class CompactBaseConfig(Options):
     n_tokens: int | None = Field(default=None, ge=2)
     """Length of a cell's sentence, CLS included. None: what 19 of 20 training cells can fill with expressed genes, at
     most 257; sentences that are padded with genes of no expression make a worse embedding."""
-    n_steps: int = Field(default=500, ge=1)
+    n_steps: int = Field(default=300, ge=1)
     """Optimiser steps of the self-supervised training."""
     batch_size: int = Field(default=32, ge=2)
     """Cells a step."""

@@ -53,15 +53,16 @@ class ExpressionTargets:
 
         Returns
         -------
-        ``target_genes (n_targets,)``, vocabulary indices; ``targets (n, n_targets)``; ``read_depth (n,)``, the mean of
-        a cell's non-zero targets.
+        ``target_genes (n_targets,)``, vocabulary indices; ``targets (n, n_targets)``; ``read_depth (n,)``, the mean
+        expression of the genes that a cell expresses.
         """
         chosen = self.known[rng.choice(len(self.known), size=self.n_targets, replace=False, p=self.weights)]
-        wanted = cells[:, chosen].toarray()
-        depth = wanted.sum(1) / np.maximum((wanted > 0).sum(1), 1)
+        known = cells[:, self.known]
+        # Of all genes: of the few that are asked for it would be a guess, and the embedding would have to know better.
+        depth = np.asarray(known.sum(axis=1)).ravel() / np.maximum(np.diff(known.indptr), 1)
         return {
             "target_genes": self.vocabulary[chosen],
-            "targets": wanted,
+            "targets": cells[:, chosen].toarray(),
             "read_depth": depth.astype(np.float32),
         }
 

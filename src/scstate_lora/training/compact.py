@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 
     from scstate_lora.config import CompactBaseConfig
 
-# Genes the linear readout is asked for, and the PCA of the warm start is made of.
-_N_READOUT = 2000
+# Most variable genes, of which a PCA is made, and its components that the embedding is asked for: with all of them it
+# would spend itself on the noise of single genes.
+_N_VARIABLE = 2000
+_N_COMPONENTS = 30
+_WEIGHTS = {"expression": 0.3, "readout": 3.0}
+# A gene's vector is multiplied by the root of the width and its count's is not, which at first would hardly be heard.
+_COUNTS_LOUDER = 5.0
 _LONGEST = 257
 
 
@@ -34,15 +39,15 @@ class BasePlan(Plan):
     """Self-supervised training of a compact SE base.
 
     Terms: ``expression``, the mean squared error of sampled genes predicted by the expression head (SE's own
-    objective); ``readout``, the same for the most variable genes by a linear readout of the embedding, which is cheap
-    enough to ask for all of them in every step.
+    objective); ``readout``, the same for the main components of the normalised expression, read linearly from the
+    embedding: the share of their variance that it does not explain.
 
     Parameters
     ----------
     encoder
         The network.
     readout
-        Linear map from the embedding to normalised log expression, used in training only.
+        Linear map from the embedding to the components, used in training only.
     kwargs
         As in :class:`Plan`.
     """
@@ -107,7 +112,8 @@ def fit_compact_base(
 ) -> tuple[SEEncoder, pd.DataFrame]:
     """Train a compact SE network on cells, without labels.
 
-    The last linear layer starts as the ridge regression from the untrained network's features to the principal
+    The embedding learns two things: the main components of the normalised expression, and to predict single genes. The
+    last linear layer starts as the ridge regression from the untrained network's features to the principal
     components of the expression, which saves most of the training: features of a random transformer already tell cells
     apart, only their directions are arbitrary.
 
@@ -154,13 +160,17 @@ def fit_compact_base(
         n_tokens=min(config.n_tokens or _fillable(x[train_rows]), n_genes + 1),
     )
     tokenizer = Tokenizer.of_columns(n_genes, n_tokens=sizes.n_tokens)
-    variable = np.sort(np.argsort(-_std(seen))[:_N_READOUT])
-    shown = logged[:, variable]
+    variable = np.sort(np.argsort(-_std(seen))[:_N_VARIABLE])
+    pca = _pca(seen[:, variable], config.output_dim)
+    scores = pca.transform(logged[:, variable])  # (n_cells, n_components)
+    asked = scores[:, :_N_COMPONENTS]
+    asked = (asked / np.sqrt(np.mean(asked[train_rows] ** 2))).astype(np.float32)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = SEEncoder(sizes, torch.from_numpy(tokens))
+        encoder.bin_encoder.weight.data.mul_(_COUNTS_LOUDER)
         read = SentenceReader.of_matrix(x[train_rows], tokenizer, seeds[train_rows])
-        readout = _warm_start(encoder, read, shown[train_rows])
+        readout = _warm_start(encoder, read, scores[train_rows], asked[train_rows])
 
     def batches(rows: np.ndarray, order_seed: int, steps_per_epoch: int | None = None) -> CellBatches:
         return CellBatches(
@@ -172,15 +182,13 @@ def fit_compact_base(
             n_targets=config.n_targets,
             seed=order_seed,
             steps_per_epoch=steps_per_epoch,
-            extra={"readout": shown},
+            extra={"readout": asked},
         )
 
     # Steps, not passes, are what training needs, whatever the number of cells: up to ten epochs of equal length.
     n_epochs = next(n for n in range(10, 0, -1) if config.n_steps % n == 0)
     train = batches(train_rows, seed, config.n_steps // n_epochs)
-    plan = BasePlan(
-        encoder, readout, lr=config.lr, weight_decay=0.01, warmup_steps=20, weights={"expression": 1.0, "readout": 1.0}
-    )
+    plan = BasePlan(encoder, readout, lr=config.lr, weight_decay=0.01, warmup_steps=20, weights=_WEIGHTS)
     history = fit(
         plan,
         train,
@@ -199,10 +207,8 @@ def _fillable(x: sparse.csr_matrix) -> int:
     return 1 + int(np.clip(np.quantile(expressed, 0.05), 1, _LONGEST - 1))
 
 
-def _warm_start(encoder: SEEncoder, read: SentenceReader, shown: sparse.csr_matrix) -> nn.Linear:
-    """Set the encoder's last layer, and return the linear readout that matches it."""
-    pca = _pca(shown, encoder.config.output_dim)
-    scores = pca.transform(shown)  # (n_cells, n_components)
+def _warm_start(encoder: SEEncoder, read: SentenceReader, scores: np.ndarray, asked: np.ndarray) -> nn.Linear:
+    """Set the encoder's last layer by components ``(n_cells, n)``; return the readout of those that are asked for."""
     features = []
     skip_block, last = encoder.decoder[0], cast("nn.Linear", encoder.decoder[1])
     hook = skip_block.register_forward_hook(lambda _module, _inputs, output: features.append(output.cpu().numpy()))
@@ -215,15 +221,14 @@ def _warm_start(encoder: SEEncoder, read: SentenceReader, shown: sparse.csr_matr
     gram = f.T @ f
     ridge = 1e-3 * np.trace(gram) / len(gram)
     weight = np.linalg.solve(gram + ridge * np.eye(len(gram)), f.T @ scores)  # (d_model, n_components)
-    readout = nn.Linear(encoder.config.output_dim, shown.shape[1])
-    n = scores.shape[1]
-    # The embedding has unit length, so the readout carries the scores' typical length.
-    length = float(np.linalg.norm(scores, axis=1).mean())
+    n, n_asked = scores.shape[1], asked.shape[1]
+    readout = nn.Linear(encoder.config.output_dim, n_asked)
+    # The embedding has unit length, so the readout carries the components' typical one.
+    length = np.linalg.norm(scores, axis=1).mean() * np.linalg.norm(asked) / np.linalg.norm(scores[:, :n_asked])
     with torch.no_grad():
-        for tensor in (last.weight, last.bias, readout.weight):
+        for tensor in (last.weight, last.bias, readout.weight, readout.bias):
             tensor.zero_()
         last.weight[:n] = torch.from_numpy(weight.T)
         last.bias[:n] = torch.from_numpy(-mean @ weight)
-        readout.weight[:, :n] = torch.from_numpy(pca.components_.T * length)
-        readout.bias.copy_(torch.from_numpy(pca.mean_))
+        readout.weight[:, :n_asked] = float(length) * torch.eye(n_asked)
     return readout
