@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scstate_lora import datasets, pl, tl
+    from scstate_lora import datasets, pl, pp, tl
     from scstate_lora._settings import settings
     from scstate_lora.model import LoRACovariateSE, Models, SEBase, STTransition, setup_anndata
     from scstate_lora.reporting import report
@@ -22,13 +22,14 @@ __all__ = [
     "__version__",
     "datasets",
     "pl",
+    "pp",
     "report",
     "settings",
     "setup_anndata",
     "tl",
 ]
 
-_SUBMODULES = frozenset({"datasets", "pl", "tl"})
+_SUBMODULES = frozenset({"datasets", "pl", "pp", "tl"})
 _DEFINED_IN = {
     "settings": "scstate_lora._settings",
     "LoRACovariateSE": "scstate_lora.model",

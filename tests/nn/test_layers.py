@@ -121,10 +121,10 @@ def test_nothing_is_kept_below_the_lowest_adapter(checkpointing: bool) -> None:
     def watch(number: int, layer: torch.nn.Module) -> None:
         forward = layer.forward
 
-        def counted(*inputs: Any) -> torch.Tensor:
+        def counted(*inputs: Any, **options: Any) -> torch.Tensor:
             saved = []
             with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-                output = forward(*inputs)
+                output = forward(*inputs, **options)
             kept.setdefault(number, len(saved))
             asks[number] = output.requires_grad
             return output

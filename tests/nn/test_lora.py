@@ -355,6 +355,15 @@ def test_name_that_is_also_a_part_of_the_network(name: str) -> None:
         assert torch.equal(_embed(adapted), _embed(base))
 
 
+def test_tensors_of_an_adapter_are_no_targets_though_called_like_one() -> None:
+    adapted = _adapted(_base(), name="linear1")
+    _add(adapted, "second", targets=("linear1",))
+    assert {key.split(".lora_")[0] for key in adapter_state(adapted, "second")} == {
+        f"transformer_encoder.layers.{i}.linear1" for i in range(CONFIG.n_layers)
+    }
+    assert sum(".linear1.weight" in key for key in _adapters(adapted)) == 4 * CONFIG.n_layers
+
+
 def test_name_that_is_taken_raises() -> None:
     adapted = _adapted(_base())
     with pytest.raises(ValueError, match=r"There is an adapter 'default' already\. .*delete_adapter"):

@@ -1,1 +1,21 @@
-"""Networks in plain torch: the SE encoder, covariates, conditioning, LoRA, the ST model."""
+"""Networks in plain torch: the SE encoder, covariates, conditioning, LoRA, hyper-connections, the ST model."""
+
+from __future__ import annotations
+
+from scstate_lora.nn.hyper_connections import (
+    MHCDiagnostics,
+    MHCTransformerLayer,
+    apply_mhc_to_transformer,
+    mhc_diagnostics,
+    mhc_parameters,
+)
+from scstate_lora.nn.sinkhorn import SinkhornKnopp
+
+__all__ = [
+    "MHCDiagnostics",
+    "MHCTransformerLayer",
+    "SinkhornKnopp",
+    "apply_mhc_to_transformer",
+    "mhc_diagnostics",
+    "mhc_parameters",
+]

@@ -117,10 +117,10 @@ class TransformerEncoder(nn.Module):
         # Below the lowest adapter nothing asks for a gradient, and nothing is kept anyway.
         asked = tokens.requires_grad or any(p.requires_grad for p in layer.parameters())
         if not (self.gradient_checkpointing and asked and torch.is_grad_enabled()):
-            return layer(tokens, keep, mask)
+            return layer(tokens, keep=keep, mask=mask)
         # Not the re-entrant kind: that gives adapters no gradient where the input asks for none. The state of the
         # random numbers is restored, so that both passes drop the same.
-        return checkpoint(layer, tokens, keep, mask, use_reentrant=False, preserve_rng_state=True)
+        return checkpoint(layer, tokens, keep=keep, mask=mask, use_reentrant=False, preserve_rng_state=True)
 
 
 class SkipBlock(nn.Module):

@@ -1,29 +1,29 @@
-"""LoRA adapters on the SE encoder, by PEFT, injected in place: several by name, one of them active, merged or not."""
+"""LoRA adapters on a transformer, by PEFT, injected in place: several by name, one of them active, merged or not."""
 
 from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-import torch.nn.functional as F
 from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
-from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from scstate_lora._utils import did_you_mean
+from scstate_lora.nn.lora_layer import AdaptedLinear, while_merged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
+    from scstate_lora.nn.backbones import Backbone
     from scstate_lora.nn.se_encoder import SEEncoder
 
-# Linear layers an adapter may sit on, by what a user calls them.
+# Linear layers of a block that an adapter may sit on, by what a user calls them.
 SE_TARGETS = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -32,72 +32,43 @@ SE_TARGETS = {
     "linear1": "linear1",
     "linear2": "linear2",
 }
+GPT2_TARGETS = {"qkv": "attn.c_attn", "out": "attn.c_proj"}  # one layer makes all three
+LLAMA_TARGETS = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+}
+BERT_TARGETS = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "out": "attention.output.dense",
+}
+_ARCHITECTURES = {
+    "transformer_encoder.layers": SE_TARGETS,
+    "h": GPT2_TARGETS,
+    "layers": LLAMA_TARGETS,
+    "layer": BERT_TARGETS,
+}
+"""Where each architecture keeps its blocks, and what is in them."""
 _RECORD = "peft_config"
 """Attribute in which PEFT keeps the options of a network's adapters, by name."""
 
 
-class _AdaptedLinear(PeftLinear):
-    """PEFT's LoRA layer, but a merged weight lies beside the base's.
-
-    PEFT adds the adapter to the base's tensor in place and takes it out again by subtraction. Here models share that
-    tensor, and its bits tell one base from another, so it is only read.
-    """
-
-    merged_weight: Tensor | None
-
-    def __init__(self, base_layer: nn.Linear, adapter_name: str, **kwargs: Any) -> None:
-        super().__init__(base_layer, adapter_name, **kwargs)
-        # Not persistent: a state dict holds the base and the adapters, whether they are merged or not.
-        self.register_buffer("merged_weight", None, persistent=False)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As PEFT's; merged, one matrix product."""
-        if self.disable_adapters:
-            return self.base_layer(x)
-        if self.merged_weight is not None:
-            return F.linear(x, self.merged_weight, self.base_layer.bias)
-        return super().forward(x, *args, **kwargs)
-
-    def merge(self, *_: Any, **__: Any) -> None:
-        """Hold the weight that the active adapter makes of the base's, computed in float32 and rounded once."""
-        (name,) = self.active_adapters
-        weight = self.base_layer.weight
-        # Wherever it is called from, it is the full precision, and a tensor that can be used everywhere.
-        off = torch.autocast(weight.device.type, enabled=False)
-        with torch.inference_mode(mode=False), torch.no_grad(), off:
-            a, b = self.lora_A[name].weight.float(), self.lora_B[name].weight.float()
-            merged = weight.float() + self.scaling[name] * (b @ a)  # (out, in)
-            if name in self.lora_magnitude_vector:  # DoRA: every row has a length of its own
-                length = self.lora_magnitude_vector[name].weight.float() / merged.norm(dim=1)
-                merged = length[:, None] * merged
-            self.merged_weight = merged.to(weight.dtype)
-        self.merged_adapters = [name]
-
-    def unmerge(self) -> None:
-        """Let go of the merged weight."""
-        self.merged_weight = None
-        self.merged_adapters = []
-
-    def train(self, mode: bool = True) -> _AdaptedLinear:  # noqa: FBT001, FBT002 (torch's own signature)
-        """As in torch, but a merged adapter is not trained."""
-        if mode and self.merged_weight is not None:
-            raise ValueError(_while_merged("train"))
-        return super().train(mode)
-
-
 def add_lora(
-    module: SEEncoder,
+    module: SEEncoder | Backbone,
     name: str = "default",
     *,
     r: int,
     alpha: int,
     dropout: float,
-    targets: tuple[str, ...],
+    targets: tuple[str, ...] | None = None,
     layers: tuple[int, int | None] | None = None,
     use_rslora: bool = False,
     use_dora: bool = False,
 ) -> None:
-    """Put LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on an SE encoder and freeze everything else in it.
+    """Put LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on a transformer and freeze everything else in it.
 
     ``W = W0 + (alpha / r) B A`` with B zero at first, so nothing changes until training. The new adapters are the
     active ones; those that were there stay as they are, frozen.
@@ -105,13 +76,14 @@ def add_lora(
     Parameters
     ----------
     module
-        SE encoder, changed in place.
+        SE encoder, or a backbone of :mod:`~scstate_lora.nn.backbones`; changed in place.
     name
         What to call them: letters, digits, ``-`` and ``_``.
     r, alpha, dropout
         Rank, scale, and dropout before the adapter.
     targets
-        Some of ``q``, ``k``, ``v``, ``out``, ``linear1``, ``linear2``.
+        Some of ``q``, ``k``, ``v`` and ``out``, in an SE encoder of ``linear1`` and ``linear2`` too; in GPT-2, where
+        one layer makes all three, of ``qkv`` and ``out``. None: all.
     layers
         First layer, and the one after the last, as in a slice: ``(8, 12)``; ``(-4, None)`` for the last four. None:
         all.
@@ -125,24 +97,33 @@ def add_lora(
     ValueError
         If a target is none of these or none is given, the network has no such layers, the name is taken or not
         allowed, or adapters are merged.
+    TypeError
+        It is no such transformer.
     """
     _refuse_merged(module, "add adapters")
     _check_name(module, name)
-    unknown = [t for t in targets if t not in SE_TARGETS]
+    where, known = _architecture(module)
+    targets = tuple(known) if targets is None else targets
+    unknown = [t for t in targets if t not in known]
     if unknown or not targets:
-        msg = f"LoRA targets {list(targets)}: {unknown or 'none given'}. Give at least one of {list(SE_TARGETS)}."
+        msg = f"LoRA targets {list(targets)}: {unknown or 'none given'}. Give at least one of {list(known)}."
         raise ValueError(msg)
-    numbers = "|".join(map(str, _layer_numbers(layers, len(module.transformer_encoder.layers))))
-    suffixes = "|".join(SE_TARGETS[t].replace(".", r"\.") for t in targets)
+    blocks = cast("nn.ModuleList", module.get_submodule(where))
+    numbers = "|".join(map(str, _layer_numbers(layers, len(blocks))))
+    suffixes = "|".join(re.escape(known[t]) for t in targets)
     config = PeftLoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=rf"transformer_encoder\.layers\.({numbers})\.({suffixes})",
+        # The whole path, not its end: the last layer of GPT-2's and BERT's feed-forwards is called as the attention's.
+        # A block may lie one step deeper, in what was put in its place.
+        target_modules=rf"{re.escape(where)}\.({numbers})\.(\w+\.)?({suffixes})",
+        fan_in_fan_out=known is GPT2_TARGETS,  # its Conv1D stores the weight transposed
         use_rslora=use_rslora,
         use_dora=use_dora,
     )
-    config._register_custom_module({nn.Linear: _AdaptedLinear})  # PEFT's documented way to a layer of one's own
+    # PEFT's documented way to a layer of one's own.
+    config._register_custom_module({nn.Linear: AdaptedLinear, Conv1D: AdaptedLinear})
     others = vars(module).pop(_RECORD, {})  # PEFT warns of a record that is there already
     inject_adapter_in_model(config, module, adapter_name=name)
     vars(module)[_RECORD] = {**others, name: config}
@@ -155,7 +136,7 @@ def add_lora(
 
 
 def adapter_names(module: nn.Module) -> list[str]:
-    """Names of an SE encoder's adapters, in the order they were added."""
+    """Names of a transformer's adapters, in the order they were added."""
     return list(vars(module).get(_RECORD, {}))
 
 
@@ -171,7 +152,7 @@ def set_adapter(module: nn.Module, name: str | None) -> None:
     Parameters
     ----------
     module
-        SE encoder.
+        SE encoder or backbone.
     name
         One of :func:`adapter_names`, or None.
 
@@ -240,7 +221,7 @@ def load_adapter_state(module: nn.Module, name: str, state: Mapping[str, Tensor]
     Parameters
     ----------
     module
-        SE encoder.
+        SE encoder or backbone.
     name
         One of :func:`adapter_names`.
     state
@@ -358,7 +339,18 @@ def adapters_off(module: nn.Module) -> Iterator[None]:
 
 def _adapted(module: nn.Module) -> list[tuple[str, Any]]:
     """Layers that carry adapters, by where they are."""
-    return [(where, child) for where, child in module.named_modules() if isinstance(child, _AdaptedLinear)]
+    return [(where, child) for where, child in module.named_modules() if isinstance(child, AdaptedLinear)]
+
+
+def _architecture(module: nn.Module) -> tuple[str, dict[str, str]]:
+    """Where a transformer keeps its blocks, and the layers of a block that an adapter may sit on."""
+    for where, targets in _ARCHITECTURES.items():
+        if hasattr(module, where.split(".")[0]):
+            return where, targets
+    msg = (
+        f"{type(module).__name__} has no blocks under any of {list(_ARCHITECTURES)}. Give an SE encoder or a backbone."
+    )
+    raise TypeError(msg)
 
 
 def _layer_numbers(layers: tuple[int, int | None] | None, depth: int) -> range:
@@ -398,8 +390,4 @@ def _check_known(module: nn.Module, name: str) -> None:
 
 def _refuse_merged(module: nn.Module, what: str) -> None:
     if is_merged(module):
-        raise ValueError(_while_merged(what))
-
-
-def _while_merged(what: str) -> str:
-    return f"The adapters are merged into the weights: cannot {what} now. Unmerge them first, unmerge."
+        raise ValueError(while_merged(what))

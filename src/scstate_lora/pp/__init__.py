@@ -1,0 +1,7 @@
+"""What comes before a model: RNA velocity."""
+
+from __future__ import annotations
+
+from scstate_lora.pp._velocity import velocity
+
+__all__ = ["velocity"]
