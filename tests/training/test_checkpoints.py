@@ -84,6 +84,14 @@ def _assert_same(plan, other):
         assert torch.equal(first, second), name
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard():
+    """Python's own handler, which a shell takes away from what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("stop", [3, 5, 7, 10])  # in the middle and at the end of an epoch
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_stopped_by_ctrl_c_goes_on_as_if_it_had_not_been(tmp_path, stop, accumulate):
