@@ -299,4 +299,4 @@ def test_target_of_another_architecture_raises(kind: str, known: str) -> None:
 
 def test_no_transformer_raises() -> None:
     with pytest.raises(TypeError, match=r"Linear has no blocks under any of .*Give an SE encoder or a backbone"):
-        add_lora(nn.Linear(2, 2), r=2, alpha=4, dropout=0.0)  # type: ignore[arg-type]
+        add_lora(nn.Linear(2, 2), r=2, alpha=4, dropout=0.0)  # type: ignore[arg-type]  # any other module
