@@ -107,16 +107,16 @@ class VelocityAlignmentLoss(nn.Module):
             raise ValueError(msg)
         with torch.autocast(device_type=shift.device.type, enabled=False):
             dz, v = shift.float().flatten(0, -2), velocity.detach().float().flatten(0, -2)  # (n_cells, n_features)
-            weight = _confidence(confidence, shift)
+            trusted = _confidence(confidence, shift)
             known = v.isfinite()
             dz, v = torch.where(known, dz, 0.0), torch.where(known, v, 0.0)
-            kept = known.any(-1) & (weight >= self.min_confidence)
+            kept = known.any(-1) & (trusted >= self.min_confidence)
             dz_length, v_length = torch.linalg.vector_norm(dz, dim=-1), torch.linalg.vector_norm(v, dim=-1)
             moving = v_length > 0
 
             floor = SHORTEST * torch.where(moving, v_length, 1.0)
             cosine = (dz * v).sum(-1) / (dz_length.maximum(floor) * torch.where(moving, v_length, 1.0))
-            weight = weight * kept
+            weight = trusted * kept
             direction = _weighted_mean(1 - cosine, weight * moving)
             magnitude = _weighted_mean((dz_length - v_length).abs(), weight)
             if self.kind == "l2":
@@ -130,7 +130,7 @@ class VelocityAlignmentLoss(nn.Module):
                 cos_similarity=_weighted_mean(cosine.detach(), weight * moving),
                 magnitude_st=_weighted_mean(dz_length.detach(), weight),
                 magnitude_v=_weighted_mean(v_length, weight),
-                avg_confidence=_weighted_mean(_confidence(confidence, shift), kept.float()),
+                avg_confidence=_weighted_mean(trusted, kept.float()),
             )
         return loss, parts
 

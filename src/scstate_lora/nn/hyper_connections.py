@@ -1,4 +1,4 @@
-"""Manifold-constrained hyper-connections (mHC): a skip connections of a transformer that mix their residual."""
+"""Manifold-constrained hyper-connections (mHC): skip connections of a transformer that mix the residual."""
 
 from __future__ import annotations
 

@@ -39,17 +39,10 @@ class Fit(NamedTuple):
     n_fitted: int
 
 
-@contextmanager
-def quiet_scvelo() -> Iterator[Any]:
-    """Import scVelo and keep its messages and its changes of warning filters to itself.
-
-    Raises
-    ------
-    ImportError
-        scVelo is not installed.
-    """
+def import_scvelo() -> Any:
+    """Import scVelo, whose warnings of deprecations are others' affair; an ImportError says how to install it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations of others, numbers 0 / 0 that are dealt with below
+        warnings.simplefilter("ignore")
         try:
             import scvelo
         except ModuleNotFoundError as error:
@@ -57,6 +50,15 @@ def quiet_scvelo() -> Iterator[Any]:
                 raise
             msg = "RNA velocity needs scVelo, which is not installed: pip install 'scstate-lora[velocity]'."
             raise ImportError(msg) from error
+    return scvelo
+
+
+@contextmanager
+def quiet_scvelo() -> Iterator[Any]:
+    """Keep scVelo's messages and its changes of warning filters to itself."""
+    scvelo = import_scvelo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations of others, numbers 0 / 0 that are dealt with below
         before = scvelo.settings.verbosity
         scvelo.settings.verbosity = 0
         try:

@@ -148,8 +148,7 @@ def velocity(
     if has_obsm or (has_layer and space is None):
         return
 
-    with _scvelo.quiet_scvelo():
-        pass  # whether it is there is known before any work
+    _scvelo.import_scvelo()  # whether it is there is known before any work
     spliced, unspliced = (_counts(adata, layer) for layer in options.layers)
     work, used = _prepared(adata, spliced, unspliced, options, given)
     values = given[:, used] if given is not None else None

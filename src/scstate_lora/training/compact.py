@@ -168,7 +168,8 @@ def fit_compact_base(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = SEEncoder(sizes, torch.from_numpy(tokens))
-        encoder.bin_encoder.weight.data.mul_(_COUNTS_LOUDER)
+        with torch.no_grad():
+            encoder.bin_encoder.weight.mul_(_COUNTS_LOUDER)
         read = SentenceReader.of_matrix(x[train_rows], tokenizer, seeds[train_rows])
         readout = _warm_start(encoder, read, scores[train_rows], asked[train_rows])
 
