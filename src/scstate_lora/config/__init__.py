@@ -5,6 +5,7 @@ from __future__ import annotations
 from scstate_lora.config.data import ContinuousEncoderConfig, CovariateConfig, DataConfig
 from scstate_lora.config.load import load_run, to_yaml, with_overrides
 from scstate_lora.config.lora import LoraConfig
+from scstate_lora.config.mhc import MHCConfig
 from scstate_lora.config.run import RunConfig, SERunConfig, STRunConfig
 from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, ObjectiveConfig
 from scstate_lora.config.st import STModelConfig
@@ -17,6 +18,7 @@ __all__ = [
     "CovariateConfig",
     "DataConfig",
     "LoraConfig",
+    "MHCConfig",
     "ObjectiveConfig",
     "RunConfig",
     "SERunConfig",
