@@ -248,7 +248,7 @@ class _Screen:
         )
 
     def expected(self, perturbed: Sequence[int], cell_type: int) -> NDArray[np.float64]:
-        """Give the expected counts per 10,000 of cells of one type in which these genes are perturbed, ``(n_genes,)``."""
+        """Give the expected counts per 10,000 of cells of one type with these genes perturbed, ``(n_genes,)``."""
         activity = np.tanh(self.features[list(perturbed)] @ self.weights + self.shared)  # (n_perturbed, N_PROGRAMMES)
         total = activity.sum(axis=0)
         if len(perturbed) > 1:

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from scstate_lora.metrics.baselines import (
+    LinearEffects,
+    context_mean,
+    mean_shift,
+    no_change,
+    perturbed_mean,
+    shifted,
+)
+from scstate_lora.metrics.discrimination import discrimination_score
 from scstate_lora.metrics.embedding import (
     Score,
     categorical_probe,
@@ -23,23 +32,23 @@ from scstate_lora.metrics.perturbation import (
     goodness,
     mae,
     mean_distance,
-    mean_shift,
     mse,
-    no_change,
     pearson_delta,
     pearson_delta_top,
-    perturbed_mean,
     skill,
     variance_ratio,
 )
 
 __all__ = [
     "HeldOutScore",
+    "LinearEffects",
     "Score",
     "bootstrap_interval",
     "categorical_probe",
     "ceiling",
+    "context_mean",
     "continuous_probe",
+    "discrimination_score",
     "energy_distance",
     "goodness",
     "held_out_categorical_probe",
@@ -56,6 +65,7 @@ __all__ = [
     "pearson_delta",
     "pearson_delta_top",
     "perturbed_mean",
+    "shifted",
     "skill",
     "variance_ratio",
 ]
