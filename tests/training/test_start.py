@@ -31,7 +31,7 @@ def test_mean_shift_is_the_mean_over_contexts_not_over_cells() -> None:
         Group("a", 1, np.array([0, 1]), np.array([2, 3, 4])),
         Group("b", 1, np.array([5]), np.array([6])),
     ]
-    np.testing.assert_allclose(mean_shifts(x, groups, 3), [[0.0], [3.0], [0.0]])
+    np.testing.assert_allclose(mean_shifts(x, groups, np.eye(3)), [[0.0], [3.0], [0.0]])
 
 
 @pytest.mark.parametrize("differences", [0.3, 1.0])

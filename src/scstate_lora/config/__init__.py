@@ -8,7 +8,7 @@ from scstate_lora.config.lora import LoraConfig
 from scstate_lora.config.mhc import MHCConfig
 from scstate_lora.config.run import RunConfig, SERunConfig, STRunConfig
 from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, ObjectiveConfig
-from scstate_lora.config.st import STModelConfig
+from scstate_lora.config.st import STLoraConfig, STModelConfig, STObjectiveConfig
 from scstate_lora.config.training import TrainConfig
 
 __all__ = [
@@ -22,7 +22,9 @@ __all__ = [
     "ObjectiveConfig",
     "RunConfig",
     "SERunConfig",
+    "STLoraConfig",
     "STModelConfig",
+    "STObjectiveConfig",
     "STRunConfig",
     "TrainConfig",
     "load_run",

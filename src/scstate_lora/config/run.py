@@ -8,7 +8,7 @@ from scstate_lora.config.data import DataConfig
 from scstate_lora.config.lora import LoraConfig
 from scstate_lora.config.options import Options
 from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, ObjectiveConfig
-from scstate_lora.config.st import STModelConfig
+from scstate_lora.config.st import STLoraConfig, STModelConfig, STObjectiveConfig
 from scstate_lora.config.training import Precision, TrainConfig
 
 
@@ -31,7 +31,17 @@ class STRunConfig(Options):
     """STTransition within a run."""
 
     model: STModelConfig = STModelConfig()
-    """Sizes."""
+    """Sizes and form."""
+    objective: STObjectiveConfig = STObjectiveConfig()
+    """Loss terms."""
+    pretrained: str | None = None
+    """Folder or hub id of a published ST model; null starts anew."""
+    reuse: Literal["all", "backbone"] = "all"
+    """What is taken from it."""
+    finetune: Literal["lora", "full", "frozen"] | None = None
+    """How the backbone trains; null: adapters on a pretrained one, all of a new one."""
+    lora: STLoraConfig = STLoraConfig()
+    """Adapters."""
     train: TrainConfig = TrainConfig()
     """Training."""
 

@@ -2,61 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import anndata as ad
 import numpy as np
-import pandas as pd
-import scanpy as sc
 import torch
 from torch import nn
 
-from scstate_lora._constants import OBSM_ST, UNS_KEY
-from scstate_lora._utils import did_you_mean, progress_bar
-from scstate_lora.config import STModelConfig
-from scstate_lora.data.fields import CategoricalCovariate, Covariate, label_of
-from scstate_lora.data.genes import match_genes, take_columns
-from scstate_lora.data.sets import Group, SetSampler, WholeGroups, make_groups, windows
+from scstate_lora._constants import OBSM_ST
+from scstate_lora._utils import did_you_mean
+from scstate_lora.config import MHCConfig, STLoraConfig, STModelConfig, STObjectiveConfig
+from scstate_lora.data.fields import CategoricalCovariate, Covariate
+from scstate_lora.data.perturbations import PerturbationTable
+from scstate_lora.data.sets import SetData, SetSampler, WholeGroups
 from scstate_lora.io.save_load import check_state
-from scstate_lora.model._base import BaseModel
-from scstate_lora.model._counterfactual import move
+from scstate_lora.model._mhc import HyperConnected, describe_mhc, refuse_other
 from scstate_lora.model._specs import covariate_specs
+from scstate_lora.model._st_inputs import choose_genes, choose_set_len, expression, read_velocity, split_groups
+from scstate_lora.model._st_predict import Predicting
+from scstate_lora.nn.hyper_connections import apply_mhc_to_transformer, mhc_parameters, remove_mhc
+from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.transition import StateTransition, STConfig
-from scstate_lora.training.batches import to_tensors
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
 from scstate_lora.training.st_plan import STPlan
 from scstate_lora.training.start import mean_shifts, shrinkage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable
 
+    import pandas as pd
     from anndata import AnnData
     from scipy import sparse
     from torch import Tensor
+
+    from scstate_lora.data.sets import Group
 
 # Cells a step on a CPU: more is slower without being better on data of a laptop's size.
 _CPU_CELLS = 512
 _MIN_GROUP = 5
 _STEPS_PER_EPOCH = 20
-_SCALE = "log1p_cp10k"
 _COVARIATE_DIM = 64  # width of every covariate's own vector
 
 
-class STTransition(BaseModel):
+class STTransition(HyperConnected, Predicting):
     """Predict what a perturbation does to a set of cells.
 
     Control cells of one context (cell type and covariates) and a perturbation enter a transformer over the set.
-    Prediction = control + mean shift of the perturbation + the cell's own deviation from it, in log1p expression; an
-    untrained model says exactly "no change". Trained by the energy distance between predicted and real cells of the
-    same context; deviations are held back as far as differences between the contexts are noise.
+    Prediction = control + mean shift of the perturbation + the cell's own deviation from it, in log1p expression or in
+    an embedding; an untrained model says exactly "no change". Trained by the energy distance between predicted and real
+    cells of the same context; deviations are held back as far as differences between the contexts are noise.
 
     Parameters
     ----------
     adata
         Set up by :func:`scstate_lora.setup_anndata` or :meth:`setup_anndata`, with ``pert_key`` and ``control``.
     model
-        Sizes, see :class:`scstate_lora.config.STModelConfig`.
+        Sizes and form, see :class:`scstate_lora.config.STModelConfig`.
+    objective
+        Weights of the loss terms, see :class:`scstate_lora.config.STObjectiveConfig`.
+    finetune
+        ``"full"``: all of the backbone trains. ``"lora"``: adapters on its attention do. ``"frozen"``: nothing of it.
+        Encoders and head always train.
+    lora
+        Options of the adapters, see :class:`scstate_lora.config.STLoraConfig`; with ``finetune="lora"``.
+    pert_features
+        What describes perturbations, for instance embeddings of genes or drugs: a DataFrame of numbers indexed by their
+        names. Any in it can be predicted, seen in training or not, and so can combinations (``"A+B"``). None: one-hot;
+        then combinations of perturbations that were seen can be predicted as the sum of their parts.
     seed
         Seed of initialisation, of the drawn sets and of training.
 
@@ -64,9 +77,12 @@ class STTransition(BaseModel):
     ------
     KeyError
         ``adata`` was not set up.
+    TypeError
+        ``pert_features`` is not a DataFrame of numbers.
     ValueError
-        It was set up without ``pert_key``, no context has enough training cells, or ``cell_set_len`` is larger than
-        any of them.
+        It was set up without ``pert_key``, an option is not allowed, no context has enough training cells,
+        ``cell_set_len`` is larger than any of them, a perturbation of the training cells has no features, or one has no
+        training cells and there are no features.
 
     References
     ----------
@@ -75,12 +91,30 @@ class STTransition(BaseModel):
 
     writes = f"predictions as a new AnnData, and adata.obsm['{OBSM_ST}']"
 
-    def __init__(self, adata: AnnData, *, model: STModelConfig | dict[str, Any] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        adata: AnnData,
+        *,
+        model: STModelConfig | dict[str, Any] | None = None,
+        objective: STObjectiveConfig | dict[str, Any] | None = None,
+        finetune: Literal["lora", "full", "frozen"] | None = None,
+        lora: STLoraConfig | dict[str, Any] | None = None,
+        pert_features: pd.DataFrame | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__(adata, seed=seed)
         if self.registry.pert_key is None:
             msg = "STTransition needs a perturbation: ssl.setup_anndata(adata, pert_key=..., control=...)."
             raise ValueError(msg)
         self.options = STModelConfig.parse(model, name="model")
+        self.objective = STObjectiveConfig.parse(objective, name="objective")
+        self.finetune = _check_finetune(finetune)
+        self.lora = STLoraConfig.parse(lora, name="lora")
+        if lora is not None and self.finetune != "lora":
+            msg = f"lora= gives options of adapters, but finetune={self.finetune!r} has none: use finetune='lora'."
+            raise ValueError(msg)
+        self.mhc: MHCConfig | None = None
+        self.perts = self._perturbations(pert_features)
         groups = self._groups("train", _MIN_GROUP)
         if not groups:
             keys = self.registry.context_keys
@@ -88,80 +122,127 @@ class STTransition(BaseModel):
             advice = "Use coarser contexts (context_keys=[...]) or more cells." if keys else "Use more cells."
             msg = f"{where} {_MIN_GROUP} control and {_MIN_GROUP} perturbed training cells. {advice}"
             raise ValueError(msg)
-        self.set_len, self.set_note = self._choose_set_len(groups)
-        self.genes, self.gene_note = self._choose_genes()
+        self.set_len, self.set_note = choose_set_len(groups, self.options.cell_set_len)
+        self.genes, self.gene_note = choose_genes(adata, self.registry, self._rows("train"), self.options.n_genes)
+        self.sizes = self._sizes()
         self._build()
+
+    def _perturbations(self, features: pd.DataFrame | None) -> PerturbationTable:
+        """Describe the perturbations; without features every one must have training cells."""
+        key, control = str(self.registry.pert_key), str(self.registry.control)
+        seen = set(self.registry.labels(self.adata, key)[self._rows("train")])
+        if features is not None:
+            return PerturbationTable.of_features(features, trained=seen - {control}, control=control)
+        unseen = sorted(set(self.registry.perturbations) - seen)
+        if unseen:
+            msg = (
+                f"No training cell has adata.obs[{key!r}] = {', '.join(map(repr, unseen[:5]))}, so nothing can be "
+                "learnt of it. Hold out fewer cells, leave these cells out, or describe the perturbations: "
+                "pert_features=DataFrame indexed by their names."
+            )
+            raise ValueError(msg)
+        return PerturbationTable.one_hot(self.registry.perturbations, control)
 
     def _covariates(self) -> list[Covariate]:
         return [c for c in self.registry.covariates if c.name != self.registry.pert_key]
 
     def _groups(self, split: str, min_cells: int, *, by_type: bool = False) -> list[Group]:
-        """Find the groups of a split's perturbed cells; validation ones are predicted from training controls too.
-
-        ``by_type`` takes the cell type alone as the context, where there is one.
-        """
+        rows = {name: self._rows(name) for name in ("train", "val")}
         perts = self._pert_codes(self.adata)
-        control = self._pert_code(str(self.registry.control))
-        cells = np.zeros(self.adata.n_obs, dtype=bool)
-        cells[self._rows(split)] = True
-        if split == "val":
-            training = self._rows("train")
-            cells[training[perts[training] == control]] = True
-        contexts = self.registry.contexts(self.adata)
-        if by_type and self.registry.cell_type_key is not None:
-            contexts = self.registry.labels(self.adata, self.registry.cell_type_key)
-        return make_groups(contexts, perts, control, cells, min_cells=min_cells)
-
-    def _choose_set_len(self, groups: list[Group]) -> tuple[int, str]:
-        sizes = [min(len(g.control), len(g.perturbed)) for g in groups]
-        asked = self.options.cell_set_len
-        if asked is not None:
-            if asked > max(sizes):
-                msg = (
-                    f"cell_set_len={asked}, but the largest context has only {max(sizes)} control and perturbed "
-                    "training cells. Use at most that many, or leave it out."
-                )
-                raise ValueError(msg)
-            return asked, f"sets of {asked} cells, as asked"
-        largest = 256 if torch.cuda.is_available() else 64
-        median = int(np.median(sizes))
-        length = int(min(largest, max(8, 2 ** int(np.log2(median)))))
-        return length, f"sets of {length} cells: the median of {len(groups)} training contexts has {median}"
-
-    def _choose_genes(self) -> tuple[list[str], str]:
-        names = self.registry.var_names
-        limit = self.options.n_genes
-        if limit is None or len(names) <= limit:
-            return names, f"all {len(names)} genes"
-        rows = self._rows("train")
-        cells = ad.AnnData(self.registry.log_expression(self.adata)[rows], var=pd.DataFrame(index=names))
-        threads = torch.get_num_threads()
-        sc.pp.highly_variable_genes(cells, n_top_genes=limit)
-        torch.set_num_threads(threads)  # scanpy's numba shares torch's thread pool, and resizes it
-        chosen = cells.var["highly_variable"].to_numpy()
-        note = f"the {chosen.sum()} most variable of {len(names)} genes"
-        return [n for n, c in zip(names, chosen, strict=True) if c], note
-
-    def _build(self) -> None:
-        o = self.options
-        sizes = STConfig(len(self.genes), len(self.registry.perturbations), o.hidden, o.n_layers, o.n_heads, o.dropout)
-        specs = covariate_specs(self._covariates(), embed_dim=_COVARIATE_DIM)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            self.network = StateTransition(sizes, specs)
-        self.network.eval()
-
-    def _pert_code(self, name: str) -> int:
-        return self.registry.perturbations.index(name)
+        return split_groups(self.adata, self.registry, perts, rows, split, min_cells=min_cells, by_type=by_type)
 
     def _pert_codes(self, adata: AnnData) -> np.ndarray:
         assert self.registry.pert_key is not None  # checked in __init__
         levels = CategoricalCovariate(self.registry.pert_key, tuple(self.registry.perturbations))
         return levels.encode(adata.obs[self.registry.pert_key])
 
-    def _expression(self, adata: AnnData) -> sparse.csr_matrix:
-        """log1p expression of the model's genes, CSR ``(n_cells, n_genes)``."""
-        return take_columns(self.registry.log_expression(adata), match_genes(self.registry.var_names, self.genes))
+    def _sizes(self) -> STConfig:
+        o = self.options
+        embedded = o.space == "embedding"
+        if embedded and self.registry.embed_key is None:
+            msg = "model: space='embedding' needs one to work in: ssl.setup_anndata(adata, embed_key='X_...')."
+            raise ValueError(msg)
+        if o.batch_token and self.registry.batch is None:
+            msg = "model: batch_token needs several batches: ssl.setup_anndata(adata, batch_key=...)."
+            raise ValueError(msg)
+        return STConfig(
+            n_inputs=self.registry.embedding(self.adata).shape[1] if embedded else len(self.genes),
+            pert_dim=self.perts.dim,
+            non_negative=not embedded,
+            n_decoded=len(self.genes) if embedded and o.gene_decoder else None,
+            batch_classes=len(self.registry.batch.categories) if o.batch_token and self.registry.batch else None,
+            **{name: getattr(o, name) for name in _SHARED},
+        )
+
+    def _build(self) -> None:
+        specs = covariate_specs(self._covariates(), embed_dim=_COVARIATE_DIM)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            self.network = StateTransition(self.sizes, specs)
+            if self.finetune != "full":
+                self.network.transformer_backbone.requires_grad_(requires_grad=False)
+            if self.finetune == "lora":
+                add_lora(self.network.transformer_backbone, **self.lora.model_dump())
+            if self.mhc is not None:
+                self._connect(self.mhc)
+        self.network.eval()
+
+    def _connect(self, mhc: MHCConfig) -> None:
+        backbone = self.network.transformer_backbone
+        options = mhc.model_dump()
+        apply_mhc_to_transformer(backbone, layer_indices=options.pop("layer_indices"), **options)
+        self.mhc = mhc
+
+    def _transformer(self) -> nn.Module:
+        return self.network.transformer_backbone
+
+    def _on_some_cells(self) -> Callable[[], object] | None:
+        if self._adata is None:
+            return None
+        group = self._groups("train", _MIN_GROUP)[0]
+        data = self._data(self.adata)
+        rows = group.control[: self.set_len]
+        return lambda: self._compute(data, rows, self.perts.values[:1], represent=True)
+
+    def _cells_in_space(self, adata: AnnData) -> sparse.csr_matrix | np.ndarray:
+        if self.options.space == "embedding":
+            return self.registry.embedding(adata)
+        return expression(adata, self.registry, self.genes)
+
+    def _training_data(self) -> SetData:
+        """Read the cells, and what only training asks for."""
+        data = self._data(self.adata)
+        trained = self._groups("train", _MIN_GROUP) + self._groups("val", 2)
+        perts = np.zeros((len(self.registry.perturbations), self.perts.dim), dtype=np.float32)
+        for code in {group.pert for group in trained}:
+            perts[code] = self.perts.encode([self.registry.perturbations[code]])[0]
+        extra: dict[str, Any] = {"perts": perts}
+        if self.sizes.n_decoded is not None:
+            extra["genes"] = expression(self.adata, self.registry, self.genes)
+        if self.objective.velocity_key is not None:
+            genes = self.genes if self.options.space == "genes" else None
+            found = read_velocity(self.adata, self.registry, self.objective, genes=genes)
+            extra["velocity"], extra["velocity_confidence"] = found
+        if self.sizes.batch_classes is not None and self.registry.batch is not None:
+            extra["batches"] = self.registry.batch.encode(self.adata.obs[self.registry.batch.name])
+        return replace(data, **extra)
+
+    def _weights(self, data: SetData) -> dict[str, float]:
+        """Weight of every loss term that this model can have."""
+        o = self.objective
+        weights = {name: getattr(o, name) for name in ("energy", "sinkhorn", "mmd", "mse", "l1")}
+        if self.sizes.residual == "output" and o.shrinkage:
+            # Contexts of one cell type respond alike, so what they tell together counts, not what each does.
+            weights["deviation"] = o.shrinkage * shrinkage(data.x, self._groups("train", _MIN_GROUP, by_type=True))
+        if data.genes is not None:
+            weights["decoder"] = o.decoder
+        if data.velocity is not None:
+            weights |= {"velocity": o.velocity, "velocity_regularization": o.velocity_regularization}
+        if self.sizes.confidence_token:
+            weights["confidence"] = o.confidence
+        if data.batches is not None:
+            weights["batch"] = o.batch
+        return weights
 
     def train(
         self,
@@ -171,6 +252,7 @@ class STTransition(BaseModel):
         batch_size: int | None = None,
         weight_decay: float = 0.01,
         warmup_steps: int = 20,
+        mhc: bool | MHCConfig | dict[str, Any] = False,
         **trainer: Any,
     ) -> None:
         """Train on the training cells; no cell of another split is used.
@@ -183,15 +265,22 @@ class STTransition(BaseModel):
             Of AdamW; the learning rate rises over the warm-up and then falls along a cosine.
         batch_size
             Sets a step; by default as many as make 512 cells on a CPU, and 16 on a GPU.
+        mhc
+            Give the backbone hyper-connections before it is trained: True or options, see
+            :class:`scstate_lora.config.MHCConfig`. At first they change nothing. Those that are there stay, and train
+            further, when False.
         trainer
             Options for Lightning, see :class:`~scstate_lora.training.runner.TrainerOptions`.
 
         Raises
         ------
         ValueError
-            An accelerator is asked for that is absent, or an option is not allowed. Before any training.
+            An accelerator is asked for that is absent, an option is not allowed, or there are other hyper-connections
+            already. Before any training.
         TypeError
             An option is unknown.
+        KeyError
+            There is no velocity of that name.
         FileNotFoundError, FileExistsError
             There is no checkpoint to resume from; the run's folder holds another run.
         KeyboardInterrupt
@@ -202,252 +291,116 @@ class STTransition(BaseModel):
         Extends ``.history``. Logs and checkpoints are written to ``<ssl.settings.run_dir>/STTransition/<number>``,
         see ``logger`` and ``run_folder``.
         """
-        options = TrainerOptions.parse(trainer, further=TRAIN_ARGUMENTS)
+        options = TrainerOptions.parse(trainer, further=(*TRAIN_ARGUMENTS, "mhc"))
         check_schedule(
             max_epochs=max_epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps
         )
+        asked = MHCConfig.asked(mhc)
+        if asked is not None and self.mhc is not None:
+            refuse_other(asked, self.mhc)
         if batch_size is None:
             batch_size = 16 if torch.cuda.is_available() else max(2, _CPU_CELLS // self.set_len)
-        x = self._expression(self.adata)
-        covariates = self.registry.encode(self.adata.obs, without=self.registry.pert_key)
-
+        data = self._training_data()
         groups, unseen = self._groups("train", _MIN_GROUP), self._groups("val", 2)
         n_cells = sum(len(g.perturbed) for g in groups)
         train = SetSampler(
-            x,
-            covariates,
+            data,
             groups,
             n_sets=batch_size,
             set_len=self.set_len,
             seed=self.seed,
-            unknown=self.registry.unknown(),
+            unknown={c.name: self.registry.unknown()[c.name] for c in self._covariates()},
             steps_per_epoch=max(_STEPS_PER_EPOCH, -(-n_cells // (batch_size * self.set_len))),
         )
-        val = WholeGroups(x, covariates, unseen, set_len=self.set_len, seed=self.seed) if unseen else None
-        if not self.is_trained:
+        val = WholeGroups(data, unseen, set_len=self.set_len, seed=self.seed) if unseen else None
+        if not self.is_trained and self.network.shift is not None:
             with torch.no_grad():
-                self.network.shift.copy_(torch.from_numpy(mean_shifts(x, groups, len(self.registry.perturbations))))
-        # Contexts of one cell type respond alike, so what they tell together counts, not what each does.
-        types = self._groups("train", _MIN_GROUP, by_type=True)
+                self.network.shift.copy_(torch.from_numpy(mean_shifts(data.x, groups, data.perts)))
+        connects = asked is not None and self.mhc is None
+        if connects:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed + 2)
+                self._connect(asked)  # type: ignore[arg-type]  # not None here
+        n_rows = len(self.history)
         plan = STPlan(
             self.network,
+            objective=self.objective,
             lr=lr,
             weight_decay=weight_decay,
             warmup_steps=warmup_steps,
-            weights={"energy": 1.0, "deviation": self.options.shrinkage * shrinkage(x, types)},
+            weights=self._weights(data),
         )
-        fit(
-            plan,
-            train,
-            val,
-            max_epochs=max_epochs,
-            options=options,
-            title="STTransition",
-            seed=self.seed,
-            history=self.history,
-            keep=partial(setattr, self, "history"),
-        )
-
-    def predict(
-        self,
-        adata: AnnData | None = None,
-        *,
-        target: str | Sequence[str],
-        contexts: Mapping[str, Any] | None = None,
-        covariates: Mapping[str, Any] | None = None,
-    ) -> AnnData:
-        """Predict the perturbed cells of control cells.
-
-        Parameters
-        ----------
-        adata
-            Cells whose controls are taken; the model's own by default. Genes are matched by name. Without the
-            perturbation's column all cells count as controls.
-        target
-            Perturbation, or several.
-        contexts
-            Take only control cells with these values, for instance ``{"cell_type": ["B cells", "NK cells"]}``.
-        covariates
-            Counterfactual values for all cells, for instance ``{"timepoint": "day19"}``; None withholds a covariate.
-
-        Returns
-        -------
-        AnnData of predicted cells, ``X`` float32 ``(n_cells, n_genes)`` as log1p of counts per 10,000. ``obs``: the
-        control cell's name (``control_cell``), the target under the name of the perturbation's column, the context
-        columns and covariates. ``uns["scstate_lora"]["predict"]``: scale, pert_key, control and target.
-
-        Raises
-        ------
-        ValueError
-            The model is not trained, a target or level was never seen, or no control cell is left.
-        KeyError
-            A column is missing.
-        """
-        self._require_trained("predict()")
-        adata = self._cells(adata)
-        registry = self.registry
-        targets = _names(target)
-        if not targets:
-            msg = f"target names no perturbation. There are: {', '.join(map(repr, registry.targets))}."
-            raise ValueError(msg)
-        for name in targets:
-            if name not in registry.targets:
-                msg = f"target={name!r} is not a perturbation of this model. {did_you_mean(name, registry.targets)}"
-                raise ValueError(msg)
-        rows = self._control_rows(adata, contexts)
-        cells = adata[rows]
-        if covariates is not None and registry.pert_key in covariates:
-            msg = f"covariates holds {registry.pert_key!r}, which is the perturbation: give it as target=."
-            raise ValueError(msg)
-        obs = move(cells.obs[[c for c in self._carried() if c in cells.obs]], registry, covariates)
-        x = self._expression(cells)
-        encoded = registry.encode(obs, without=registry.pert_key, allow_missing=covariates)
-        context = registry.contexts(cells)  # cells are grouped as they were measured, whatever they are moved to
-        predicted = [
-            self._run(x, encoded, context, np.full(len(rows), self._pert_code(name)), title=name, head=True)
-            for name in targets
-        ]
-        table = pd.concat([self._prediction_obs(obs, name) for name in targets])
-        made = ad.AnnData(np.concatenate(predicted), obs=table, var=pd.DataFrame(index=self.genes))
-        made.uns[UNS_KEY] = {
-            "predict": {
-                "scale": _SCALE,
-                "pert_key": str(registry.pert_key),
-                "control": str(registry.control),
-                "target": ", ".join(targets),
-            }
-        }
-        return made
-
-    def _carried(self) -> list[str]:
-        """Columns that travel from control cells to predicted ones."""
-        keys = [*self.registry.context_keys, *(c.name for c in self._covariates())]
-        keys += [k for k in (self.registry.cell_type_key, self.registry.batch_key) if k is not None]
-        return [k for k in dict.fromkeys(keys) if k != self.registry.pert_key]
-
-    def _prediction_obs(self, obs: pd.DataFrame, target: str) -> pd.DataFrame:
-        made = obs.copy()
-        made.insert(0, "control_cell", obs.index.astype(str))
-        made.insert(1, str(self.registry.pert_key), target)
-        made.index = [f"{name}|{target}" for name in obs.index]
-        return made
-
-    def _control_rows(self, adata: AnnData, contexts: Mapping[str, Any] | None) -> np.ndarray:
-        registry = self.registry
-        keep = np.ones(adata.n_obs, dtype=bool)
-        if registry.pert_key in adata.obs:
-            keep &= registry.labels(adata, str(registry.pert_key)) == registry.control
-        for key, wanted in (contexts or {}).items():
-            values = registry.labels(adata, key)
-            names = _names(wanted)
-            for name in names:
-                if name not in set(values):
-                    msg = f"contexts: {name!r} is not in adata.obs[{key!r}]. {did_you_mean(name, sorted(set(values)))}"
-                    raise ValueError(msg)
-            keep &= np.isin(values.astype(str), names)
-        if not keep.any():
-            msg = f"No control cell ({registry.pert_key} = {registry.control!r}) is left to predict from."
-            raise ValueError(msg)
-        return np.flatnonzero(keep)
-
-    def _run(
-        self,
-        x: sparse.csr_matrix,
-        covariates: dict[str, np.ndarray],
-        contexts: np.ndarray,
-        perts: np.ndarray,
-        *,
-        title: str,
-        head: bool,
-    ) -> np.ndarray:
-        """Pass all cells through the network in sets of one context and perturbation; rows stay in order."""
-        rng = np.random.default_rng(self.seed)
-        sets: list[np.ndarray] = []
-        for context, pert in sorted(set(zip(contexts, perts.tolist(), strict=True))):
-            sets += windows(np.flatnonzero((contexts == context) & (perts == pert)), self.set_len, rng)
-        width = len(self.genes) if head else self.options.hidden
-        result = np.empty((x.shape[0], width), dtype=np.float32)
-        self.network.eval()
-        run = self.network.forward if head else self.network.represent
-        with torch.inference_mode():
-            for rows in progress_bar(sets, desc=title, unit="set", disable=len(sets) < 50):
-                batch = {
-                    "control": x[rows].toarray()[None],
-                    "pert": perts[rows[:1]].astype(np.int64),
-                    "covariates": {name: values[rows][None] for name, values in covariates.items()},
-                }
-                tensors = to_tensors(batch)
-                result[rows] = run(tensors["control"], tensors["pert"], tensors["covariates"])[0].numpy()
-        return result
-
-    def get_latent_representation(self, adata: AnnData | None = None, *, key_added: str | None = OBSM_ST) -> np.ndarray:
-        """Represent cells under their own perturbation as the network sees them before its head.
-
-        Parameters
-        ----------
-        adata
-            Cells; the model's own by default.
-        key_added
-            Where it is written in ``adata.obsm``; None to write nothing.
-
-        Returns
-        -------
-        float32 ``(n_cells, hidden)``.
-
-        Raises
-        ------
-        ValueError
-            The model is not trained, or a level was never seen in training.
-        KeyError
-            A column is missing.
-
-        Notes
-        -----
-        Adds ``adata.obsm["X_scstate_st"]``. A cell's representation depends on the set it is in: cells of its context
-        and perturbation. So it was told both, and finding the cell type in it is no evidence.
-        """
-        self._require_trained("get_latent_representation()")
-        adata = self._cells(adata)
-        if self.registry.pert_key not in adata.obs:
-            msg = (
-                f"adata.obs[{self.registry.pert_key!r}] does not exist, and the model needs every cell's perturbation."
+        try:
+            fit(
+                plan,
+                train,
+                val,
+                max_epochs=max_epochs,
+                options=options,
+                title="STTransition",
+                seed=self.seed,
+                history=self.history,
+                keep=partial(setattr, self, "history"),
             )
-            raise KeyError(msg)
-        representation = self._run(
-            self._expression(adata),
-            self.registry.encode(adata.obs, without=self.registry.pert_key),
-            self.registry.contexts(adata),
-            self._pert_codes(adata),
-            title="STTransition",
-            head=False,
-        )
-        if key_added is not None:
-            adata.obsm[key_added] = representation
-        return representation
+        finally:
+            if connects and len(self.history) == n_rows:  # nothing was trained
+                remove_mhc(self.network.transformer_backbone)
+                self.mhc = None
 
     def _parts(self) -> list[tuple[str, nn.Module | None, str]]:
-        n, o = self.network, self.options
-        perts = f"{len(self.registry.perturbations)} perturbations, one-hot"
+        n, o, s = self.network, self.options, self.sizes
+        known = len(self.perts.names) - 1
+        perts = f"features of {known} perturbations" if self.perts.from_features else f"{known} perturbations, one-hot"
+        cells = self.gene_note if o.space == "genes" else f"adata.obsm[{self.registry.embed_key!r}]"
         parts: list[tuple[str, nn.Module | None, str]] = [
             ("perturbation encoder", n.pert_encoder, perts),
-            ("basal encoder", n.basal_encoder, self.gene_note),
+            ("basal encoder", n.basal_encoder, cells),
         ]
         if n.covariate_encoder is not None:
             parts.append(("covariate encoder", n.covariate_encoder, ", ".join(c.name for c in self._covariates())))
-        backbone = f"GPT-2, {o.n_layers} layers x {o.hidden}, {o.n_heads} heads; {self.set_note}"
-        parts.append(("backbone", n.transformer_backbone, backbone))
-        parts.append(("head", n.project_out, "deviation of a cell, starts at 0"))
-        return [*parts, ("shift", nn.ParameterList([n.shift]), "of each perturbation, starts at the mean shift")]
+        names = {"gpt2": "GPT-2", "llama": "LLaMA", "bert": "BERT"}
+        backbone = f"{names[s.backbone]}, {s.n_layers} layers x {s.hidden}, {s.n_heads} heads; {self.set_note}"
+        parts.append(("backbone", _only(n.transformer_backbone, _is_backbone), backbone))
+        if self.finetune == "lora":
+            note = f"rank {self.lora.r}, alpha {self.lora.alpha}"
+            parts.append(("LoRA", _only(n.transformer_backbone, lambda name: "lora_" in name), note))
+        if self.mhc is not None:
+            connections = nn.ParameterList(list(mhc_parameters(n.transformer_backbone).values()))
+            parts.append(("hyper-connections", connections, describe_mhc(self.mhc)))
+        head = "deviation of a cell, starts at 0" if s.residual == "output" else "the cell"
+        parts.append(("head", n.project_out, head))
+        if n.gene_decoder is not None:
+            parts.append(("gene decoder", n.gene_decoder, self.gene_note))
+        tokens = [m for m in (n.confidence_token, n.batch_token, n.batch_classifier) if m is not None]
+        if tokens:
+            parts.append(("tokens beside the cells", nn.ModuleList(tokens), "confidence, batch"))
+        if n.shift is not None:
+            start = "ridge regression on features" if self.perts.from_features else "mean shift"
+            parts.append(("shift", nn.ParameterList([n.shift]), f"of each perturbation, starts at the {start}"))
+        return parts
 
     def _metadata(self) -> dict[str, Any]:
         notes = {"set_len": self.set_len, "set_note": self.set_note, "genes": self.genes, "gene_note": self.gene_note}
-        return {"options": self.options.model_dump(), **notes}
+        options = {
+            "options": self.options.model_dump(),
+            "objective": self.objective.model_dump(),
+            "finetune": self.finetune,
+            "lora": self.lora.model_dump(),
+            "mhc": None if self.mhc is None else self.mhc.model_dump(),
+        }
+        return {**options, "sizes": self.sizes.to_dict(), "perturbations": self.perts.to_dict(), **notes}
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        return {"weights": self.network.state_dict()}
+        return {"weights": self.network.state_dict(), "perturbations": {"values": torch.from_numpy(self.perts.values)}}
 
     def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **given: Any) -> None:
         self.options = STModelConfig.parse(metadata["options"], name="model")
+        self.objective = STObjectiveConfig.parse(metadata["objective"], name="objective")
+        self.finetune = _check_finetune(metadata["finetune"])
+        self.lora = STLoraConfig.parse(metadata["lora"], name="lora")
+        self.mhc = None if metadata["mhc"] is None else MHCConfig.parse(metadata["mhc"], name="mhc")
+        self.perts = PerturbationTable.from_dict(metadata["perturbations"], tensors["perturbations"]["values"].numpy())
+        self.sizes = STConfig.from_dict(metadata["sizes"])
         self.set_len, self.set_note = metadata["set_len"], metadata["set_note"]
         self.genes, self.gene_note = metadata["genes"], metadata["gene_note"]
         self._build()
@@ -455,7 +408,34 @@ class STTransition(BaseModel):
         self.network.load_state_dict(tensors["weights"])
 
 
-def _names(wanted: Any) -> list[str]:
-    """One value or several, as names of levels, each once."""
-    several = wanted if hasattr(wanted, "__iter__") and not isinstance(wanted, str) else [wanted]
-    return list(dict.fromkeys(label_of(value) for value in several))
+_SHARED = (
+    "hidden",
+    "n_layers",
+    "n_heads",
+    "dropout",
+    "backbone",
+    "n_encoder_layers",
+    "n_decoder_layers",
+    "residual",
+    "confidence_token",
+)
+"""Options that are sizes of the network too."""
+
+
+def _check_finetune(finetune: str | None) -> Literal["lora", "full", "frozen"]:
+    if finetune is None:
+        return "full"
+    known = ("lora", "full", "frozen")
+    if finetune not in known:
+        msg = f"finetune={finetune!r} is unknown. {did_you_mean(str(finetune), known)}"
+        raise ValueError(msg)
+    return finetune  # type: ignore[return-value]  # one of them
+
+
+def _is_backbone(name: str) -> bool:
+    return "lora_" not in name and ".mixing." not in name
+
+
+def _only(module: nn.Module, wanted: Callable[[str], bool]) -> nn.ParameterList:
+    """Parameters of a module by name."""
+    return nn.ParameterList([p for name, p in module.named_parameters() if wanted(name)])

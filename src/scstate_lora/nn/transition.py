@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
     from scstate_lora.nn.covariates import CovariateSpec
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "leakyrelu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,11 @@ class STConfig:
         Whether predicted cells are expression, which is never below zero.
     n_decoded
         Genes decoded from a predicted embedding; None for no decoder.
-    decoder_dims, decoder_dropout
+    decoder_dims, decoder_dropout, decoder_residual
         Of that decoder, as in :class:`~scstate_lora.nn.gene_decoder.GeneDecoder`.
+    down_up
+        Whether two more layers, through an eighth of the width, make the cell of the control plus what the head gives,
+        as in some of Arc's models; with ``residual="latent"``.
     n_batches
         Rows of a table of batches, whose entry is added to every cell (Arc's models); None for none.
     batch_classes
@@ -78,6 +87,8 @@ class STConfig:
     n_decoded: int | None = None
     decoder_dims: tuple[int, ...] = (512,)
     decoder_dropout: float = 0.1
+    decoder_residual: bool = False
+    down_up: bool = False
     n_batches: int | None = None
     batch_classes: int | None = None
     confidence_token: bool = False
@@ -147,13 +158,21 @@ class StateTransition(nn.Module):
             nn.init.zeros_(self.project_out[-1].weight)  # type: ignore[arg-type]  # the last layer is linear
             nn.init.zeros_(self.project_out[-1].bias)  # type: ignore[arg-type]
             self.shift = nn.Parameter(torch.zeros(c.pert_dim, c.n_inputs))
+        narrow = c.n_inputs // 8
+        self.final_down_then_up = (
+            nn.Sequential(nn.Linear(c.n_inputs, narrow), nn.GELU(), nn.Linear(narrow, c.n_inputs))
+            if c.down_up
+            else None
+        )
         self.gene_decoder = (
             None
             if c.n_decoded is None
-            else GeneDecoder(c.n_inputs, c.n_decoded, hidden_dims=c.decoder_dims, dropout=c.decoder_dropout)
+            else GeneDecoder(
+                c.n_inputs, c.n_decoded, c.decoder_dims, dropout=c.decoder_dropout, residual=c.decoder_residual
+            )
         )
         self.batch_token = None if c.batch_classes is None else BatchToken(c.hidden)
-        self.batch_classifier = None if c.batch_classes is None else mlp(c.hidden, c.batch_classes, c.n_encoder_layers)
+        self.batch_classifier = None if c.batch_classes is None else mlp(c.hidden, c.batch_classes, 1)
         self.confidence_token = ConfidenceToken(c.hidden, c.dropout) if c.confidence_token else None
 
     def train(self, mode: bool = True) -> StateTransition:  # noqa: FBT001, FBT002 (torch's own signature)
@@ -208,7 +227,10 @@ class StateTransition(nn.Module):
             change = self.project_out(mixed)
             cells = control + (pert @ self.shift).unsqueeze(1) + change
         else:
-            cells = self.project_out(mixed + basal if self.config.residual == "latent" else mixed)
+            if self.final_down_then_up is not None:
+                cells = self.final_down_then_up(self.project_out(mixed) + control)
+            else:
+                cells = self.project_out(mixed + basal if self.config.residual == "latent" else mixed)
             change = cells - control
         if self.config.non_negative:
             # clamp, not relu: its slope at exactly zero is one, so an unexpressed gene can be learned to rise.

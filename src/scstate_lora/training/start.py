@@ -5,38 +5,51 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from sklearn.linear_model import RidgeCV
 
 if TYPE_CHECKING:
     from scipy import sparse
 
     from scstate_lora.data.sets import Group
 
+_PENALTIES = np.logspace(-3, 4, 22)
+_UNPENALISED = 1e3  # a column this large needs a coefficient so small that its penalty does not count
 
-def mean_shifts(x: sparse.csr_matrix, groups: list[Group], n_perturbations: int) -> np.ndarray:
-    """Mean over contexts of (mean perturbed - mean control), by perturbation.
+
+def mean_shifts(x: sparse.csr_matrix | np.ndarray, groups: list[Group], perts: np.ndarray) -> np.ndarray:
+    """Fit what each number that describes a perturbation adds to the mean of cells.
+
+    Of every perturbation the differences of its contexts are averaged. Where each has a column of its own, these are
+    the mean shifts themselves. Features are given coefficients by ridge regression, with the penalty that predicts a
+    perturbation best from all others; their first column is hardly penalised.
 
     Parameters
     ----------
     x
-        log1p expression, CSR ``(n_cells, n_genes)``.
+        log1p expression, CSR ``(n_cells, n_genes)``, or an embedding, ``(n_cells, n_columns)``.
     groups
         Training groups.
-    n_perturbations
-        Perturbations, the control among them.
+    perts
+        What describes the perturbation of each code, ``(n_codes, pert_dim)``.
 
     Returns
     -------
-    float32 ``(n_perturbations, n_genes)``; zero for the control and for what has no group.
+    float32 ``(pert_dim, n_columns)``; zero for a column that no group has.
     """
-    shifts = np.zeros((n_perturbations, x.shape[1]), dtype=np.float32)
     deltas = _deltas(x, groups)
-    perts = np.array([g.pert for g in groups])
-    for pert in set(perts):
-        shifts[pert] = deltas[perts == pert].mean(axis=0)
-    return shifts
+    codes = np.array([g.pert for g in groups])
+    trained = np.unique(codes)
+    means = np.array([deltas[codes == pert].mean(axis=0) for pert in trained])  # (n_trained, n_columns)
+    described = perts[trained].astype(np.float64)  # (n_trained, pert_dim)
+    if ((described == 0) | (described == 1)).all() and (described.sum(axis=1) == 1).all():
+        return (described.T @ means).astype(np.float32)
+    scale = np.ones(described.shape[1])
+    scale[0] = _UNPENALISED
+    ridge = RidgeCV(alphas=_PENALTIES, fit_intercept=False).fit(described * scale, means)
+    return (ridge.coef_ * scale).T.astype(np.float32)
 
 
-def shrinkage(x: sparse.csr_matrix, groups: list[Group]) -> float:
+def shrinkage(x: sparse.csr_matrix | np.ndarray, groups: list[Group]) -> float:
     """How strongly a context's own deviation from the mean shift should be held back.
 
     The deviations that are seen consist of true differences between contexts and of sampling noise, whose size follows
@@ -49,7 +62,7 @@ def shrinkage(x: sparse.csr_matrix, groups: list[Group]) -> float:
     Parameters
     ----------
     x
-        log1p expression, CSR ``(n_cells, n_genes)``.
+        log1p expression, CSR ``(n_cells, n_genes)``, or an embedding, ``(n_cells, n_columns)``.
     groups
         Training groups.
 
@@ -72,17 +85,18 @@ def shrinkage(x: sparse.csr_matrix, groups: list[Group]) -> float:
     return noise / max(differences, 0.1 * noise, 1e-12) / max(spread, 1e-12)
 
 
-def _deltas(x: sparse.csr_matrix, groups: list[Group]) -> np.ndarray:
+def _deltas(x: sparse.csr_matrix | np.ndarray, groups: list[Group]) -> np.ndarray:
     return np.array([_mean(x, g.perturbed) - _mean(x, g.control) for g in groups])
 
 
-def _mean(x: sparse.csr_matrix, rows: np.ndarray) -> np.ndarray:
+def _mean(x: sparse.csr_matrix | np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.asarray(x[rows].mean(axis=0), dtype=np.float64).ravel()
 
 
-def _variance(x: sparse.csr_matrix, rows: np.ndarray) -> float:
+def _variance(x: sparse.csr_matrix | np.ndarray, rows: np.ndarray) -> float:
     """Variance of cells summed over genes, unbiased."""
     cells = x[rows]
-    squares = np.asarray(cells.multiply(cells).sum(axis=0), dtype=np.float64).ravel()
+    squared = np.square(cells) if isinstance(cells, np.ndarray) else cells.multiply(cells)
+    squares = np.asarray(squared.sum(axis=0), dtype=np.float64).ravel()
     total = squares - len(rows) * _mean(x, rows) ** 2
     return float(total.sum() / max(1, len(rows) - 1))
