@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -22,3 +22,23 @@ class MHCConfig(Options):
     """Layers to wrap; negative ones count from the end. None: all."""
     dynamic: bool = False
     """Let the mixing depend on the input."""
+
+    @classmethod
+    def asked(cls, mhc: Any) -> Self | None:
+        """Make options of what ``train(mhc=)`` takes: True for the defaults, a mapping, or options; None for False.
+
+        Raises
+        ------
+        TypeError
+            Something else was given.
+        ValueError
+            A key is unknown (near ones are suggested) or a value is not allowed.
+        """
+        if mhc is False or mhc is None:
+            return None
+        if mhc is True:
+            return cls()
+        if not isinstance(mhc, (dict, cls)):
+            msg = f"mhc must be True, False, a dict or MHCConfig, found {type(mhc).__name__}."
+            raise TypeError(msg)
+        return cls.parse(mhc, name="mhc")
