@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import tomllib
 from pathlib import Path
 
 import anndata as ad
@@ -18,6 +19,8 @@ from scstate_lora.config import DataConfig, RunConfig, SERunConfig, TrainConfig,
 from scstate_lora.config.options import Options
 from scstate_lora.data.fields import ContinuousCovariate
 from scstate_lora.data.registry import Registry
+from scstate_lora.data.split_files import SplitFile
+from scstate_lora.data.splits import SplitRules, make_split
 
 FOLDER = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
@@ -68,7 +71,26 @@ def test_large_file_writes_every_option_of_the_model_out():
             left_out = {"run_folder", "resume_from"} if kinds[0] is TrainConfig else set()
             assert set(options["se"][name]) == set(kinds[0].model_fields) - left_out
     named_otherwise = {"covariate_keys", "pert_key", "control", "context_keys", "modality", "holdout", "split_key"}
+    named_otherwise |= {"split", "split_dataset", "zeroshot_controls"}
     assert set(options["data"]) == set(DataConfig.model_fields) - named_otherwise | {"covariates"}
+
+
+def test_split_file_splits_the_simulated_wound(wound):
+    registry = Registry.create(wound.copy(), pert_key="condition", control="sham", cell_type_key="cell_type")
+    split = make_split(wound, registry, SplitRules(split=FOLDER / "splits_example.toml"))
+    types, burned = wound.obs["cell_type"].astype(str), wound.obs["condition"] == "burn"
+    expected = types.map({"macrophage": "test", "T cell": "val"}).fillna("train")
+    expected[burned & (types == "fibroblast")] = "test"
+    assert (split == expected).all()
+    assert set(split) == {"train", "val", "test"}
+
+
+def test_what_is_commented_out_of_the_split_file_is_allowed_too():
+    lines = (FOLDER / "splits_example.toml").read_text().splitlines()
+    more = lines[lines.index("# Several perturbations:") + 1 :]
+    sections = tomllib.loads("\n".join(lines + [line.removeprefix("# ") for line in more]))
+    few = SplitFile.of(sections).fewshot["wound.keratinocyte"]
+    assert (few.val, few.test) == (("drug A",), ("drug B", "drug C"))
 
 
 def _is_options(kind):
