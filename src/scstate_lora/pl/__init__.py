@@ -6,5 +6,6 @@ from scstate_lora.pl._covariates import covariate_effects
 from scstate_lora.pl._embedding import embedding
 from scstate_lora.pl._loss_curves import loss_curves
 from scstate_lora.pl._metrics import metrics
+from scstate_lora.pl._mhc import mhc_mixing
 
-__all__ = ["covariate_effects", "embedding", "loss_curves", "metrics"]
+__all__ = ["covariate_effects", "embedding", "loss_curves", "metrics", "mhc_mixing"]
