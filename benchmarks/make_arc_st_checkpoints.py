@@ -11,8 +11,10 @@ Lightning; that of ``trained`` keeps the optimiser's state. ``expected.npz`` hol
 batches, and what arc-state's own ``predict_step`` makes of them, in float32 on the CPU: ``preds``, and where there are
 such, ``genes`` (of the gene decoder) and ``confidence``.
 
-The form ``gpt2`` needs transformers 4 (4.52.4 made it): with 5.23 arc-state's GPT-2 stops at ``block.attn.bias``, which
-is no longer there. All others were made with 5.23.
+The form ``gpt2`` needs transformers 4.52.4: with 5.23 arc-state's GPT-2 stops at ``block.attn.bias``, which is no
+longer there. Its numbers are those of eager attention, where every cell attends to every other, as arc-state means it.
+Under SDPA, the default of transformers 4.52.4, and with 4.57.1 in any case, a cell attends only to those before it, and
+its result depends on the order of cells. All other forms were made with 5.23.
 """
 
 from __future__ import annotations
@@ -197,10 +199,11 @@ def write_expected(folder: Path, *, seed: int) -> None:
     onehot = torch.load(folder / "pert_onehot_map.pt", weights_only=False)
     rng = np.random.default_rng(seed)
     kept = {}
-    few_positions = (
-        model.transformer_backbone_key == "GPT2"
-    )  # arc-state's GPT-2 reads no more cells than it has positions
-    for i, (pert, n_cells) in enumerate((("TP53", SET), ("MYC+KRAS", 3 if few_positions else 7))):
+    is_gpt2 = model.transformer_backbone_key == "GPT2"
+    if is_gpt2:
+        model.transformer_backbone.base_model.model.config._attn_implementation = "eager"
+    # arc-state's GPT-2 reads no more cells than it has positions.
+    for i, (pert, n_cells) in enumerate((("TP53", SET), ("MYC+KRAS", 3 if is_gpt2 else 7))):
         control = np.log1p(rng.poisson(1.0, (n_cells, model.input_dim))).astype(np.float32)
         if folder.name in ("decoder", "residual_decoder", "embedding"):
             control = rng.normal(size=control.shape).astype(np.float32)

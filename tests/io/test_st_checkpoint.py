@@ -64,7 +64,7 @@ def test_what_is_read_agrees_with_what_the_file_says(form: str) -> None:
         ("raw", {"residual": "down_up", "non_negative": True, "decoder_dims": None}),
         ("batch_encoder", {"n_batches": 3}),
         ("tokens", {"batch_classes": 3, "confidence_token": True, "confidence_scale": 10.0}),
-        ("gpt2", {"backbone": "gpt2", "basal_mlp": False, "intermediate": 64, "eps": 1e-5}),
+        ("gpt2", {"backbone": "gpt2", "basal_mlp": False, "intermediate": 64}),
     ],
 )
 def test_form_of_the_network(form: str, expected: dict[str, Any]) -> None:
@@ -258,6 +258,7 @@ def test_compiled_names_and_unused_parts_are_understood(folder: Path) -> None:
         ({"transformer_backbone_kwargs": {"num_attention_heads": 2, "num_key_value_heads": 1}}, "shares 1 keys"),
         ({"transformer_backbone_kwargs": {"num_attention_heads": 5}}, "5 heads do not divide a width of 12"),
         ({"transformer_backbone_kwargs": {"num_attention_heads": 2, "hidden_act": "gelu"}}, "hidden_act='gelu'"),
+        ({"transformer_backbone_kwargs": {"num_attention_heads": 2, "rms_norm_eps": 1e-5}}, "rms_norm_eps=1e-05"),
     ],
 )
 def test_options_that_are_not_supported_raises(folder: Path, change: dict[str, Any], message: str) -> None:

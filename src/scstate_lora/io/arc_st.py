@@ -27,7 +27,13 @@ _BACKBONES = {"llama": "llama", "gpt2": "gpt2", "GPT2": "gpt2"}
 _ACTIVATIONS = ("relu", "leakyrelu", "elu", "selu", "gelu")
 # Options of transformers that change what a backbone computes, and the one value that ours computes.
 _ONLY: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "bidirectional_attention": True},
+    "llama": {
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bidirectional_attention": True,
+    },
     "gpt2": {
         "activation_function": "gelu_new",
         "scale_attn_weights": True,
@@ -56,7 +62,7 @@ def take_backbone(
     Returns
     -------
     sizes
-        ``backbone``, ``hidden``, ``n_layers``, ``n_heads``, ``head_dim``, ``intermediate``, ``eps``.
+        ``backbone``, ``hidden``, ``n_layers``, ``n_heads``, ``head_dim``, ``intermediate``.
     tensors
         By published name, without what is not read.
 
@@ -93,7 +99,8 @@ def take_network(
         Those of the backbone and ``n_inputs``, ``n_outputs``, ``pert_dim``, ``n_encoder_layers``,
         ``n_decoder_layers``, ``basal_mlp``, ``activation``, ``dropout``, ``residual`` (``latent``, ``none``, or
         ``down_up``: the change added to the cells and passed through a narrow layer), ``non_negative``,
-        ``decoder_dims`` and ``n_genes`` (None without a gene decoder), ``decoder_residual``, ``n_batches`` (0 without
+        ``decoder_dims`` and ``n_genes`` (None without a gene decoder), ``decoder_residual``,
+        ``decoder_dropout``, ``n_batches`` (0 without
         a batch encoder), ``batch_classes`` (0 without a batch token), ``confidence_token``, ``confidence_scale``.
     tensors
         By published name, without what is not read.
@@ -260,7 +267,6 @@ def _backbone_sizes(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, wh
         "n_heads": n_heads,
         "head_dim": width // n_heads,
         "intermediate": _size(state, f"{BACKBONE}{wide}.weight", 0 if is_llama else 1, what),
-        "eps": float(options.get("rms_norm_eps", 1e-6)) if is_llama else 1e-5,
     }
 
 
@@ -295,6 +301,7 @@ def _network_sizes(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, wha
         "decoder_dims": None,
         "n_genes": None,
         "decoder_residual": has_residual_blocks,
+        "decoder_dropout": float(_section(hyper, "decoder_cfg").get("dropout", 0.1)),
         "n_batches": len(state["batch_encoder.weight"]) if "batch_encoder.weight" in state else 0,
         "batch_classes": len(state["batch_classifier.0.weight"]) if "batch_classifier.0.weight" in state else 0,
         "confidence_token": "confidence_token.confidence_token" in state,

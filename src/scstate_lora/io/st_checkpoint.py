@@ -156,7 +156,10 @@ def read_st_file(file: Path, folder: Path, *, source: str, reuse: Literal["all",
     notes: list[str] = []
     take = take_backbone if reuse == "backbone" else take_network
     sizes, state = take(contents.state, hyper, what=str(file))
-    if sizes["backbone"] == "llama" and "bidirectional_attention" not in _section(hyper, "transformer_backbone_kwargs"):
+    if sizes["backbone"] == "gpt2":
+        # With transformers 4.52 to 4.57 arc-state asks for attention among all cells and, under SDPA, gets another.
+        notes.append("every cell attends to every other, as arc-state means it; its own GPT-2 may have run causally")
+    elif "bidirectional_attention" not in _section(hyper, "transformer_backbone_kwargs"):
         # Older versions knew no other attention and did not write it down.
         notes.append("that every cell attends to every other is taken for granted: the checkpoint does not say")
     maps: dict[str, dict[str, Tensor]] = {}
