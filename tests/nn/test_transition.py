@@ -11,7 +11,7 @@ from scstate_lora.losses import energy_distance
 from scstate_lora.nn.backbones import GPT2Backbone
 from scstate_lora.nn.covariates import CovariateSpec
 from scstate_lora.nn.lora import add_lora
-from scstate_lora.nn.transition import StateTransition, STConfig
+from scstate_lora.nn.transition import StateTransition, STConfig, move_expression
 
 CONFIG = STConfig(n_inputs=11, pert_dim=3, hidden=16, n_layers=2, n_heads=4, dropout=0.1)
 PERTS = torch.eye(3)
@@ -106,7 +106,7 @@ def test_never_negative_and_unexpressed_genes_can_rise() -> None:
     untrained = _network()
     zeros = torch.zeros_like(control)
     untrained(zeros, pert, covariates).cells.sum().backward()
-    assert (untrained.project_out[-1].bias.grad == zeros[..., 0].numel()).all()
+    assert (untrained.project_out[-1].bias.grad == zeros[..., 0].numel() / 2).all()
 
 
 def test_head_gets_gradient_first_then_all_parameters() -> None:
@@ -189,7 +189,8 @@ def test_config_survives_a_dict() -> None:
 
 def test_shift_moves_every_cell_alike_and_deviation_is_what_remains() -> None:
     control, pert, covariates = _sets()
-    network = _network()
+    torch.manual_seed(0)
+    network = StateTransition(replace(CONFIG, non_negative=False), COVARIATES)
     with torch.no_grad():
         network.shift.copy_(torch.rand(network.shift.shape, generator=torch.Generator().manual_seed(6)))
     predicted = network(control, pert, covariates)
@@ -283,3 +284,26 @@ def test_a_frozen_backbone_stays_in_eval_but_for_its_adapters_dropout() -> None:
     assert {training for name, training in drops.items() if "lora_dropout" in name} == {True}
     assert {training for name, training in drops.items() if "lora_dropout" not in name} == {False}
     assert network.basal_encoder[2].training
+
+
+@pytest.mark.parametrize("change", [-0.3, 0.2])
+def test_expression_is_moved_by_its_change_on_average_and_keeps_its_spread(change: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    control = torch.rand(1, 4000, 1, generator=generator) * (torch.rand(1, 4000, 1, generator=generator) < 0.8)
+    moved = move_expression(control, torch.full_like(control, change))
+    added = (control + change).clamp(min=0)
+    wanted = control.mean() + change
+    assert (moved.mean() - wanted).abs() <= 0.55 * (added.mean() - wanted).abs() + 1e-3
+    assert (moved.std() > added.std()) == (change > 0)
+
+
+def test_a_gene_that_is_hardly_there_rises_in_all_cells_alike() -> None:
+    control = torch.zeros(1, 100, 1)
+    control[0, 0] = 0.01
+    moved = move_expression(control, torch.ones_like(control))
+    assert (moved - 1).abs().max() < 0.02
+
+
+def test_no_change_gives_the_control_to_the_bit() -> None:
+    control = torch.rand(2, 9, 11, generator=torch.Generator().manual_seed(0)).mul(3).sub(1).clamp(min=0)
+    assert torch.equal(move_expression(control, torch.zeros_like(control)), control)

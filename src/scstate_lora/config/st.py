@@ -31,6 +31,8 @@ class STModelConfig(Options):
     """In encoders, backbone and head, while training."""
     residual: Literal["output", "latent"] = "output"
     """`output`: a cell is the control plus what is learned; `latent`: it is made anew, as by Arc's models."""
+    prior: Literal["context", "mean"] = "context"
+    """What a prediction starts from: the mean shift, or with `context` what contexts alike show besides."""
     gene_decoder: bool = True
     """Decode expression from a predicted embedding."""
     confidence_token: bool = False

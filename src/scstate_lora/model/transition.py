@@ -24,6 +24,7 @@ from scstate_lora.model._st_predict import Predicting
 from scstate_lora.nn.hyper_connections import apply_mhc_to_transformer, mhc_parameters, remove_mhc
 from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.transition import StateTransition, STConfig
+from scstate_lora.training.contexts import fit_contexts
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
 from scstate_lora.training.st_plan import STPlan
 from scstate_lora.training.start import mean_shifts, shrinkage
@@ -114,6 +115,7 @@ class STTransition(HyperConnected, Predicting):
             msg = f"lora= gives options of adapters, but finetune={self.finetune!r} has none: use finetune='lora'."
             raise ValueError(msg)
         self.mhc: MHCConfig | None = None
+        self.prior_note = "not solved for yet"
         self.perts = self._perturbations(pert_features)
         groups = self._groups("train", _MIN_GROUP)
         if not groups:
@@ -244,6 +246,27 @@ class STTransition(HyperConnected, Predicting):
             weights["batch"] = o.batch
         return weights
 
+    def _start(self, data: SetData, groups: list[Group]) -> None:
+        """Set the shift to what the training groups show."""
+        assert self.network.shift is not None  # the caller has looked
+        with torch.no_grad():
+            self.network.shift.copy_(torch.from_numpy(mean_shifts(data.x, groups, data.perts)))
+        if self.options.prior == "mean":
+            return
+        types = self.registry.contexts(self.adata)
+        if self.registry.cell_type_key is not None:
+            types = self.registry.labels(self.adata, self.registry.cell_type_key)
+        fitted = fit_contexts(data.x, groups, data.perts, [str(types[g.control[0]]) for g in groups])
+        self.sizes = replace(self.sizes, n_references=len(fitted.points), n_directions=fitted.basis.shape[1])
+        self.network.set_context_shift(
+            self.sizes,
+            {
+                name: torch.as_tensor(getattr(fitted, name), dtype=torch.float32)
+                for name in ("centre", "basis", "points", "perts", "alpha", "width", "slope")
+            },
+        )
+        self.prior_note = fitted.note
+
     def train(
         self,
         max_epochs: int = 20,
@@ -314,8 +337,7 @@ class STTransition(HyperConnected, Predicting):
         )
         val = WholeGroups(data, unseen, set_len=self.set_len, seed=self.seed) if unseen else None
         if not self.is_trained and self.network.shift is not None:
-            with torch.no_grad():
-                self.network.shift.copy_(torch.from_numpy(mean_shifts(data.x, groups, data.perts)))
+            self._start(data, groups)
         connects = asked is not None and self.mhc is None
         if connects:
             with torch.random.fork_rng():
@@ -377,10 +399,13 @@ class STTransition(HyperConnected, Predicting):
         if n.shift is not None:
             start = "ridge regression on features" if self.perts.from_features else "mean shift"
             parts.append(("shift", nn.ParameterList([n.shift]), f"of each perturbation, starts at the {start}"))
+            if o.prior == "context":
+                parts.append(("shift by context", None, self.prior_note))
         return parts
 
     def _metadata(self) -> dict[str, Any]:
         notes = {"set_len": self.set_len, "set_note": self.set_note, "genes": self.genes, "gene_note": self.gene_note}
+        notes["prior_note"] = self.prior_note
         options = {
             "options": self.options.model_dump(),
             "objective": self.objective.model_dump(),
@@ -403,6 +428,7 @@ class STTransition(HyperConnected, Predicting):
         self.sizes = STConfig.from_dict(metadata["sizes"])
         self.set_len, self.set_note = metadata["set_len"], metadata["set_note"]
         self.genes, self.gene_note = metadata["genes"], metadata["gene_note"]
+        self.prior_note = metadata["prior_note"]
         self._build()
         check_state(self.network.state_dict(), tensors["weights"], what="the network")
         self.network.load_state_dict(tensors["weights"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scstate_lora._constants import BATCHES
 from scstate_lora.nn.backbones import make_backbone
+from scstate_lora.nn.context_shift import ContextShift
 from scstate_lora.nn.covariates import MultiCovariateEncoder
 from scstate_lora.nn.gene_decoder import GeneDecoder
 from scstate_lora.nn.lora import train_adapters_only
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from scstate_lora.nn.covariates import CovariateSpec
 
+_TINY = 1e-4
+"""Mean expression below which a gene counts as not expressed."""
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "relu": nn.ReLU,
@@ -67,6 +70,8 @@ class STConfig:
         Batches to tell apart from a token before the cells; None for no such token.
     confidence_token
         Whether a token after the cells predicts the loss.
+    n_references, n_directions
+        Of the :class:`~scstate_lora.nn.context_shift.ContextShift`, with ``residual="output"``.
     """
 
     n_inputs: int
@@ -92,6 +97,8 @@ class STConfig:
     n_batches: int | None = None
     batch_classes: int | None = None
     confidence_token: bool = False
+    n_references: int = 0
+    n_directions: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain, JSON-able form."""
@@ -119,11 +126,11 @@ class Prediction(NamedTuple):
 class StateTransition(nn.Module):
     """Set-to-set model of a perturbation (after Adduri et al. 2025, STATE, doi:10.1101/2025.06.26.661135).
 
-    With ``residual="output"``: prediction = control + shift of the perturbation + change of the cell. The shift is
-    linear in what describes the perturbation and the same for all cells; the change comes from a transformer over the
-    set, which reads each cell, the perturbation and the covariates. Shift and head start at zero, so an untrained model
-    says exactly "no change", and differences between cells are kept. Training first sets the shift to the mean shift:
-    the transformer learns what that leaves.
+    With ``residual="output"``: prediction = control + shift of the perturbation in the context + change of the cell.
+    The shift is linear in what describes the perturbation, with what contexts alike showed besides; the change comes
+    from a transformer over the set, which reads each cell, the perturbation and the covariates. Shift and head start at
+    zero, so an untrained model says exactly "no change", and differences between cells are kept. Training first solves
+    for the shift: the transformer learns what that leaves. Expression moves as :func:`move_expression` says.
 
     Parameters
     ----------
@@ -158,6 +165,9 @@ class StateTransition(nn.Module):
             nn.init.zeros_(self.project_out[-1].weight)  # type: ignore[arg-type]  # the last layer is linear
             nn.init.zeros_(self.project_out[-1].bias)  # type: ignore[arg-type]
             self.shift = nn.Parameter(torch.zeros(c.pert_dim, c.n_inputs))
+            self.context_shift = ContextShift(
+                c.n_inputs, c.pert_dim, n_references=c.n_references, n_directions=c.n_directions
+            )
         narrow = c.n_inputs // 8
         self.final_down_then_up = (
             nn.Sequential(nn.Linear(c.n_inputs, narrow), nn.GELU(), nn.Linear(narrow, c.n_inputs))
@@ -174,6 +184,14 @@ class StateTransition(nn.Module):
         self.batch_token = None if c.batch_classes is None else BatchToken(c.hidden)
         self.batch_classifier = None if c.batch_classes is None else mlp(c.hidden, c.batch_classes, 1)
         self.confidence_token = ConfidenceToken(c.hidden, c.dropout) if c.confidence_token else None
+
+    def set_context_shift(self, config: STConfig, state: Mapping[str, Tensor]) -> None:
+        """Put in place what was solved for; `config` has its sizes."""
+        self.config = config
+        self.context_shift = ContextShift(
+            config.n_inputs, config.pert_dim, n_references=config.n_references, n_directions=config.n_directions
+        )
+        self.context_shift.load_state_dict(state)
 
     def train(self, mode: bool = True) -> StateTransition:  # noqa: FBT001, FBT002 (torch's own signature)
         """As in torch, but a frozen backbone stays in ``eval``, its adapters' dropout excepted."""
@@ -225,16 +243,18 @@ class StateTransition(nn.Module):
         mixed, confidence, batch = self._mix(tokens)
         if self.shift is not None:
             change = self.project_out(mixed)
-            cells = control + (pert @ self.shift).unsqueeze(1) + change
+            mean = control.mean(dim=1)
+            shift = pert @ self.shift + self.context_shift(mean, pert)  # (n_sets, n_inputs)
+            whole = shift.unsqueeze(1) + change
+            cells = move_expression(control, whole) if self.config.non_negative else control + whole
         else:
             if self.final_down_then_up is not None:
                 cells = self.final_down_then_up(self.project_out(mixed) + control)
             else:
                 cells = self.project_out(mixed + basal if self.config.residual == "latent" else mixed)
+            if self.config.non_negative:
+                cells = cells.relu()
             change = cells - control
-        if self.config.non_negative:
-            # clamp, not relu: its slope at exactly zero is one, so an unexpressed gene can be learned to rise.
-            cells = torch.clamp(cells, min=0)
         return Prediction(cells, change, confidence, batch)
 
     def decode(self, cells: Tensor) -> Tensor:
@@ -243,6 +263,33 @@ class StateTransition(nn.Module):
             msg = "This network has no gene decoder."
             raise ValueError(msg)
         return self.gene_decoder(cells)
+
+
+def move_expression(control: Tensor, change: Tensor) -> Tensor:
+    """Change the expression of cells so that it stays expression: half by scaling what is there, half by adding.
+
+    Adding a change and cutting at zero keeps a gene that falls from falling in cells without it, so the mean falls too
+    little, and lets genes rise alike in all cells, which then vary too little. Scaling the set's cells by
+    ``1 + change / mean`` changes their mean by just the change, and their spread along with it; of a gene that is
+    hardly expressed it could only make few cells high, so the share of a rise that is made by scaling is at most half
+    of what is there. Half of each is what neither fault dominates in.
+
+    Parameters
+    ----------
+    control
+        log1p expression of sets of cells, ``(n_sets, n_cells, n_genes)``.
+    change
+        Change of each cell, of the same shape.
+
+    Returns
+    -------
+    log1p expression of the cells changed, never negative; the control itself where the change is zero.
+    """
+    mean = control.mean(dim=1, keepdim=True) + _TINY
+    share = 0.5 * (mean / change.clamp(min=_TINY)).clamp(max=1)
+    scaled = control * (1 + change / mean).clamp(min=0)
+    # clamp, not relu: its slope at exactly zero is one, so an unexpressed gene can be learned to rise.
+    return share * scaled + (1 - share) * torch.clamp(control + change, min=0)
 
 
 def _is_base(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from sklearn.linear_model import RidgeCV
@@ -36,17 +36,20 @@ def mean_shifts(x: sparse.csr_matrix | np.ndarray, groups: list[Group], perts: n
     -------
     float32 ``(pert_dim, n_columns)``; zero for a column that no group has.
     """
-    deltas = _deltas(x, groups)
-    codes = np.array([g.pert for g in groups])
-    trained = np.unique(codes)
-    means = np.array([deltas[codes == pert].mean(axis=0) for pert in trained])  # (n_trained, n_columns)
-    described = perts[trained].astype(np.float64)  # (n_trained, pert_dim)
+    return shifts_of(group_statistics(x, groups).delta, perts[[g.pert for g in groups]]).astype(np.float32)
+
+
+def shifts_of(deltas: np.ndarray, told: np.ndarray) -> np.ndarray:
+    """As :func:`mean_shifts`, of groups' differences ``(n_groups, n_columns)`` and perturbations' descriptions."""
+    rows, codes = np.unique(told, axis=0, return_inverse=True)
+    means = np.array([deltas[codes == i].mean(axis=0) for i in range(len(rows))])  # (n_trained, n_columns)
+    described = rows.astype(np.float64)  # (n_trained, pert_dim)
     if ((described == 0) | (described == 1)).all() and (described.sum(axis=1) == 1).all():
-        return (described.T @ means).astype(np.float32)
+        return described.T @ means
     scale = np.ones(described.shape[1])
     scale[0] = _UNPENALISED
     ridge = RidgeCV(alphas=_PENALTIES, fit_intercept=False).fit(described * scale, means)
-    return (ridge.coef_ * scale).T.astype(np.float32)
+    return (ridge.coef_ * scale).T
 
 
 def shrinkage(x: sparse.csr_matrix | np.ndarray, groups: list[Group]) -> float:
@@ -70,23 +73,39 @@ def shrinkage(x: sparse.csr_matrix | np.ndarray, groups: list[Group]) -> float:
     -------
     The weight, positive. Where no perturbation has two contexts, noise and differences are taken as equal.
     """
-    deltas = _deltas(x, groups)
+    stats = group_statistics(x, groups)
     perts = np.array([g.pert for g in groups])
-    variances = [(_variance(x, g.perturbed), _variance(x, g.control), g) for g in groups]
-    noise = float(np.mean([p / len(g.perturbed) + c / len(g.control) for p, c, g in variances]))
-    spread = float(np.mean([np.sqrt(2 * c) for _, c, _ in variances]))
+    noise = float(stats.noise.mean())
     squares, freedom = 0.0, 0
     for pert in set(perts):
-        own = deltas[perts == pert]
+        own = stats.delta[perts == pert]
         squares += float(((own - own.mean(axis=0)) ** 2).sum())
         freedom += len(own) - 1
     differences = squares / freedom - noise if freedom else noise
     # At least a tenth of the noise: estimates near or below zero mean that contexts cannot be told apart.
-    return noise / max(differences, 0.1 * noise, 1e-12) / max(spread, 1e-12)
+    return noise / max(differences, 0.1 * noise, 1e-12) / max(float(stats.spread.mean()), 1e-12)
 
 
-def _deltas(x: sparse.csr_matrix | np.ndarray, groups: list[Group]) -> np.ndarray:
-    return np.array([_mean(x, g.perturbed) - _mean(x, g.control) for g in groups])
+class GroupStatistics(NamedTuple):
+    """What groups are, as far as their means and variances tell."""
+
+    control: np.ndarray
+    """Mean of the control cells, float64 ``(n_groups, n_columns)``."""
+    delta: np.ndarray
+    """Mean of the perturbed cells minus that, ``(n_groups, n_columns)``."""
+    noise: np.ndarray
+    """Expected squared error of the difference, summed over columns, ``(n_groups,)``."""
+    spread: np.ndarray
+    """About the mean distance of two control cells, ``(n_groups,)``."""
+
+
+def group_statistics(x: sparse.csr_matrix | np.ndarray, groups: list[Group]) -> GroupStatistics:
+    """Read means and variances of groups of cells."""
+    control = np.array([_mean(x, g.control) for g in groups])
+    perturbed = np.array([_mean(x, g.perturbed) for g in groups])
+    variances = np.array([[_variance(x, g.perturbed), _variance(x, g.control)] for g in groups])
+    sizes = np.array([[len(g.perturbed), len(g.control)] for g in groups])
+    return GroupStatistics(control, perturbed - control, (variances / sizes).sum(axis=1), np.sqrt(2 * variances[:, 1]))
 
 
 def _mean(x: sparse.csr_matrix | np.ndarray, rows: np.ndarray) -> np.ndarray:
