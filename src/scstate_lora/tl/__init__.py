@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scstate_lora.tl._covariates import covariate_information
 from scstate_lora.tl._decode import decode_expression
+from scstate_lora.tl._discrimination import discrimination
 from scstate_lora.tl._embed import embed, embed_file
 from scstate_lora.tl._embeddings import evaluate
 from scstate_lora.tl._interpolate import interpolate
@@ -12,6 +13,7 @@ from scstate_lora.tl._perturbation import evaluate_perturbation
 __all__ = [
     "covariate_information",
     "decode_expression",
+    "discrimination",
     "embed",
     "embed_file",
     "evaluate",
