@@ -125,6 +125,7 @@ def test_a_checkpoint_itself_belongs_to_its_folder(folder: Path) -> None:
     assert model.name == "ST-Tahoe (final.ckpt)"
     assert len(model.perturbations) == 4
     assert model.sha256 == hashlib.sha256(model.path.read_bytes()).hexdigest()
+    assert len(read_st_folder(folder / "checkpoints").perturbations) == 4
     (folder / "LICENSE").write_text("Some licence\n")
     assert read_st_folder(folder).licence == "Some licence (LICENSE)"
 
@@ -245,6 +246,11 @@ def test_compiled_names_and_unused_parts_are_understood(folder: Path) -> None:
     _change(folder, change)
     model = read_st_folder(folder)
     assert {n: tuple(t.shape) for n, t in model.state.items()} == {n: tuple(t.shape) for n, t in plain.state.items()}
+
+
+def test_the_loss_that_arc_state_keeps_as_an_object_is_read_past(folder: Path) -> None:
+    _change(folder, lambda stored: stored["hyper_parameters"].update(loss_fn=torch.nn.MSELoss()))
+    assert isinstance(read_st_folder(folder).hyper_parameters["loss_fn"], dict)
 
 
 @pytest.mark.parametrize(

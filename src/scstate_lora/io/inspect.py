@@ -106,7 +106,7 @@ def _file(path: Path) -> Path:
     """Find the file to look into: that of an ST folder, protein embeddings on their own, or an SE checkpoint."""
     if not path.is_dir():
         return find_se_file(path)
-    if (path / "checkpoints").is_dir() or (path / "var_dims.pkl").is_file():
+    if any(path.glob("checkpoints/*.ckpt")) or (path / "var_dims.pkl").is_file():
         return find_st_file(path)[1]
     proteins = sorted(path.glob("protein_embeddings*"))
     is_alone = len(proteins) == 1 and not any(path.glob("*.ckpt")) and not (path / "model.safetensors").exists()
@@ -201,7 +201,7 @@ def _st(path: Path, contents: Contents) -> Report:
     rows, where = report.rows, repr(str(path))
     rows.append(("file", f"{file} ({_bytes(file.stat().st_size)})"))
     checkpoints = [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")]
-    others = sorted(str(f.relative_to(folder)) for f in checkpoints if f != file)
+    others = sorted(str(f.relative_to(folder)) for f in checkpoints if f != file and f.is_file())
     rows += [("beside it", ", ".join(others))] if others else []
     parts: tuple[Literal["all", "backbone"], ...] = ("all", "backbone")
     for reuse in parts:

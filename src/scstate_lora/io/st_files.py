@@ -119,13 +119,13 @@ def find_st_file(path: str | Path, *, subfolder: str = "") -> tuple[Path, Path]:
     names = [file.relative_to(path).as_posix() for depth in ("*", "*/*") for file in path.glob(depth) if file.is_file()]
     weights = choose_weights(names)
     if weights is not None:
-        return path, path / weights
+        return (path.parent if path.name == "checkpoints" else path), path / weights
     checkpoints = sorted(name for name in names if re.fullmatch(r"(checkpoints/)?[^/]+\.ckpt", name))
     if checkpoints:
         msg = f"{path} holds several checkpoints, and none is final, last, best or step=N: {', '.join(checkpoints)}. "
         raise FileNotFoundError(msg + "Give the file itself.")
-    deeper = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.suffix in (".ckpt", ".pkl")]
-    below = model_folders(deeper)
+    deeper = (file for file in path.rglob("*") if file.suffix in (".ckpt", ".pkl") and file.is_file())
+    below = model_folders([file.relative_to(path).as_posix() for file in deeper])
     present = ", ".join(sorted(file.name for file in path.iterdir())[:10])
     fix = _take_one_of(below) if below else "Download or copy it again, or give the checkpoint itself."
     msg = f"{path} holds no checkpoints/final.ckpt, nor another checkpoint; it holds: {present or 'nothing'}. {fix}"
