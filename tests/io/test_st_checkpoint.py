@@ -142,14 +142,14 @@ def test_nothing_there_raises(tmp_path: Path, folder: Path) -> None:
         read_st_folder(folder)
 
 
-def test_one_of_several_models_is_taken_by_its_subfolder(tmp_path: Path) -> None:
+def test_a_folder_of_several_models_names_them_raises(tmp_path: Path) -> None:
     for name in ("hepg2", "k562"):
         shutil.copytree(ARC / "trained", tmp_path / "zeroshot" / name)
-    with pytest.raises(
-        FileNotFoundError, match=r"zeroshot/hepg2, zeroshot/k562\. Give one: subfolder='zeroshot/hepg2'"
-    ):
+    (tmp_path / "zeroshot" / "k562" / "eval_final.ckpt").mkdir()  # Arc's results lie in folders of such names
+    expected = rf"zeroshot/hepg2, zeroshot/k562\. Give one: '{tmp_path}/zeroshot/hepg2'"
+    with pytest.raises(FileNotFoundError, match=expected):
         read_st_folder(tmp_path)
-    assert read_st_folder(tmp_path, subfolder="zeroshot/k562").name == "k562 (final.ckpt)"
+    assert read_st_folder(tmp_path / "zeroshot" / "k562").name == "k562 (final.ckpt)"
 
 
 @pytest.mark.parametrize(
@@ -394,24 +394,51 @@ def test_genes_without_stored_names_are_taken_by_position_and_warns(folder: Path
         compare_sizes(model, genes=list("abc"))
 
 
-def test_of_a_repository_only_what_is_needed_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["README.md", "config.yaml", "checkpoints/final.ckpt", "checkpoints/last.ckpt", "data_module.torch"]
-    names += ["pert_onehot_map.pt", "var_dims.pkl", "eval_final/results.csv"]
-    wanted = ["checkpoints/final.ckpt", "README.md", "config.yaml", "pert_onehot_map.pt", "var_dims.pkl"]
-    assert st_files.files_to_fetch(names) == wanted
-    below = [f"fewshot/k562/{name}" for name in names]
-    assert st_files.files_to_fetch(below, subfolder="fewshot/k562") == [f"fewshot/k562/{name}" for name in wanted]
-    with pytest.raises(FileNotFoundError, match=r"repository's top.*subfolder='fewshot/k562'"):
-        st_files.files_to_fetch(below)
-    assert st_files.files_to_fetch(["README.md"]) == []
+_REPOSITORY = ["README.md", "config.yaml", "checkpoints/final.ckpt", "checkpoints/last.ckpt", "data_module.torch"]
+_REPOSITORY += ["pert_onehot_map.pt", "var_dims.pkl", "eval_final.ckpt/results.csv"]
+_WANTED = ["checkpoints/final.ckpt", "README.md", "config.yaml", "pert_onehot_map.pt", "var_dims.pkl"]
 
+
+def test_of_a_repository_only_what_is_needed_is_fetched() -> None:
+    fetched = st_files.files_to_fetch
+    assert fetched(_REPOSITORY, hub_id="arc/ST") == _WANTED
+    below = [f"fewshot/k562/{name}" for name in _REPOSITORY]
+    assert fetched(below, hub_id="arc/ST", folder="fewshot/k562") == [f"fewshot/k562/{name}" for name in _WANTED]
+    with pytest.raises(FileNotFoundError, match=r"top of arc/ST@v2\..*Give one: 'arc/ST/fewshot/k562@v2'"):
+        fetched(below, hub_id="arc/ST@v2")
+    with pytest.raises(FileNotFoundError, match=r"the folder 'fewshot' of arc/ST\..*'arc/ST/fewshot/k562'"):
+        fetched(below, hub_id="arc/ST", folder="fewshot")
+    assert fetched(["README.md"], hub_id="arc/ST") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("arc/ST-Tahoe", ("arc/ST-Tahoe", "")),
+        ("arc/ST-Tahoe@v2", ("arc/ST-Tahoe@v2", "")),
+        ("arc/ST/zeroshot/hepg2", ("arc/ST", "zeroshot/hepg2")),
+        ("arc/ST/zeroshot/hepg2/@v2", ("arc/ST@v2", "zeroshot/hepg2")),
+        ("tests/ST/zeroshot", None),  # the folder tests is here
+        ("../ST/zeroshot", None),
+        ("/arc/ST/zeroshot", None),
+        ("arc/ST/checkpoints/final.ckpt", None),
+    ],
+)
+def test_which_paths_are_of_the_hub(path: str, split: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert st_files.split_hub_id(path) == split
+
+
+def test_a_model_on_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def fetch(hub_id: str, *, choose: Any, offline: Any) -> Path:
-        asked.append((hub_id, choose(names), offline))
-        return folder
+        asked.append((hub_id, choose([f"zeroshot/{name}" for name in _REPOSITORY]), offline))
+        return tmp_path
 
+    shutil.copytree(ARC / "trained", tmp_path / "zeroshot")
     monkeypatch.setattr(st_checkpoint, "fetch_snapshot", fetch)
-    model = read_st_folder("arcinstitute/ST-Tahoe", offline=True)
-    assert asked == [("arcinstitute/ST-Tahoe", wanted, True)]
-    assert model.source == "arcinstitute/ST-Tahoe"
+    model = read_st_folder("arcinstitute/ST-HVG/zeroshot", offline=True)
+    assert asked == [("arcinstitute/ST-HVG", [f"zeroshot/{name}" for name in _WANTED], True)]
+    assert model.source == "arcinstitute/ST-HVG/zeroshot"

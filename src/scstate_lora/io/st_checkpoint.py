@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,9 +14,17 @@ import numpy as np
 from scstate_lora._logging import logger
 from scstate_lora.io.arc_st import BACKBONE, take_backbone, take_network
 from scstate_lora.io.contents import Contents, open_contents
-from scstate_lora.io.hub import fetch_snapshot, is_hub_id
+from scstate_lora.io.hub import fetch_snapshot
 from scstate_lora.io.se_checkpoint import UNKNOWN_LICENCE, licence_beside, name_of
-from scstate_lora.io.st_files import codes, files_to_fetch, find_st_file, read_config, read_map, read_var_dims
+from scstate_lora.io.st_files import (
+    codes,
+    files_to_fetch,
+    find_st_file,
+    read_config,
+    read_map,
+    read_var_dims,
+    split_hub_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +118,6 @@ def read_st_folder(
     path: str | Path,
     *,
     reuse: Literal["all", "backbone"] = "all",
-    subfolder: str = "",
     offline: bool | None = None,
 ) -> STCheckpoint:
     """Read a published ST model without running code that is in it.
@@ -119,11 +126,10 @@ def read_st_folder(
     ----------
     path
         Folder with ``config.yaml`` and ``checkpoints/final.ckpt`` (or ``last``, ``best``, ``step=N``; older ones:
-        ``final.ckpt`` at the top), the checkpoint itself, or the id of a repository on the Hub.
+        ``final.ckpt`` at the top), the checkpoint itself, or a repository on the Hub: ``owner/name``, or
+        ``owner/name/folder`` where it holds several models, each with ``@revision`` behind it if another is wanted.
     reuse
         ``"backbone"`` reads the transformer alone and needs no files beside the checkpoint.
-    subfolder
-        Folder of the model below `path`, where there are several.
     offline
         Look for a hub id on this machine only; None: as the Hub's own settings say.
 
@@ -137,12 +143,14 @@ def read_st_folder(
     OSError
         The Hub cannot be reached.
     """
-    source = str(path)
-    if is_hub_id(path):
-        path = fetch_snapshot(source, choose=lambda names: files_to_fetch(names, subfolder=subfolder), offline=offline)
-    folder, file = find_st_file(path, subfolder=subfolder)
-    if not is_hub_id(source):
-        source = str(Path(source).expanduser().resolve())
+    source, hub = str(path), split_hub_id(path)
+    if hub is None:
+        source = str(Path(path).expanduser().resolve())
+    else:
+        hub_id, within = hub
+        choose = partial(files_to_fetch, hub_id=hub_id, folder=within)
+        path = fetch_snapshot(hub_id, choose=choose, offline=offline) / within
+    folder, file = find_st_file(path)
     checkpoint = read_st_file(file, folder, source=source, reuse=reuse)
     logger.info("ST model %s: %s.", checkpoint.name, "; ".join([describe(checkpoint), *checkpoint.notes]))
     return checkpoint

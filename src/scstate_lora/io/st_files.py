@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import yaml
 
+from scstate_lora.io.hub import is_hub_id
 from scstate_lora.io.safe_pickle import load_pickle, load_torch
 from scstate_lora.io.save_load import holds_save
 
@@ -26,6 +27,7 @@ _BESIDE = re.compile(
     r"|(README|(MODEL_)?LICEN[SC]E|MODEL_ACCEPTABLE_USE)[^/]*",
     re.IGNORECASE,
 )
+_IN_REPOSITORY = re.compile(r"([^/@]+/[^/@]+)/([^@]+?)/?(@\S+)?")
 _ENDINGS = ("pt", "torch", "pkl")
 
 
@@ -45,29 +47,48 @@ def choose_weights(names: Sequence[str]) -> str | None:
     return others[0] if len(others) == 1 else None
 
 
-def files_to_fetch(names: Sequence[str], *, subfolder: str = "") -> list[str]:
+def split_hub_id(path: str | Path) -> tuple[str, str] | None:
+    """Split ``owner/name/folder@revision`` into the repository, with the revision, and the model's folder in it.
+
+    Returns
+    -------
+    ``owner/name@revision`` and the folder, empty where none is named; None for a local path.
+    """
+    if is_hub_id(path):
+        return str(path), ""
+    match = _IN_REPOSITORY.fullmatch(path) if isinstance(path, str) else None
+    if match is None or Path(path).exists() or Path(match[1]).parent.exists():  # rather a local path, mistyped
+        return None
+    hub_id = match[1] + (match[3] or "")
+    return (hub_id, match[2]) if is_hub_id(hub_id) and not match[2].endswith(".ckpt") else None
+
+
+def files_to_fetch(names: Sequence[str], *, hub_id: str, folder: str = "") -> list[str]:
     """Choose, of a repository's files, the weights that would be read and what belongs to them.
 
     Parameters
     ----------
     names
         All files, relative to the repository.
-    subfolder
-        Folder of the model in the repository.
+    hub_id
+        The repository, for the message.
+    folder
+        Folder of the model in it; empty for its top.
 
     Raises
     ------
     FileNotFoundError
-        There is no model at the top, or in the subfolder, but elsewhere in the repository.
+        There is no model there, but elsewhere in the repository.
     """
-    prefix = f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
+    prefix = f"{folder}/" if folder else ""
     inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     weights = choose_weights(inside)
     if weights is None:
         found = model_folders(names)
         if found:
-            where = f"its folder {subfolder!r}" if prefix else "the repository's top"
-            msg = f"There is no ST checkpoint in {where}. {_take_one_of(found)}"
+            where = f"the folder {folder!r} of {hub_id}" if folder else f"the top of {hub_id}"
+            name, at, revision = hub_id.partition("@")
+            msg = f"There is no ST checkpoint in {where}. {_take_one_of(found, f'{name}/{found[0]}{at}{revision}')}"
             raise FileNotFoundError(msg)
         return []
     return [prefix + name for name in (weights, *(name for name in inside if _BESIDE.fullmatch(name)))]
@@ -80,15 +101,13 @@ def model_folders(names: Sequence[str]) -> list[str]:
     return sorted(str(parent) for parent in parents if str(parent) != ".")
 
 
-def find_st_file(path: str | Path, *, subfolder: str = "") -> tuple[Path, Path]:
+def find_st_file(path: str | Path) -> tuple[Path, Path]:
     """Find the folder of a model and the checkpoint in it.
 
     Parameters
     ----------
     path
         Folder, or the checkpoint itself.
-    subfolder
-        Folder of the model below `path`.
 
     Returns
     -------
@@ -104,7 +123,7 @@ def find_st_file(path: str | Path, *, subfolder: str = "") -> tuple[Path, Path]:
     ValueError
         It is a model saved by this package.
     """
-    path = Path(path).expanduser() / subfolder
+    path = Path(path).expanduser()
     if not path.exists():
         msg = (
             f"There is no file or folder {path}. Give the folder of an ST model, which holds config.yaml and "
@@ -127,7 +146,11 @@ def find_st_file(path: str | Path, *, subfolder: str = "") -> tuple[Path, Path]:
     deeper = (file for file in path.rglob("*") if file.suffix in (".ckpt", ".pkl") and file.is_file())
     below = model_folders([file.relative_to(path).as_posix() for file in deeper])
     present = ", ".join(sorted(file.name for file in path.iterdir())[:10])
-    fix = _take_one_of(below) if below else "Download or copy it again, or give the checkpoint itself."
+    fix = (
+        _take_one_of(below, str(path / below[0]))
+        if below
+        else "Download or copy it again, or give the checkpoint itself."
+    )
     msg = f"{path} holds no checkpoints/final.ckpt, nor another checkpoint; it holds: {present or 'nothing'}. {fix}"
     raise FileNotFoundError(msg)
 
@@ -218,6 +241,6 @@ def _described(value: Any) -> str:
     return type(value).__name__ if shape is None else f"{type(value).__name__} of shape {tuple(shape)}"
 
 
-def _take_one_of(folders: Sequence[str]) -> str:
+def _take_one_of(folders: Sequence[str], example: str) -> str:
     listed = ", ".join(folders[:10]) + (", …" if len(folders) > 10 else "")
-    return f"ST models are in its folders: {listed}. Give one: subfolder={folders[0]!r}."
+    return f"ST models are in its folders: {listed}. Give one: {example!r}."
