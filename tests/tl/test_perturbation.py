@@ -26,7 +26,7 @@ COLUMNS = [
     "reason",
 ]
 BASELINES = ["no change", "mean shift", "perturbed mean", "context mean", "linear"]
-N_METRICS = 7
+N_METRICS = 14
 TYPES = ["B", "NK", "T"]
 HELD_OUT = "T"
 

@@ -10,6 +10,20 @@ from scstate_lora.metrics.baselines import (
     perturbed_mean,
     shifted,
 )
+from scstate_lora.metrics.cell_sets import (
+    mean_distance_between,
+    mmd,
+    nearest_distance,
+    relative_nearest_distance,
+)
+from scstate_lora.metrics.differential import (
+    GeneChanges,
+    de_direction,
+    de_overlap,
+    de_precision,
+    gene_changes,
+    weighted_mse,
+)
 from scstate_lora.metrics.discrimination import discrimination_score
 from scstate_lora.metrics.embedding import (
     Score,
@@ -40,6 +54,7 @@ from scstate_lora.metrics.perturbation import (
 )
 
 __all__ = [
+    "GeneChanges",
     "HeldOutScore",
     "LinearEffects",
     "Score",
@@ -48,8 +63,12 @@ __all__ = [
     "ceiling",
     "context_mean",
     "continuous_probe",
+    "de_direction",
+    "de_overlap",
+    "de_precision",
     "discrimination_score",
     "energy_distance",
+    "gene_changes",
     "goodness",
     "held_out_categorical_probe",
     "held_out_continuous_probe",
@@ -59,13 +78,18 @@ __all__ = [
     "mae",
     "majority_share",
     "mean_distance",
+    "mean_distance_between",
     "mean_shift",
+    "mmd",
     "mse",
+    "nearest_distance",
     "no_change",
     "pearson_delta",
     "pearson_delta_top",
     "perturbed_mean",
+    "relative_nearest_distance",
     "shifted",
     "skill",
     "variance_ratio",
+    "weighted_mse",
 ]

@@ -112,8 +112,8 @@ def mean_distance(x: ArrayLike, y: ArrayLike | None = None, *, chunk: int = 1024
     ValueError
         If `x` and `y` do not have the same genes, one is empty, or a number is not finite.
     """
-    cells = _checked_cells(x, "x")
-    others = cells if y is None else _checked_cells(y, "y")
+    cells = checked_cells(x, "x")
+    others = cells if y is None else checked_cells(y, "y")
     if cells.shape[1] != others.shape[1]:
         raise ValueError(f"x has {cells.shape[1]} genes and y has {others.shape[1]}; they must be the same genes.")
     return _mean_distance(cells, others, within=y is None, chunk=chunk)
@@ -164,7 +164,7 @@ def variance_ratio(pred: ArrayLike, real: ArrayLike) -> float:
     """
     totals = []
     for name, given in (("pred", pred), ("real", real)):
-        cells = _checked_cells(given, name)
+        cells = checked_cells(given, name)
         if len(cells) < 2:
             raise ValueError(f"A variance needs at least two cells; {name} has {len(cells)}.")
         totals.append(float(np.var(cells, axis=0, dtype=np.float64).sum()))
@@ -296,7 +296,8 @@ def _checked_means(*means: ArrayLike) -> list[np.ndarray]:
     return arrays
 
 
-def _checked_cells(cells: ArrayLike, name: str) -> np.ndarray:
+def checked_cells(cells: ArrayLike, name: str) -> np.ndarray:
+    """Return cells as an array of shape ``(n_cells, n_genes)``; a ValueError if they are none, or not finite."""
     cells = np.asarray(cells)
     if cells.ndim != 2 or not cells.size:
         raise ValueError(

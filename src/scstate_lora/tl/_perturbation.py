@@ -56,6 +56,15 @@ _METRICS = {
     "mse": _Metric(lambda pred, real, _: metrics.mse(_mean(pred), _mean(real)), "lower", 0.0, np.inf),
     "e_distance": _Metric(lambda pred, real, _: metrics.energy_distance(pred, real), "lower", 0.0, np.inf),
     "variance_ratio": _Metric(lambda pred, real, _: metrics.variance_ratio(pred, real), "one", 0.0, np.inf),
+    "mse_de_weighted": _Metric(metrics.weighted_mse, "lower", 0.0, np.inf),
+    "mmd": _Metric(lambda pred, real, _: metrics.mmd(pred, real), "lower", 0.0, 2.0),
+    "nearest_distance": _Metric(lambda pred, real, _: metrics.nearest_distance(pred, real), "lower", 0.0, np.inf),
+    "nearest_distance_relative": _Metric(
+        lambda pred, real, _: metrics.relative_nearest_distance(pred, real), "lower", 0.0, np.inf
+    ),
+    "de_overlap50": _Metric(partial(metrics.de_overlap, n_top=50), "higher", 0.0, 1.0),
+    "de_direction50": _Metric(partial(metrics.de_direction, n_top=50), "higher", 0.0, 1.0),
+    "de_precision50": _Metric(partial(metrics.de_precision, n_top=50), "higher", 0.0, 1.0),
 }
 
 
@@ -82,6 +91,13 @@ def evaluate_perturbation(
     * ``mae``, ``mse``: difference between the means of predicted and measured cells.
     * ``e_distance``: energy distance, V-statistic, not halved (:func:`scstate_lora.metrics.energy_distance`).
     * ``variance_ratio``: total variance over the measured one; 1 is right, near 0 is mode collapse.
+    * ``mse_de_weighted``: ``mse`` with every gene weighted by how surely it changes in the measured cells.
+    * ``mmd``: squared maximum mean discrepancy, Gaussian kernels (:func:`scstate_lora.metrics.mmd`).
+    * ``nearest_distance``, ``nearest_distance_relative``: mean distance of a predicted cell to the nearest measured
+      one, as it is and over the mean distance between measured cells. A collapsed prediction can score well here.
+    * ``de_overlap50``, ``de_direction50``, ``de_precision50``: of the 50 most changed measured genes (Welch's t-test,
+      FDR under 5 %), those also among the 50 most changed predicted ones, and those predicted to move the same way; of
+      the 50 most changed predicted genes, those that change in the measured cells.
 
     Rows of ``model``: the model (`name`) and
 
