@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.optimize import nnls
 
 from scstate_lora.training.start import GroupStatistics, group_statistics, shifts_of
 
@@ -14,8 +16,10 @@ if TYPE_CHECKING:
 
     from scstate_lora.data.sets import Group
 
-_WIDTHS = (0.3, 1.0, 3.0)
+_WIDTHS = (1.0, 3.0, 10.0)
 """Widths of the kernel that are tried, in units of the mean squared distance of two contexts."""
+_NOISES = (0.03, 0.1, 0.3, 1.0)
+"""Shares of the noise that are tried: where few genes respond by much, less of it counts than in the mean gene."""
 _MOST_GROUPS = 2000
 _FEWEST_FOLDS = 3
 
@@ -59,9 +63,11 @@ def fit_contexts(
 ) -> ContextFit:
     """Solve for how a shift depends on the context, by leaving cell types out.
 
-    A Gaussian process (Rasmussen & Williams 2006) on what the groups' differences show beyond the common shift, with
-    the noise that follows from the cells' variance and number. The width of its kernel, or to have none, is what
-    predicts the groups of a fold best from those of all others.
+    A Gaussian process for every gene (Rasmussen & Williams 2006) on what the groups' differences show beyond the common
+    shift. All have one kernel. The noise of a gene follows from the cells' variance and number, and its signal rises
+    with its common shift, because genes that respond by more respond more differently; how much so is estimated over
+    all genes. The width of the kernel and the share of the noise, or to have no kernel at all, are what predicts the
+    groups of one cell type best from those of all others.
 
     Parameters
     ----------
@@ -81,30 +87,34 @@ def fit_contexts(
     if len(set(folds)) < _FEWEST_FOLDS or len(groups) > _MOST_GROUPS:
         why = "too few cell types to tell" if len(groups) <= _MOST_GROUPS else f"over {_MOST_GROUPS} groups"
         return _nothing(stats.control.shape[1], told.shape[1], note=f"the same in all contexts: {why}")
-    errors = dict.fromkeys((None, *_WIDTHS), 0.0)
+    choices = [None, *product(_WIDTHS, _NOISES)]
+    errors: dict[tuple[float, float] | None, float] = dict.fromkeys(choices, 0.0)
     for fold in sorted(set(folds)):
         kept, left = names != fold, names == fold
         common = shifts_of(stats.delta[kept], told[kept])
         # Of a perturbation that only this fold has, nothing can be said.
         left &= np.array([((told[kept] != 0) & (row != 0)).any() for row in told])
-        for width in errors:
-            fitted = nothing if width is None else _solve(stats, told, kept, common, width)
+        for choice in choices:
+            fitted = nothing if choice is None else _solve(stats, told, kept, common, *choice)
             predicted = told[left] @ common + fitted.predict(stats.control[left], told[left])
-            errors[width] += float(np.square(predicted - stats.delta[left]).sum())
-    best = min(errors, key=lambda width: errors[width])
+            errors[choice] += float(np.square(predicted - stats.delta[left]).sum())
+    best = min(errors, key=lambda choice: errors[choice])
     gain = 1 - errors[best] / errors[None] if errors[None] else 0.0
     if best is None or not gain > 0:
         return _nothing(stats.control.shape[1], told.shape[1], note="the same in all contexts: types respond alike")
     everything = np.ones(len(groups), dtype=bool)
-    fitted = _solve(stats, told, everything, shifts_of(stats.delta, told), best)
+    fitted = _solve(stats, told, everything, shifts_of(stats.delta, told), *best)
     note = f"by {len(groups)} contexts; left-out cell types predicted with {gain:.0%} less error"
     return ContextFit(**{**fitted.__dict__, "note": note})
 
 
-def _solve(stats: GroupStatistics, told: np.ndarray, kept: np.ndarray, common: np.ndarray, width: float) -> ContextFit:
+def _solve(
+    stats: GroupStatistics, told: np.ndarray, kept: np.ndarray, common: np.ndarray, width: float, share: float
+) -> ContextFit:
     """Solve for the weights of the groups that are kept."""
     control, perts = stats.control[kept], told[kept]
-    residual = stats.delta[kept] - perts @ common
+    shift = perts @ common
+    residual = stats.delta[kept] - shift
     centre = control.mean(axis=0)
     beyond = control - centre
     squares = float(np.square(beyond).sum())
@@ -114,14 +124,24 @@ def _solve(stats: GroupStatistics, told: np.ndarray, kept: np.ndarray, common: n
     basis = left[:, sizes > 1e-6 * max(sizes.max(), 1e-12)]
     points = beyond @ basis
     apart = np.square(points[:, None] - points[None]).sum(-1)
-    typical = float(apart[np.triu_indices(len(points), 1)].mean())
-    scale = width * max(typical, 1e-12)
-    noise = stats.noise[kept]
-    signal = max(float(np.square(residual).sum(axis=1).mean()) - float(noise.mean()), 0.1 * float(noise.mean()), 1e-12)
-    alike = _kernel(points, points, scale) * (perts @ perts.T)
-    strength = np.maximum(np.square(perts).sum(axis=1), 1e-12)
-    alpha = np.linalg.solve(alike + np.diag(noise / signal * strength), residual)
-    return ContextFit(centre, basis, points, perts, alpha, scale, slope, "")
+    scale = width * max(float(apart[np.triu_indices(len(points), 1)].mean()), 1e-12)
+    ratios = share * _noise_to_signal(stats.noise[kept].mean(axis=0), residual, shift)  # (n_inputs,)
+    # Groups of few cells count for less, by the same factor in every gene.
+    noisiness = stats.noise[kept].sum(axis=1)
+    strength = np.square(perts).sum(axis=1) * noisiness / max(float(noisiness.mean()), 1e-12)
+    white = 1 / np.sqrt(np.maximum(strength, 1e-12))
+    values, vectors = np.linalg.eigh(white[:, None] * _kernel(points, points, scale) * (perts @ perts.T) * white)
+    within = vectors.T @ (white[:, None] * residual) / (values.clip(min=0)[:, None] + ratios)
+    return ContextFit(centre, basis, points, perts, white[:, None] * (vectors @ within), scale, slope, "")
+
+
+def _noise_to_signal(noise: np.ndarray, residual: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Variance of the noise over that of the true differences between contexts, ``(n_inputs,)``."""
+    squared = np.square(shift).mean(axis=0)
+    design = np.stack([np.ones_like(squared), squared], axis=1)
+    coefficients, _ = nnls(design, np.square(residual).mean(axis=0) - noise)
+    signal = np.maximum(design @ coefficients, 0.02 * noise)
+    return noise / np.maximum(signal, 1e-12)
 
 
 def _kernel(points: np.ndarray, others: np.ndarray, width: float) -> np.ndarray:

@@ -75,7 +75,7 @@ def shrinkage(x: sparse.csr_matrix | np.ndarray, groups: list[Group]) -> float:
     """
     stats = group_statistics(x, groups)
     perts = np.array([g.pert for g in groups])
-    noise = float(stats.noise.mean())
+    noise = float(stats.noise.sum(axis=1).mean())
     squares, freedom = 0.0, 0
     for pert in set(perts):
         own = stats.delta[perts == pert]
@@ -94,7 +94,7 @@ class GroupStatistics(NamedTuple):
     delta: np.ndarray
     """Mean of the perturbed cells minus that, ``(n_groups, n_columns)``."""
     noise: np.ndarray
-    """Expected squared error of the difference, summed over columns, ``(n_groups,)``."""
+    """Expected squared error of the difference, ``(n_groups, n_columns)``."""
     spread: np.ndarray
     """About the mean distance of two control cells, ``(n_groups,)``."""
 
@@ -103,19 +103,22 @@ def group_statistics(x: sparse.csr_matrix | np.ndarray, groups: list[Group]) -> 
     """Read means and variances of groups of cells."""
     control = np.array([_mean(x, g.control) for g in groups])
     perturbed = np.array([_mean(x, g.perturbed) for g in groups])
-    variances = np.array([[_variance(x, g.perturbed), _variance(x, g.control)] for g in groups])
-    sizes = np.array([[len(g.perturbed), len(g.control)] for g in groups])
-    return GroupStatistics(control, perturbed - control, (variances / sizes).sum(axis=1), np.sqrt(2 * variances[:, 1]))
+    noise, spread = [], []
+    for group in groups:
+        before, after = _variances(x, group.control), _variances(x, group.perturbed)
+        noise.append(before / len(group.control) + after / len(group.perturbed))
+        spread.append(np.sqrt(2 * before.sum()))
+    return GroupStatistics(control, perturbed - control, np.array(noise), np.array(spread))
 
 
 def _mean(x: sparse.csr_matrix | np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.asarray(x[rows].mean(axis=0), dtype=np.float64).ravel()
 
 
-def _variance(x: sparse.csr_matrix | np.ndarray, rows: np.ndarray) -> float:
-    """Variance of cells summed over genes, unbiased."""
+def _variances(x: sparse.csr_matrix | np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Unbiased variance of cells, ``(n_columns,)``."""
     cells = x[rows]
     squared = np.square(cells) if isinstance(cells, np.ndarray) else cells.multiply(cells)
     squares = np.asarray(squared.sum(axis=0), dtype=np.float64).ravel()
-    total = squares - len(rows) * _mean(x, rows) ** 2
-    return float(total.sum() / max(1, len(rows) - 1))
+    # Rounding may leave a gene that never varies a little below zero.
+    return np.maximum(squares - len(rows) * np.square(_mean(x, rows)), 0) / max(1, len(rows) - 1)
