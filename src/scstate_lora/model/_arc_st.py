@@ -25,7 +25,7 @@ GENE_RANGE = (0.0, 14.0)
 """arc-state's ``tx infer`` clips the expression that it predicts to this; the network itself does not."""
 _BACKBONE = ("backbone", "hidden", "n_layers", "n_heads", "head_dim", "intermediate")
 _AS_THEY_ARE = ("n_inputs", "pert_dim", "dropout", "n_encoder_layers", "n_decoder_layers", "activation", "basal_mlp")
-_NEW = "covariate_encoder."
+_COVARIATES, _PERTURBATIONS = "covariate_encoder.", "pert_encoder."
 
 
 def backbone_config(checkpoint: STCheckpoint) -> dict[str, Any]:
@@ -77,15 +77,38 @@ def st_network(checkpoint: STCheckpoint, specs: Mapping[str, CovariateSpec] | No
         A tensor is missing, unexpected or of another shape.
     """
     network = StateTransition(st_config(checkpoint), specs or {})
+    load_network(network, checkpoint)
+    return network.eval()
+
+
+def load_network(network: StateTransition, checkpoint: STCheckpoint, *, own_perturbations: bool = False) -> None:
+    """Give a network, made with :func:`st_config`, the weights of a published model.
+
+    Parameters
+    ----------
+    network
+        Changed in place. An encoder of covariates is new to the model, and made to say nothing until it is trained.
+    checkpoint
+        The model, read whole.
+    own_perturbations
+        Leave the encoder of perturbations, which may be of another width then, as it is: it is for others.
+
+    Raises
+    ------
+    ValueError
+        A tensor is missing, unexpected or of another shape.
+    """
     if network.covariate_encoder is not None:
         last = list(network.covariate_encoder.combination.modules())[-1]  # a LayerNorm, so that all of it can be learnt
         torch.nn.init.zeros_(last.weight)  # type: ignore[arg-type]
         torch.nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+    new = (_COVARIATES, _PERTURBATIONS) if own_perturbations else (_COVARIATES,)
     stored = {_our_name(name): tensor for name, tensor in checkpoint.state.items()}
-    expected = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(_NEW)}
+    if own_perturbations:
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(_PERTURBATIONS)}
+    expected = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(new)}
     check_state(expected, stored, what=str(checkpoint.path))
     _copy(stored, network)
-    return network.eval()
 
 
 def load_backbone(network: StateTransition, checkpoint: STCheckpoint) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scstate_lora._constants import OBSM_ST, UNS_KEY
+from scstate_lora._constants import BATCHES, OBSM_ST, UNS_KEY
 from scstate_lora._utils import did_you_mean, progress_bar
 from scstate_lora.data.fields import label_of
 from scstate_lora.data.sets import SetData, dense, windows
+from scstate_lora.model._arc_st import GENE_RANGE
 from scstate_lora.model._base import BaseModel
 from scstate_lora.model._counterfactual import move
 from scstate_lora.training.batches import to_tensors
@@ -59,6 +60,18 @@ class Predicting(BaseModel):
         """Cells as the network reads them."""
         raise NotImplementedError
 
+    def _batch_codes(self, adata: AnnData) -> np.ndarray | None:
+        """Codes of cells in the network's table of batches; None where it has none."""
+        raise NotImplementedError
+
+    @property
+    def _predicts_untrained(self) -> bool:
+        raise NotImplementedError
+
+    def _require_ready(self, what: str) -> None:
+        if not self._predicts_untrained:
+            self._require_trained(what)
+
     def predict(
         self,
         adata: AnnData | None = None,
@@ -98,7 +111,7 @@ class Predicting(BaseModel):
         KeyError
             A column is missing.
         """
-        self._require_trained("predict()")
+        self._require_ready("predict()")
         adata = self._cells(adata)
         registry = self.registry
         targets = names_of(target)
@@ -182,7 +195,8 @@ class Predicting(BaseModel):
     def _data(self, adata: AnnData, encoded: dict[str, np.ndarray] | None = None) -> SetData:
         """Read what the network sees of cells, their perturbation excepted; covariates may be given."""
         own = self.registry.encode(adata.obs, without=self.registry.pert_key) if encoded is None else encoded
-        return SetData(self._cells_in_space(adata), self.perts.values[:0], own)
+        batches = self._batch_codes(adata)
+        return SetData(self._cells_in_space(adata), self.perts.values[:0], own, table_of_batches=batches)
 
     def _run(self, data: SetData, contexts: np.ndarray, perts: np.ndarray, *, represent: bool = False) -> _Computed:
         """Pass all cells through the network in sets of one context and perturbation; rows stay in order."""
@@ -213,6 +227,8 @@ class Predicting(BaseModel):
                 "covariates": {name: values[rows][None] for name, values in data.covariates.items()},
             }
         )
+        if data.table_of_batches is not None:
+            batch["covariates"][BATCHES] = torch.from_numpy(data.table_of_batches[rows][None])
         network = self.network.eval()
         with torch.inference_mode():
             if represent:
@@ -221,7 +237,11 @@ class Predicting(BaseModel):
             predicted = network(batch["control"], batch["pert"], batch["covariates"])
             genes = None if network.gene_decoder is None else network.decode(predicted.cells)[0].numpy()
             expected = None if predicted.confidence is None else predicted.confidence.expand(len(rows)).numpy()
-            return _Computed(predicted.cells[0].numpy(), genes, expected)
+            cells = predicted.cells[0].numpy()
+        if self._predicts_untrained:  # a published model's expression is cut as its own code does
+            genes = None if genes is None else genes.clip(*GENE_RANGE)
+            cells = cells.clip(*GENE_RANGE) if self.options.space == "genes" else cells
+        return _Computed(cells, genes, expected)
 
     def get_latent_representation(self, adata: AnnData | None = None, *, key_added: str | None = OBSM_ST) -> np.ndarray:
         """Represent cells under their own perturbation as the network sees them before its head.
@@ -249,7 +269,7 @@ class Predicting(BaseModel):
         Adds ``adata.obsm["X_scstate_st"]``. A cell's representation depends on the set it is in: cells of its context
         and perturbation. So it was told both, and finding the cell type in it is no evidence.
         """
-        self._require_trained("get_latent_representation()")
+        self._require_ready("get_latent_representation()")
         adata = self._cells(adata)
         key = str(self.registry.pert_key)
         if key not in adata.obs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from scstate_lora.data.fields import CategoricalCovariate, Covariate
 from scstate_lora.data.perturbations import PerturbationTable
 from scstate_lora.data.sets import SetData, SetSampler, WholeGroups
 from scstate_lora.io.save_load import check_state
+from scstate_lora.io.st_checkpoint import read_st_folder
 from scstate_lora.model._mhc import HyperConnected, describe_mhc, refuse_other
 from scstate_lora.model._specs import covariate_specs
 from scstate_lora.model._st_inputs import choose_genes, choose_set_len, expression, read_velocity, split_groups
 from scstate_lora.model._st_predict import Predicting
+from scstate_lora.model._st_pretrained import Origin, Reuse, adopt
 from scstate_lora.nn.hyper_connections import apply_mhc_to_transformer, mhc_parameters, remove_mhc
 from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.transition import StateTransition, STConfig
@@ -31,6 +33,7 @@ from scstate_lora.training.start import mean_shifts, shrinkage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import pandas as pd
     from anndata import AnnData
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scstate_lora.data.sets import Group
+    from scstate_lora.io.st_checkpoint import STCheckpoint
 
 # Cells a step on a CPU: more is slower without being better on data of a laptop's size.
 _CPU_CELLS = 512
@@ -62,9 +66,15 @@ class STTransition(HyperConnected, Predicting):
         Sizes and form, see :class:`scstate_lora.config.STModelConfig`.
     objective
         Weights of the loss terms, see :class:`scstate_lora.config.STObjectiveConfig`.
+    pretrained
+        A published ST model to start from: its folder, or its id on the Hugging Face hub. Its form, sizes and genes
+        (matched by name) then go before ``model``. It predicts as it is, where it knows the perturbations; for others
+        it is given a new encoder.
+    reuse
+        ``"all"`` of it, or the ``"backbone"`` alone, with new encoders and head: for data of other sizes.
     finetune
         ``"full"``: all of the backbone trains. ``"lora"``: adapters on its attention do. ``"frozen"``: nothing of it.
-        Encoders and head always train.
+        Encoders and head always train. None: adapters on a pretrained backbone, all of a new one.
     lora
         Options of the adapters, see :class:`scstate_lora.config.STLoraConfig`; with ``finetune="lora"``.
     pert_features
@@ -83,7 +93,10 @@ class STTransition(HyperConnected, Predicting):
     ValueError
         It was set up without ``pert_key``, an option is not allowed, no context has enough training cells,
         ``cell_set_len`` is larger than any of them, a perturbation of the training cells has no features, or one has no
-        training cells and there are no features.
+        training cells and there are no features. A pretrained model's sizes or genes are not those of the data; it is
+        damaged or holds code.
+    FileNotFoundError
+        There is no pretrained model at the path.
 
     References
     ----------
@@ -98,6 +111,8 @@ class STTransition(HyperConnected, Predicting):
         *,
         model: STModelConfig | dict[str, Any] | None = None,
         objective: STObjectiveConfig | dict[str, Any] | None = None,
+        pretrained: str | Path | None = None,
+        reuse: Reuse = "all",
         finetune: Literal["lora", "full", "frozen"] | None = None,
         lora: STLoraConfig | dict[str, Any] | None = None,
         pert_features: pd.DataFrame | None = None,
@@ -109,6 +124,9 @@ class STTransition(HyperConnected, Predicting):
             raise ValueError(msg)
         self.options = STModelConfig.parse(model, name="model")
         self.objective = STObjectiveConfig.parse(objective, name="objective")
+        _check_choice("reuse", reuse, get_args(Reuse))
+        if finetune is None:
+            finetune = "full" if pretrained is None else "lora"
         self.finetune = _check_finetune(finetune)
         self.lora = STLoraConfig.parse(lora, name="lora")
         if lora is not None and self.finetune != "lora":
@@ -116,7 +134,13 @@ class STTransition(HyperConnected, Predicting):
             raise ValueError(msg)
         self.mhc: MHCConfig | None = None
         self.prior_note = "not solved for yet"
-        self.perts = self._perturbations(pert_features)
+        self.origin: Origin | None = None
+        checkpoint = None if pretrained is None else read_st_folder(pretrained, reuse=reuse)
+        adopted = None if checkpoint is None else adopt(checkpoint, adata, self.registry, self.options, reuse)
+        if adopted is None or adopted.perts is None or pert_features is not None:
+            self.perts = self._perturbations(pert_features)
+        else:
+            self.perts = adopted.perts
         groups = self._groups("train", _MIN_GROUP)
         if not groups:
             keys = self.registry.context_keys
@@ -124,10 +148,23 @@ class STTransition(HyperConnected, Predicting):
             advice = "Use coarser contexts (context_keys=[...]) or more cells." if keys else "Use more cells."
             msg = f"{where} {_MIN_GROUP} control and {_MIN_GROUP} perturbed training cells. {advice}"
             raise ValueError(msg)
-        self.set_len, self.set_note = choose_set_len(groups, self.options.cell_set_len)
-        self.genes, self.gene_note = choose_genes(adata, self.registry, self._rows("train"), self.options.n_genes)
-        self.sizes = self._sizes()
-        self._build()
+        if adopted is not None:
+            own = adopted.perts is None or pert_features is not None
+            self.origin = replace(adopted.origin, own_perturbations=own)
+            self.options = adopted.options
+        if adopted is not None and adopted.sizes is not None:
+            self.set_len = int(self.options.cell_set_len or 0)
+            self.set_note = f"sets of {self.set_len} cells, as it was trained"
+            self.genes, self.gene_note = (
+                adopted.genes or [],
+                f"{len(adopted.genes or [])} genes, those it was trained on",
+            )
+            self.sizes = replace(adopted.sizes, pert_dim=self.perts.dim)
+        else:
+            self.set_len, self.set_note = choose_set_len(groups, self.options.cell_set_len)
+            self.genes, self.gene_note = choose_genes(adata, self.registry, self._rows("train"), self.options.n_genes)
+            self.sizes = replace(self._sizes(), **({} if adopted is None else adopted.backbone))
+        self._build(checkpoint)
 
     def _perturbations(self, features: pd.DataFrame | None) -> PerturbationTable:
         """Describe the perturbations; without features every one must have training cells."""
@@ -176,11 +213,13 @@ class STTransition(HyperConnected, Predicting):
             **{name: getattr(o, name) for name in _SHARED},
         )
 
-    def _build(self) -> None:
+    def _build(self, checkpoint: STCheckpoint | None = None) -> None:
         specs = covariate_specs(self._covariates(), embed_dim=_COVARIATE_DIM)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.network = StateTransition(self.sizes, specs)
+            if self.origin is not None and checkpoint is not None:
+                self.origin.load_into(self.network, checkpoint)
             if self.finetune != "full":
                 self.network.transformer_backbone.requires_grad_(requires_grad=False)
             if self.finetune == "lora":
@@ -211,6 +250,15 @@ class STTransition(HyperConnected, Predicting):
             return self.registry.embedding(adata)
         return expression(adata, self.registry, self.genes)
 
+    def _batch_codes(self, adata: AnnData) -> np.ndarray | None:
+        if self.origin is None or self.sizes.n_batches is None:
+            return None
+        return self.origin.batch_codes(adata, self.registry)
+
+    @property
+    def _predicts_untrained(self) -> bool:
+        return self.origin is not None and self.origin.is_whole
+
     def _training_data(self) -> SetData:
         """Read the cells, and what only training asks for."""
         data = self._data(self.adata)
@@ -219,7 +267,7 @@ class STTransition(HyperConnected, Predicting):
         for code in {group.pert for group in trained}:
             perts[code] = self.perts.encode([self.registry.perturbations[code]])[0]
         extra: dict[str, Any] = {"perts": perts}
-        if self.sizes.n_decoded is not None:
+        if self.sizes.n_decoded is not None and set(self.genes) <= set(self.registry.var_names):
             extra["genes"] = expression(self.adata, self.registry, self.genes)
         if self.objective.velocity_key is not None:
             genes = self.genes if self.options.space == "genes" else None
@@ -269,12 +317,12 @@ class STTransition(HyperConnected, Predicting):
 
     def train(
         self,
-        max_epochs: int = 20,
+        max_epochs: int | None = None,
         *,
-        lr: float = 1e-3,
+        lr: float | None = None,
         batch_size: int | None = None,
         weight_decay: float = 0.01,
-        warmup_steps: int = 20,
+        warmup_steps: int | None = None,
         mhc: bool | MHCConfig | dict[str, Any] = False,
         **trainer: Any,
     ) -> None:
@@ -283,9 +331,10 @@ class STTransition(HyperConnected, Predicting):
         Parameters
         ----------
         max_epochs
-            Epochs of at least 20 steps each.
+            Epochs of at least 20 steps each; 20 of them by default, and 5 for a pretrained model.
         lr, weight_decay, warmup_steps
-            Of AdamW; the learning rate rises over the warm-up and then falls along a cosine.
+            Of AdamW; the learning rate rises over the warm-up and then falls along a cosine. By default 1e-3 after 20
+            steps, and for a pretrained model 5e-5 after 100.
         batch_size
             Sets a step; by default as many as make 512 cells on a CPU, and 16 on a GPU.
         mhc
@@ -315,6 +364,10 @@ class STTransition(HyperConnected, Predicting):
         see ``logger`` and ``run_folder``.
         """
         options = TrainerOptions.parse(trainer, further=(*TRAIN_ARGUMENTS, "mhc"))
+        tunes = self.origin is not None and self.origin.reuse == "all"
+        max_epochs = (5 if tunes else 20) if max_epochs is None else max_epochs
+        lr = (5e-5 if tunes else 1e-3) if lr is None else lr
+        warmup_steps = (100 if tunes else 20) if warmup_steps is None else warmup_steps
         check_schedule(
             max_epochs=max_epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps
         )
@@ -382,6 +435,7 @@ class STTransition(HyperConnected, Predicting):
             parts.append(("covariate encoder", n.covariate_encoder, ", ".join(c.name for c in self._covariates())))
         names = {"gpt2": "GPT-2", "llama": "LLaMA", "bert": "BERT"}
         backbone = f"{names[s.backbone]}, {s.n_layers} layers x {s.hidden}, {s.n_heads} heads; {self.set_note}"
+        backbone += "" if self.origin is None else f"; of {self.origin.name}"
         parts.append(("backbone", _only(n.transformer_backbone, _is_backbone), backbone))
         if self.finetune == "lora":
             note = f"rank {self.lora.r}, alpha {self.lora.alpha}"
@@ -412,11 +466,64 @@ class STTransition(HyperConnected, Predicting):
             "finetune": self.finetune,
             "lora": self.lora.model_dump(),
             "mhc": None if self.mhc is None else self.mhc.model_dump(),
+            "pretrained": None if self.origin is None else self.origin.to_dict(),
         }
         return {**options, "sizes": self.sizes.to_dict(), "perturbations": self.perts.to_dict(), **notes}
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         return {"weights": self.network.state_dict(), "perturbations": {"values": torch.from_numpy(self.perts.values)}}
+
+    def _texts(self) -> dict[str, str]:
+        return super()._texts() | ({} if self.origin is None else {"NOTICE": self.origin.notice()})
+
+    def save(self, path: str | Path, *, save_base: bool = False) -> None:
+        """Save the model as a directory of JSON and safetensors.
+
+        Parameters
+        ----------
+        path
+            Directory. A model saved there before is replaced, once the new one is complete.
+        save_base
+            Save what was not trained of a pretrained model, too. Without it that is read again from where it was.
+
+        Raises
+        ------
+        ValueError
+            The model is not trained.
+        FileExistsError
+            ``path`` holds something else.
+        OSError
+            Writing failed; an older save is intact.
+        """
+        self._require_trained("save()")
+        tensors = self._tensors()
+        if self.origin is not None and not save_base:
+            frozen = {name for name, p in self.network.named_parameters() if not p.requires_grad}
+            tensors["weights"] = {name: t for name, t in tensors["weights"].items() if name not in frozen}
+        self._write(path, tensors)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, adata: AnnData | None = None, pretrained: str | Path | None = None
+    ) -> STTransition:
+        """Load a saved model.
+
+        Parameters
+        ----------
+        path
+            Directory written by :meth:`save`.
+        adata
+            Cells to use by default; validated against the model's registry when used.
+        pretrained
+            Where the pretrained model is that this one was trained on, if it is not where it was.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            The directory is missing, damaged, of a newer format, or holds another kind of model; the pretrained model
+            is missing or another one.
+        """
+        return cls._load(path, adata, pretrained=pretrained)
 
     def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **given: Any) -> None:
         self.options = STModelConfig.parse(metadata["options"], name="model")
@@ -429,9 +536,16 @@ class STTransition(HyperConnected, Predicting):
         self.set_len, self.set_note = metadata["set_len"], metadata["set_note"]
         self.genes, self.gene_note = metadata["genes"], metadata["gene_note"]
         self.prior_note = metadata["prior_note"]
+        self.origin = None if metadata["pretrained"] is None else Origin(**metadata["pretrained"])
+        stored = tensors["weights"]
         self._build()
-        check_state(self.network.state_dict(), tensors["weights"], what="the network")
-        self.network.load_state_dict(tensors["weights"])
+        expected = self.network.state_dict()
+        frozen = {name for name, p in self.network.named_parameters() if not p.requires_grad}
+        if self.origin is not None and frozen and not frozen & set(stored):
+            self._build(self.origin.read_again(given["pretrained"]))
+            expected = {name: tensor for name, tensor in expected.items() if name not in frozen}
+        check_state(expected, stored, what="the network")
+        self.network.load_state_dict(stored, strict=False)  # names and shapes were compared
 
 
 _SHARED = (
@@ -448,14 +562,15 @@ _SHARED = (
 """Options that are sizes of the network too."""
 
 
-def _check_finetune(finetune: str | None) -> Literal["lora", "full", "frozen"]:
-    if finetune is None:
-        return "full"
-    known = ("lora", "full", "frozen")
-    if finetune not in known:
-        msg = f"finetune={finetune!r} is unknown. {did_you_mean(str(finetune), known)}"
-        raise ValueError(msg)
+def _check_finetune(finetune: str) -> Literal["lora", "full", "frozen"]:
+    _check_choice("finetune", finetune, ("lora", "full", "frozen"))
     return finetune  # type: ignore[return-value]  # one of them
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        msg = f"{name}={value!r} is unknown. {did_you_mean(str(value), known)}"
+        raise ValueError(msg)
 
 
 def _is_backbone(name: str) -> bool:
