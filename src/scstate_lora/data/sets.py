@@ -35,7 +35,7 @@ class SetBatch(TypedDict):
     velocity_confidence: NotRequired[np.ndarray]
     """Its confidence, ``(n_sets, n_cells)``."""
     batch: NotRequired[np.ndarray]
-    """Most frequent batch of each set's control cells, int64 ``(n_sets,)``."""
+    """Most frequent batch of each set's control cells, int64 ``(n_sets,)``; -1 where none is known."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SetData:
     table_of_batches
         Codes of the batches where the network has a table of them, int64 ``(n_cells,)``.
     batches
-        Codes of the batches where the network is to tell them apart, int64 ``(n_cells,)``.
+        Codes of the batches where the network is to tell them apart, int64 ``(n_cells,)``; -1 for an unknown one.
     """
 
     x: sparse.csr_matrix | np.ndarray
@@ -86,8 +86,13 @@ class SetData:
         if self.velocity_confidence is not None:
             made["velocity_confidence"] = self.velocity_confidence[control]
         if self.batches is not None:
-            made["batch"] = np.array([np.bincount(rows).argmax() for rows in self.batches[control]], dtype=np.int64)
+            made["batch"] = np.array([_most_frequent(codes) for codes in self.batches[control]], dtype=np.int64)
         return made
+
+
+def _most_frequent(codes: np.ndarray) -> int:
+    known = codes[codes >= 0]
+    return int(np.bincount(known).argmax()) if len(known) else -1
 
 
 def dense(x: sparse.csr_matrix | np.ndarray, rows: np.ndarray) -> np.ndarray:

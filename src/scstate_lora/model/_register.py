@@ -120,6 +120,7 @@ def register(
         )
         cells = make_split(adata, registry, rules)
         _check_levels_are_trained(adata, registry, cells)
+        registry = registry.of_trained_batches(adata, cells == "train")
         registry.write(adata)
         write_split(adata, cells)
         write_split_table(adata, registry, rules)

@@ -16,6 +16,7 @@ from scstate_lora.data.perturbations import PerturbationTable
 from scstate_lora.data.sets import SetData, SetSampler, WholeGroups
 from scstate_lora.io.st_checkpoint import read_st_folder
 from scstate_lora.model._mhc import refuse_other
+from scstate_lora.model._se_inputs import batch_codes
 from scstate_lora.model._st_inputs import choose_genes, choose_set_len, expression, read_velocity
 from scstate_lora.model._st_network import MIN_GROUP, NetworkModel
 from scstate_lora.model._st_pretrained import Origin, Reuse, adopt
@@ -185,7 +186,7 @@ class STTransition(NetworkModel):
             found = read_velocity(self.adata, self.registry, self.objective, genes=genes)
             extra["velocity"], extra["velocity_confidence"] = found
         if self.sizes.batch_classes is not None and self.registry.batch is not None:
-            extra["batches"] = self.registry.batch.encode(self.adata.obs[self.registry.batch.name])
+            extra["batches"] = batch_codes(self.registry, self.adata.obs)
         return replace(data, **extra)
 
     def _weights(self, data: SetData) -> dict[str, float]:

@@ -97,7 +97,9 @@ class STPlan(Plan):
             by_set = sum(self.weights[name] * distance for name, distance in distances.items())
             terms["confidence"] = F.mse_loss(predicted.confidence, by_set.detach())  # type: ignore[union-attr]
         if predicted.batch is not None and "batch" in self.weights:
-            terms["batch"] = F.cross_entropy(predicted.batch, batch["batch"])
+            known = batch["batch"] >= 0
+            entropy = F.cross_entropy(predicted.batch, batch["batch"].clamp(min=0), reduction="none")
+            terms["batch"] = (entropy * known).sum() / known.sum().clamp(min=1)
         return terms
 
     def _velocities(self, change: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
