@@ -286,10 +286,10 @@ def move_expression(control: Tensor, change: Tensor) -> Tensor:
     log1p expression of the cells changed, never negative; the control itself where the change is zero.
     """
     mean = control.mean(dim=1, keepdim=True) + _TINY
-    share = 0.5 * (mean / change.clamp(min=_TINY)).clamp(max=1)
+    share = 0.5 * mean / torch.maximum(change, mean)
     scaled = control * (1 + change / mean).clamp(min=0)
     # clamp, not relu: its slope at exactly zero is one, so an unexpressed gene can be learned to rise.
-    return share * scaled + (1 - share) * torch.clamp(control + change, min=0)
+    return torch.lerp(torch.clamp(control + change, min=0), scaled, share)
 
 
 def _is_base(name: str) -> bool:

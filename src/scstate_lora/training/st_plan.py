@@ -63,7 +63,7 @@ class STPlan(Plan):
 
     def weight(self, name: str) -> float:
         """Weight of a term at the present step: that of the velocity rises."""
-        if name != "velocity":
+        if name != "velocity" or not self.training:
             return self.weights[name]
         longest = int(self.trainer.estimated_stepping_batches) // 2
         return warmed_up(
@@ -78,16 +78,15 @@ class STPlan(Plan):
             name: distance(predicted.cells, target) for name, distance in SET_DISTANCES.items() if name in self.weights
         }
         terms = {name: by_set.mean() for name, by_set in distances.items()}
-        change = predicted.cells - control
         if "deviation" in self.weights:
             terms["deviation"] = predicted.change.square().sum(-1).mean()
         if "l1" in self.weights:
-            terms["l1"] = change.abs().mean()
+            terms["l1"] = (predicted.cells - control).abs().mean()
         if "decoder" in self.weights:
             terms["decoder"] = F.mse_loss(self.network.decode(target), batch["target_genes"])
         terms |= self._tokens(predicted, distances, batch)
         if "velocity" in batch:
-            terms |= self._velocities(change, batch)
+            terms |= self._velocities(predicted.cells - control, batch)
         return terms
 
     def _tokens(self, predicted: Prediction, distances: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
