@@ -71,10 +71,8 @@ def main() -> None:
             scores = scores[scores["context"] == held_out].assign(target=target, seed=seed, seconds=seconds)
             tables.append(scores)
             shown = scores.pivot_table(index="model", columns="metric", values="value", observed=True)
-            print(
-                f"\n{held_out}, {target}, seed {seed}: {seconds:.0f} s\n{shown.reindex(columns=METRICS).round(3).to_string()}",
-                flush=True,
-            )
+            print(f"\n{held_out}, {target}, seed {seed}: {seconds:.0f} s")
+            print(shown.reindex(columns=METRICS).round(3).to_string(), flush=True)
     scores = pd.concat(tables)
     means = scores.groupby(["model", "metric"], observed=True)["value"].mean().unstack("metric")
     print(f"\nMean over {len(folds)} held-out cell types\n{means.reindex(columns=METRICS).round(3).to_string()}")
