@@ -52,6 +52,11 @@ from scstate_lora.metrics.perturbation import (
     skill,
     variance_ratio,
 )
+from scstate_lora.metrics.stability import (
+    gradient_spikes,
+    loss_variance,
+    validation_improvement,
+)
 
 __all__ = [
     "GeneChanges",
@@ -70,11 +75,13 @@ __all__ = [
     "energy_distance",
     "gene_changes",
     "goodness",
+    "gradient_spikes",
     "held_out_categorical_probe",
     "held_out_continuous_probe",
     "held_out_knn_accuracy",
     "in_large_class",
     "knn_accuracy",
+    "loss_variance",
     "mae",
     "majority_share",
     "mean_distance",
@@ -90,6 +97,7 @@ __all__ = [
     "relative_nearest_distance",
     "shifted",
     "skill",
+    "validation_improvement",
     "variance_ratio",
     "weighted_mse",
 ]
