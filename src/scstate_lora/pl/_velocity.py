@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _KINDS = ("histogram", "arrows")
 _BINS = np.linspace(-1, 1, 41).tolist()
-_MOST_GROUPS = 12
-_MOST_ARROWS = 400
+_MOST_GROUPS = 40
+_MOST_ARROWS = 150
 _ARROW_COLUMNS = ("x", "y", "shift_x", "shift_y", "velocity_x", "velocity_y")
 
 
@@ -38,11 +38,12 @@ def velocity_alignment(
     table
         What :func:`scstate_lora.tl.velocity_alignment` returned, or the predicted cells that it wrote to.
     kind
-        ``"histogram"``: of the cosine of the cells, with its median. ``"arrows"``: shift and velocity of up to 400
+        ``"histogram"``: of the cosine of the cells, with its median. ``"arrows"``: shift and velocity of up to 150
         cells, where the model works in an embedding of two columns. Arrows of a kind share a scale, and each kind is
         scaled on its own, as a velocity has a time scale of its own.
     group_key
-        Column by whose values the histogram is drawn one by one, for instance ``"cell_type"``.
+        Column by whose values the cells are told apart, for instance ``"cell_type"``: instead of the histogram a row
+        each with the median (dot), the middle half (bar) and nine tenths (line) of the cells.
     min_confidence
         Cells whose velocity has less confidence are left out; those without a confidence stay.
     ax
@@ -60,14 +61,16 @@ def velocity_alignment(
         ``table`` is neither a table nor an AnnData.
     ValueError
         ``kind`` is unknown, the table is another one or not of two dimensions, no cell is left, or there are more than
-        12 groups.
+        40 groups.
     """
     if kind not in _KINDS:
         raise ValueError(f"kind={kind!r} is unknown. {did_you_mean(str(kind), _KINDS)}")
     cells = _cells(table)
     cells = cells[~(cells["confidence"] < min_confidence)]
     if ax is None:
-        _, ax = plt.subplots(figsize=(5.2, 3.6) if kind == "histogram" else (5.4, 5.0), layout="constrained")
+        n_groups = cells[group_key].nunique() if group_key in cells and kind == "histogram" else 0
+        height = 5.0 if kind == "arrows" else 1.3 + 0.27 * n_groups if n_groups else 3.6
+        _, ax = plt.subplots(figsize=(5.4, min(height, 12.0)), layout="constrained")
     if kind == "arrows":
         _draw_arrows(ax, cells)
     else:
@@ -98,32 +101,40 @@ def _draw_histogram(ax: Axes, cells: pd.DataFrame, group_key: str | None) -> Non
     if known.empty:
         raise ValueError("No cell is left that has both a shift and a velocity: there is no cosine to draw.")
     if group_key is None:
-        groups = {"": known["cosine"].to_numpy()}
-    elif group_key not in known:
-        raise KeyError(f"The table has no column {group_key!r}. {did_you_mean(group_key, known.columns)}")
+        cosine = known["cosine"].to_numpy()
+        ax.hist(cosine, bins=_BINS, weights=np.full(len(cosine), 1 / len(cosine)), color=color_cycle(1)[0], alpha=0.75)
+        ax.axvline(float(np.median(cosine)), color="#404040", linewidth=1.4)
+        ax.set_ylabel("share of the cells")
     else:
-        groups = {str(name): part["cosine"].to_numpy() for name, part in known.groupby(group_key, observed=True)}
-        if len(groups) > _MOST_GROUPS:
-            raise ValueError(
-                f"{group_key!r} has {len(groups)} values, too many lines for one picture; at most {_MOST_GROUPS}."
-            )
-    for (name, cosine), color in zip(groups.items(), color_cycle(len(groups)), strict=True):
-        weights = np.full(len(cosine), 1 / len(cosine))
-        if group_key is None:
-            ax.hist(cosine, bins=_BINS, weights=weights, color=color, alpha=0.75)
-            ax.axvline(float(np.median(cosine)), color="#404040", linewidth=1.4)
-        else:
-            label = f"{name} (median {np.median(cosine):.2f})"
-            ax.hist(cosine, bins=_BINS, weights=weights, color=color, histtype="step", linewidth=1.4, label=label)
-    ax.axvline(0, color="#8c8c8c", linewidth=0.8, linestyle=":")
+        _draw_groups(ax, _groups(known, group_key))
+    ax.axvline(0, color="#8c8c8c", linewidth=0.8, linestyle=":", zorder=0)
     ax.set_xlim(-1, 1)
     ax.set_xlabel("cosine of predicted shift and RNA velocity\n(−1 opposite, 0 unrelated, 1 the same way)")
-    ax.set_ylabel("share of the cells")
     left_out = len(cells) - len(known)
     said = f"{len(known):,} cells, median {known['cosine'].median():.2f}"
     ax.set_title(said + (f" ({left_out:,} without a direction)" if left_out else ""), fontsize="medium")
-    if group_key is not None:
-        ax.legend(fontsize="x-small", frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+
+
+def _groups(known: pd.DataFrame, group_key: str) -> dict[str, np.ndarray]:
+    if group_key not in known:
+        raise KeyError(f"The table has no column {group_key!r}. {did_you_mean(group_key, known.columns)}")
+    groups = {str(name): part["cosine"].to_numpy() for name, part in known.groupby(group_key, observed=True)}
+    if len(groups) > _MOST_GROUPS:
+        raise ValueError(
+            f"{group_key!r} has {len(groups)} values, too many rows for one picture; at most {_MOST_GROUPS}."
+        )
+    return groups
+
+
+def _draw_groups(ax: Axes, groups: dict[str, np.ndarray]) -> None:
+    for i, (cosine, color) in enumerate(zip(groups.values(), color_cycle(len(groups)), strict=True)):
+        lowest, low, middle, high, highest = np.quantile(cosine, [0.05, 0.25, 0.5, 0.75, 0.95])
+        ax.plot([lowest, highest], [i, i], color=color, linewidth=1.2)
+        ax.plot([low, high], [i, i], color=color, linewidth=7, solid_capstyle="butt", alpha=0.6)
+        ax.plot([middle], [i], marker="o", markersize=5, color="#404040", linestyle="")
+    ax.set_yticks(range(len(groups)), [f"{name} ({len(cosine):,})" for name, cosine in groups.items()])
+    ax.set_ylim(len(groups) - 0.4, -0.6)
+    ax.tick_params(axis="y", labelsize="small")
 
 
 def _draw_arrows(ax: Axes, cells: pd.DataFrame) -> None:
