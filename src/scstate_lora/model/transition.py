@@ -24,7 +24,7 @@ from scstate_lora.nn.hyper_connections import remove_mhc
 from scstate_lora.training.contexts import fit_contexts
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
 from scstate_lora.training.st_plan import STPlan
-from scstate_lora.training.start import mean_shifts, shrinkage
+from scstate_lora.training.start import group_statistics, mean_shifts, shrinkage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -194,8 +194,7 @@ class STTransition(NetworkModel):
         o = self.objective
         weights = {name: getattr(o, name) for name in ("energy", "sinkhorn", "mmd", "mse", "l1")}
         if self.sizes.residual == "output" and o.shrinkage:
-            # Contexts of one cell type respond alike, so what they tell together counts, not what each does.
-            weights["deviation"] = o.shrinkage * shrinkage(data.x, self._groups("train", MIN_GROUP, by_type=True))
+            weights["deviation"] = o.shrinkage * self._shrinkage(data)
         if data.genes is not None:
             weights["decoder"] = o.decoder
         if data.velocity is not None:
@@ -205,6 +204,14 @@ class STTransition(NetworkModel):
         if data.batches is not None:
             weights["batch"] = o.batch
         return weights
+
+    def _shrinkage(self, data: SetData) -> float:
+        # Contexts of one cell type respond alike, so what they tell together counts, not what each does.
+        groups = self._groups("train", MIN_GROUP, by_type=True)
+        stats, codes = group_statistics(data.x, groups), np.array([g.pert for g in groups])
+        control, perts = (torch.from_numpy(a.astype(np.float32)) for a in (stats.control, data.perts[codes]))
+        with torch.no_grad():
+            return shrinkage(stats, codes, self.network.common_shift(control, perts).numpy())
 
     def _start(self, data: SetData, groups: list[Group]) -> None:
         """Set the shift to what the training groups show."""

@@ -243,9 +243,7 @@ class StateTransition(nn.Module):
         mixed, confidence, batch = self._mix(tokens)
         if self.shift is not None:
             change = self.project_out(mixed)
-            mean = control.mean(dim=1)
-            shift = pert @ self.shift + self.context_shift(mean, pert)  # (n_sets, n_inputs)
-            whole = shift.unsqueeze(1) + change
+            whole = self.common_shift(control.mean(dim=1), pert).unsqueeze(1) + change
             cells = move_expression(control, whole) if self.config.non_negative else control + whole
         else:
             if self.final_down_then_up is not None:
@@ -256,6 +254,11 @@ class StateTransition(nn.Module):
                 cells = cells.relu()
             change = cells - control
         return Prediction(cells, change, confidence, batch)
+
+    def common_shift(self, control_mean: Tensor, pert: Tensor) -> Tensor:
+        """Shift of all cells of a set by the mean of its control cells and its perturbation, ``(n_sets, n_inputs)``."""
+        assert self.shift is not None  # only with an output residual
+        return pert @ self.shift + self.context_shift(control_mean, pert)
 
     def decode(self, cells: Tensor) -> Tensor:
         """log1p expression of predicted cells, ``(..., n_decoded)``; a ValueError where there is no decoder."""

@@ -52,35 +52,32 @@ def shifts_of(deltas: np.ndarray, told: np.ndarray) -> np.ndarray:
     return (ridge.coef_ * scale).T
 
 
-def shrinkage(x: sparse.csr_matrix | np.ndarray, groups: list[Group]) -> float:
-    """How strongly a context's own deviation from the mean shift should be held back.
+def shrinkage(stats: GroupStatistics, perts: np.ndarray, expected: np.ndarray) -> float:
+    """How strongly a context's own deviation from what is expected of it should be held back.
 
     The deviations that are seen consist of true differences between contexts and of sampling noise, whose size follows
     from the cells' variance and number. For a normal prior and noise the best weight of ``|deviation|^2`` beside an
     energy distance is ``(noise / true differences) / spread``: the distance between two clouds of cells that differ by
     a small shift d is about ``|d|^2 / spread``, spread being the mean distance between two cells (empirical Bayes;
-    Efron & Morris 1973, doi:10.1080/01621459.1973.10481350). Few cells a context, or contexts that respond alike, give
-    a large weight, and the model stays near the mean shift.
+    Efron & Morris 1973, doi:10.1080/01621459.1973.10481350). Few cells a context, or contexts that respond as
+    expected, give a large weight, and the model stays near that.
 
     Parameters
     ----------
-    x
-        log1p expression, CSR ``(n_cells, n_genes)``, or an embedding, ``(n_cells, n_columns)``.
-    groups
-        Training groups.
+    stats
+        Of the training groups.
+    perts
+        Code of each group's perturbation, ``(n_groups,)``.
+    expected
+        Difference that is expected of each group: the mean shift, or more, ``(n_groups, n_columns)``.
 
     Returns
     -------
     The weight, positive. Where no perturbation has two contexts, noise and differences are taken as equal.
     """
-    stats = group_statistics(x, groups)
-    perts = np.array([g.pert for g in groups])
     noise = float(stats.noise.sum(axis=1).mean())
-    squares, freedom = 0.0, 0
-    for pert in set(perts):
-        own = stats.delta[perts == pert]
-        squares += float(((own - own.mean(axis=0)) ** 2).sum())
-        freedom += len(own) - 1
+    freedom = len(perts) - len(set(perts.tolist()))
+    squares = float(np.square(stats.delta - expected).sum())
     differences = squares / freedom - noise if freedom else noise
     # At least a tenth of the noise: estimates near or below zero mean that contexts cannot be told apart.
     return noise / max(differences, 0.1 * noise, 1e-12) / max(float(stats.spread.mean()), 1e-12)
