@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from scstate_lora.config.load import read_yaml, with_overrides
 from scstate_lora.config.mhc import MHCConfig
@@ -81,6 +81,14 @@ class CompareConfig(Options):
     """Genes that are known to rise, by perturbation or for all."""
     thresholds: Thresholds = Thresholds()
     """What counts as a success."""
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _named(cls, variants: Any) -> Any:
+        """Check each on its own, so that a message names it."""
+        if not isinstance(variants, dict):
+            return variants
+        return {name: None if v is None else VariantConfig.parse(v, name=repr(name)) for name, v in variants.items()}
 
 
 class CompareRunConfig(RunConfig):
