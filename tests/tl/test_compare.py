@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -223,6 +224,8 @@ def test_tables_survive_the_file(compared, tmp_path):
     assert (folder / "logs" / "ST-LoRA-mHC" / "seed1" / "metrics.csv").exists()
     assert len(pd.read_csv(folder / "summary.csv")) == len(result.summary()) == 12
     assert "ST-LoRA-mHC" in repr(result)
+    own = result.summary().set_index("model").loc["ST"]
+    assert own["pearson_delta_low"] < own["pearson_delta"] < own["pearson_delta_high"]
 
 
 def test_what_was_not_given_is_not_measured_and_says_why(screen):
@@ -324,3 +327,37 @@ def test_pairs_of_days_are_counted_along_the_way_of_the_measured_cells():
     assert day_order(predicted, measured, ["1", "2", "3"]) == (2, 3)
     assert day_order(measured, measured, ["1", "2", "3", "4"]) == (3, 3)
     assert day_order({"1": np.zeros(2)}, measured, ["1", "2", "3"]) == (0, 0)
+
+
+@pytest.mark.parametrize("targets", [("TP53", "IFNG"), ("own1", "own2")])
+def test_pretrained_model_is_scored_as_it_is_and_trained_further(targets):
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"gene": rng.choice(["non-targeting", *targets], 160), "cell_type": rng.choice(["A", "B"], 160)})
+    counts = rng.poisson(2, (160, 30)).astype(np.float32)
+    counts[:, 3] += 5 * (obs["gene"] == targets[0])
+    obs["batch"] = rng.choice(["batch0", "batch1", "batch2"], 160)
+    obs.index = [f"cell{i}" for i in range(160)]
+    adata = ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"GENE{i}" for i in range(30)]))
+    ssl.STTransition.setup_anndata(
+        adata, pert_key="gene", control="non-targeting", cell_type_key="cell_type", batch_key="batch"
+    )
+    result = tl.compare(
+        adata,
+        pretrained=Path(__file__).parents[1] / "data" / "arc_st" / "gpt2",
+        target=targets[0],
+        variants={"ST": None, "ST-LoRA-mHC": None, "from scratch": {"pretrained": False, "model": SMALL}},
+        context_key=[],
+        train_kwargs=QUICK,
+        n_boot=10,
+    )
+    training = result.training.set_index("model")
+    known = targets[0] == "TP53"
+    assert ("does not know these perturbations" in training.loc["zero-shot", "reason"]) != known
+    mae = result.scores[(result.scores["metric"] == "mae") & (result.scores["context"] == "all")]
+    mae = mae.set_index("model")["value"]
+    assert np.isfinite(mae["zero-shot"]) == known
+    assert mae[["ST-LoRA", "from scratch"]].notna().all()
+    if known:
+        assert abs(mae["zero-shot"] - mae["no change"]) > 0.01
+        assert training.loc["ST-LoRA", "parameters"] > training.loc["zero-shot", "parameters"]  # adapters
+        assert training.loc["ST-LoRA", "share"] < 1 == training.loc["from scratch", "share"]

@@ -278,8 +278,8 @@ def _draw_cost(ax: Axes, tables: Mapping[str, pd.DataFrame], cost: _Cost) -> Non
         values = own[cost.column].to_numpy(dtype=float) * cost.factor
         values = values[np.isfinite(values)]
         if not len(values):
-            ax.text(0.02, i, _why_none(own), transform=ax.get_yaxis_transform(), va="center", fontsize="x-small",
-                    color="#8c8c8c")  # fmt: skip
+            why = _why_none(own, cost.column)
+            ax.text(0.02, i, why, transform=ax.get_yaxis_transform(), va="center", fontsize="x-small", color="#8c8c8c")
             continue
         ax.barh(i, means[model], color=color, height=0.62, alpha=0.85)
         if len(set(values)) > 1:
@@ -305,8 +305,8 @@ def _draw_cost(ax: Axes, tables: Mapping[str, pd.DataFrame], cost: _Cost) -> Non
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _why_none(own: pd.DataFrame) -> str:
-    reasons = [reason for reason in own["reason"] if reason]
+def _why_none(own: pd.DataFrame, column: str) -> str:
+    reasons = [reason.split(f"{column}: ", 1)[-1] for reason in own["reason"] if reason]
     return textwrap.shorten(reasons[0] if reasons else "not measured", 48, placeholder="…")
 
 

@@ -18,7 +18,7 @@ from scstate_lora._utils import did_you_mean
 from scstate_lora.config.compare import Thresholds
 from scstate_lora.data import Registry
 from scstate_lora.data.splits import read_split, split_table
-from scstate_lora.tl._compare_criteria import OF_PREDICTIONS, criteria_table
+from scstate_lora.tl._compare_criteria import OF_PREDICTIONS, OF_TRAINING, criteria_table
 from scstate_lora.tl._compare_scores import (
     ALL_TARGETS,
     Task,
@@ -180,7 +180,7 @@ def compare(
                 found.training.append({"model": variant.name, "seed": seed, "reason": reason})
                 found.further += [
                     {"model": variant.name, "criterion": name, "value": np.nan, "reason": reason}
-                    for name in OF_PREDICTIONS
+                    for name in (*OF_TRAINING, *OF_PREDICTIONS)
                 ]
     result = found.result([variant.name for variant in chosen], registry, keys, targets, limits)
     adata.uns[UNS_KEY] = {**adata.uns[UNS_KEY], "compare": result.tables()}
@@ -213,12 +213,13 @@ class _Found:
         """Train and score one variant with one seed; returns why it failed, or nothing."""
         row: dict[str, Any] = {}
         history: list[pd.DataFrame] = []
-        scores, further = [], []
+        scores: list[pd.DataFrame] = []
+        further: list[dict[str, Any]] = []
         try:
             _forget_peak_memory()
             made = variant.make(task.adata, seed=seed)
             variant.train(made, None if folder is None else folder / "logs" / variant.folder_name / f"seed{seed}")
-            row, history = _training_row(variant, made, seed)
+            row, history, further = _training_row(variant, made, seed)
             for target in task.targets:
                 part = task.part_of(made.predict(target=target), target)
                 scores.append(task.score(part, target, name=variant.name))
@@ -254,7 +255,6 @@ class _Found:
         criteria = criteria_table(
             models,
             scores=main,
-            training=training,
             further=pd.DataFrame(self.further, columns=["model", "criterion", "value", "reason"]),
             thresholds=limits,
             by_type=lambda: _why_not_types(registry, keys),
@@ -268,20 +268,29 @@ class _Found:
         return Comparison(scores, by_seed, training, criteria, histories)
 
 
-def _training_row(variant: Variant, made: STTransition, seed: int) -> tuple[dict[str, Any], list[pd.DataFrame]]:
-    """Size and stability of a model, and its history, where it was trained."""
+def _training_row(
+    variant: Variant, made: STTransition, seed: int
+) -> tuple[dict[str, Any], list[pd.DataFrame], list[dict[str, Any]]]:
+    """Size and stability of a model, its history, and what the criteria of its training are judged by."""
     total = made.summary().iloc[-1]
     row: dict[str, Any] = {"model": variant.name, "seed": seed, "parameters": int(total["parameters"])}
     if variant.training is None:
-        return row | {"trained": 0, "share": 0.0, "reason": "not trained, on purpose"}, []
+        row |= {"trained": 0, "share": 0.0, "reason": "not trained, on purpose"}
+        about = {"model": variant.name, "value": np.nan, "reason": row["reason"]}
+        return row, [], [{**about, "criterion": name} for name in OF_TRAINING]
     found = stability(made)
     measured = dict(zip(found["metric"], found["value"], strict=True))
-    lacking = [f"{metric}: {why}" for metric, why in zip(found["metric"], found["reason"], strict=True) if why]
+    reasons = dict(zip(found["metric"], found["reason"], strict=True))
+    lacking = [f"{metric}: {why}" for metric, why in reasons.items() if why]
     row |= {"trained": int(total["trained"]), "share": float(total["share"]), **measured, "reason": "; ".join(lacking)}
     history = made.history.copy()
     history.insert(0, "model", variant.name)
     history.insert(1, "seed", seed)
-    return row, [history]
+    judged = [
+        {"model": variant.name, "criterion": name, "value": measured[name], "reason": reasons[name]}
+        for name in OF_TRAINING
+    ]
+    return row, [history], judged
 
 
 def _try_out(

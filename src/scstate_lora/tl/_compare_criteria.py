@@ -44,7 +44,7 @@ _CRITERIA = {
     "day_order": _Criterion(_AT_LEAST, (("day_order", ""),)),
     "markers_up": _Criterion(_AT_LEAST, (("markers_up", ""),)),
 }
-_OF_TRAINING = ("validation_improvement", "loss_variance", "gradient_spikes")
+OF_TRAINING = ("validation_improvement", "loss_variance", "gradient_spikes")
 OF_PREDICTIONS = ("day_order", "markers_up")
 
 
@@ -52,7 +52,6 @@ def criteria_table(
     models: list[str],
     *,
     scores: pd.DataFrame,
-    training: pd.DataFrame,
     further: pd.DataFrame,
     thresholds: Thresholds,
     by_type: Callable[[], str],
@@ -65,10 +64,9 @@ def criteria_table(
         Names of the variants.
     scores
         Means over the seeds, averages over the targets: ``model``, ``context``, ``metric``, ``value``, ``reason``.
-    training
-        One row a model and seed.
     further
-        ``day_order`` and ``markers_up``: ``model``, ``criterion``, ``value``, ``reason``, one row a seed and target.
+        What does not follow from the scores: ``model``, ``criterion``, ``value``, ``reason``, one row a seed (and
+        target).
     thresholds
         What counts.
     by_type
@@ -77,13 +75,10 @@ def criteria_table(
     rows = []
     for model in models:
         own = scores[scores["model"] == model]
-        of_training, of_predictions = training[training["model"] == model], further[further["model"] == model]
+        others = further[further["model"] == model]
         for name, criterion in _CRITERIA.items():
-            if name in _OF_TRAINING:
-                found = _mean(of_training[name], of_training["reason"])
-                found = found if np.isnan(found.value) else Found(found.value)
-            elif name in OF_PREDICTIONS:
-                part = of_predictions[of_predictions["criterion"] == name]
+            if name in (*OF_TRAINING, *OF_PREDICTIONS):
+                part = others[others["criterion"] == name]
                 found = _mean(part["value"], part["reason"])
             elif name == "cell_type_score":
                 found = _lowest(own, by_type(), thresholds.cell_type_score)

@@ -46,7 +46,10 @@ class Comparison:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def summary(self) -> pd.DataFrame:
-        """One row a model, baselines included: main scores, stability, size, time and memory, means over the seeds."""
+        """One row a model, baselines included: main scores, stability, size, time and memory, means over the seeds.
+
+        The Pearson correlation of the change has its 95 % interval, and the skill is of that.
+        """
         targets = list(dict.fromkeys(self.scores["target"]))
         main = self.scores[
             (self.scores["target"] == (ALL_TARGETS if ALL_TARGETS in targets else targets[0]))
@@ -56,6 +59,9 @@ class Comparison:
         wide = main.pivot(index="model", columns="metric", values="value").reindex(models)
         skill = main[main["metric"] == "pearson_delta"].set_index("model")["skill"].reindex(models)
         table = wide[[metric for metric in _SUMMARISED if metric in wide]].assign(skill=skill)
+        for i, end in enumerate(("low", "high"), start=1):
+            interval = main[main["metric"] == _SUMMARISED[0]].set_index("model")[f"ci_{end}"]
+            table.insert(i, f"{_SUMMARISED[0]}_{end}", interval.reindex(models))
         columns = ["loss_variance", "gradient_spikes", "validation_improvement", "trained", "share"]
         means = self.training.groupby("model", sort=False)[[*columns, "seconds_per_epoch", "peak_memory_mb"]].mean()
         table = table.join(means).rename_axis("model").reset_index()
