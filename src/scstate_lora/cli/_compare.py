@@ -43,8 +43,11 @@ def compare(
 
     mpl.use("agg")
     from scstate_lora.reporting._comparison import write_comparison
+    from scstate_lora.workflow import is_first_process
 
     result = _compare(cells, options, folder / _FOLDER)
+    if not is_first_process():  # of several that train together
+        return
     _draw(result, folder / _FOLDER)
     write_comparison(result, folder / _FOLDER / "compare.html", title=f"{path.name}: variants compared")
     _show(result, folder / _FOLDER)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from scstate_lora._constants import UNS_KEY
 from scstate_lora._logging import logger
@@ -161,10 +162,10 @@ def compare(
     if time_key is not None and time_key not in adata.obs:
         raise KeyError(f"time_key: adata.obs[{time_key!r}] does not exist. {did_you_mean(time_key, adata.obs.columns)}")
     known = _markers(markers, targets)
-    folder = None if path is None else _prepared(Path(path))
 
     logger.info("The split that all variants have:\n%s", split_table(adata, registry).to_string(index=False))
     broken, genes = _try_out(chosen, adata, registry, seed=numbers[0])
+    folder = None if path is None else _prepared(Path(path))
     task = Task(adata, registry, targets, keys, genes, pert_features, n_boot)
     baselines = task.baselines()
     found = _Found([baselines], [], [], [])
@@ -184,7 +185,7 @@ def compare(
                 ]
     result = found.result([variant.name for variant in chosen], registry, keys, targets, limits)
     adata.uns[UNS_KEY] = {**adata.uns[UNS_KEY], "compare": result.tables()}
-    if folder is not None:
+    if folder is not None and rank_zero_only.rank == 0:
         for name, table in result.tables().items():
             table.to_csv(folder / f"{name}.csv", index=False)
         result.summary().to_csv(folder / "summary.csv", index=False)
@@ -368,10 +369,12 @@ def _markers(markers: Mapping[str, Sequence[str]] | Sequence[str] | None, target
 
 def _prepared(folder: Path) -> Path:
     """Make the folder, without the logs of an earlier comparison."""
+    if rank_zero_only.rank != 0:  # one of several processes that train together; the first has made it
+        return folder
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"path={str(folder)!r} is a file; name a folder.")
     logs = folder / "logs"
-    if logs.exists() and not (folder / "by_seed.csv").exists() and not (folder / _MARK).exists():
+    if logs.exists() and not (folder / _MARK).exists():
         raise FileExistsError(f"{logs} exists and is not of a comparison. Name another folder by path=.")
     shutil.rmtree(logs, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
