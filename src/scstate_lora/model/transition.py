@@ -250,7 +250,7 @@ class STTransition(NetworkModel):
         Parameters
         ----------
         max_epochs
-            Epochs of at least 20 steps each; 20 of them by default, and 5 for a pretrained model.
+            Epochs of at least 20 steps each; 10 of them by default, and 5 for a pretrained model.
         lr, weight_decay, warmup_steps
             Of AdamW; the learning rate rises over the warm-up and then falls along a cosine. By default 1e-3 after 20
             steps, and for a pretrained model 5e-5 after 100.
@@ -284,7 +284,7 @@ class STTransition(NetworkModel):
         """
         options = TrainerOptions.parse(trainer, further=(*TRAIN_ARGUMENTS, "mhc"))
         tunes = self.origin is not None and self.origin.reuse == "all"
-        max_epochs = (5 if tunes else 20) if max_epochs is None else max_epochs
+        max_epochs = (5 if tunes else 10) if max_epochs is None else max_epochs
         lr = (5e-5 if tunes else 1e-3) if lr is None else lr
         warmup_steps = (100 if tunes else 20) if warmup_steps is None else warmup_steps
         check_schedule(
