@@ -174,6 +174,88 @@ def test_the_other_model_alone(config, tmp_path):
     assert "models/st" in out
 
 
+def _st_alone(**st):
+    """Make a change to a configuration: the other model alone, tiny."""
+
+    def change(options):
+        del options["se"]
+        options["data"].update(pert_key="condition", control="sham", context_keys=[])
+        small = {"model": {"hidden": 16, "n_layers": 2, "n_heads": 2}, "train": {"max_epochs": 1}}
+        options["st"] = {**small, **st}
+
+    return change
+
+
+def test_every_section_of_the_other_model_arrives(config, tmp_path):
+    """Adapters, hyper-connections, loss terms and features of the perturbation."""
+    (tmp_path / "perts.csv").write_text("name,heat,time\nburn,1.5,2\nscald,0.5,1\nsham,0,0\n")
+    change = _st_alone(
+        objective={"mse": 0.25},
+        finetune="lora",
+        lora={"r": 3, "layers": [1, None]},
+        pert_features=str(tmp_path / "perts.csv"),
+        train={"max_epochs": 1, "lr": 1e-4, "mhc": {"n_streams": 2}},
+    )
+    # One perturbation alone trains, so that its features cannot be standardised: another one is needed.
+    cells = ad.read_h5ad(config.parent / "wound.h5ad")
+    arm = cells.obs["condition"].astype(str).to_numpy()
+    arm[(arm == "burn") & (np.arange(cells.n_obs) % 2 == 0)] = "scald"
+    cells.obs["condition"] = pd.Categorical(arm)
+    cells.write_h5ad(tmp_path / "three.h5ad")
+    st = _write(config, tmp_path / "st.yaml", change)
+    code, _, err = call(
+        *("train", tmp_path / "three.h5ad", "--config", st, "--out", tmp_path / "out"), "data.covariates=[timepoint]"
+    )
+    assert code == 0, err
+    model = ssl.STTransition.load(tmp_path / "out" / "models" / "st")
+    assert model.objective.mse == 0.25
+    assert (model.finetune, model.lora.r, model.lora.layers) == ("lora", 3, (1, None))
+    assert model.mhc.n_streams == 2
+    assert model.perts.from_features
+    assert set(model.perts.names) == {"sham", "burn", "scald"}
+    assert model.history["lr"].max() <= 1e-4
+    assert ad.read_h5ad(tmp_path / "out" / "adata.h5ad").obsm["X_scstate_st"].shape == (260, 16)
+
+
+def test_hyper_connections_go_on_after_an_interruption(config, tmp_path, stop_after_epoch):
+    st = _write(config, tmp_path / "st.yaml", _st_alone(train={"max_epochs": 2, "mhc": True}))
+    go_on = stop_after_epoch("STPlan", 0)
+    command = ("train", "--config", st, "--out")
+    assert call(*command, tmp_path / "out")[0] == 130
+    go_on()
+    for arguments in ((tmp_path / "out", "--resume"), (tmp_path / "at once",)):
+        code, _, err = call(*command, *arguments)
+        assert code == 0, err
+    resumed, at_once = (ad.read_h5ad(tmp_path / name / "adata.h5ad") for name in ("out", "at once"))
+    np.testing.assert_allclose(resumed.obsm["X_scstate_st"], at_once.obsm["X_scstate_st"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("st", "message"),
+    [
+        (
+            {"lora": {"r": 4}},
+            "{config}: st: lora gives options of adapters, and there are none as finetune is left out",
+        ),
+        ({"lora": {"r": 4}, "finetune": "full"}, "there are none as finetune is 'full'. Write finetune: lora"),
+        ({"reuse": "backbone"}, "{config}: st: reuse='backbone' says what is taken from a pretrained model"),
+        ({"finetune": "lorra"}, "{config}: st.finetune='lorra' is not allowed"),
+        ({"objective": {"enrgy": 2}}, "there is no option 'st.objective.enrgy'. Did you mean 'energy'?"),
+        ({"pretrained": "nowhere/at/all.ckpt"}, "st.pretrained: nowhere/at/all.ckpt is neither a file or folder nor"),
+        ({"pert_features": "nowhere.csv"}, "pert_features: there is no file nowhere.csv"),
+        ({"train": {"mhc": {"n_stream": 2}}}, "Did you mean 'n_streams'?"),
+    ],
+)
+@pytest.mark.usefixtures("no_training")
+def test_section_of_the_other_model_that_cannot_be_raises(config, tmp_path, st, message):
+    written = _write(config, tmp_path / "mine.yaml", _st_alone(**st))
+    code, out, err = call("train", "--config", written, "--out", tmp_path / "out")
+    assert code == 2
+    assert message.format(config=written) in err
+    assert (out, err.count("Error")) == ("", 1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_interrupted_training_goes_on_to_the_same_result(config, tmp_path, stop_after_epoch, monkeypatch):
     out = tmp_path / "out"
     go_on = stop_after_epoch("SEPlan", 0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import shutil
 import warnings
 
@@ -19,6 +20,7 @@ from scstate_lora import workflow
 from scstate_lora.config import RunConfig
 from scstate_lora.demo import run_demo
 from scstate_lora.reporting import report
+from scstate_lora.workflow._features import read_features
 from scstate_lora.workflow._folder import TABLES
 
 SMALL = {
@@ -107,7 +109,8 @@ def test_predictions_read_back(finished):
     assert list(predictions.obs["control_cell"]) == list(controls)
     assert set(predictions.obs["condition"]) == {"burn"}
     scores = predictions.uns["scstate_lora"]["evaluate_perturbation"]
-    assert {"STTransition", "no change", "mean shift", "perturbed mean", "ceiling"} == set(scores["model"])
+    references = {"no change", "mean shift", "perturbed mean", "context mean", "linear", "ceiling"}
+    assert {"STTransition", *references} == set(scores["model"])
 
 
 def test_tables_hold_the_scores_and_histories(finished):
@@ -227,6 +230,108 @@ def test_several_targets_of_which_one_cannot_be_scored(wound, tmp_path, monkeypa
     scores = pd.read_csv(tmp_path / "tables" / "perturbation.csv")
     assert set(scores["target"]) == {"burn"}
     assert set(scores["context"]) == {"macrophage", "fibroblast", "all"}
+
+
+@pytest.fixture
+def arms(wound, tmp_path):
+    """Cells with three perturbations, and what a run on them needs to predict one that is held out."""
+    cells = wound.copy()
+    arm = cells.obs["condition"].astype(str).to_numpy()
+    for i, name in enumerate(("scald", "acid")):
+        arm[(arm == "burn") & (np.arange(cells.n_obs) % 3 == i)] = name
+    cells.obs["arm"] = arm
+    data = {"covariate_keys": ["timepoint"], "pert_key": "arm", "holdout": [{"arm": "acid"}]}
+    return cells, _config(data, st={**SMALL["st"], "pert_features": str(tmp_path / "arms.csv")})
+
+
+def test_a_perturbation_that_was_held_out_is_predicted_by_its_features(arms, tmp_path, monkeypatch):
+    cells, config = arms
+    features = pd.DataFrame({"heat": [1.0, 0.5, 0.8]}, index=["burn", "scald", "acid"])
+    features.to_csv(tmp_path / "arms.csv")
+    asked, score = [], ssl.tl.evaluate_perturbation
+
+    def listen(*args, **kwargs):
+        asked.append(kwargs["pert_features"])
+        return score(*args, **kwargs)
+
+    monkeypatch.setattr(ssl.tl, "evaluate_perturbation", listen)
+    done = workflow.run(cells, config, tmp_path / "out")
+    assert [set(p.obs["arm"]) for p in done.predictions] == [{"acid"}, {"burn"}, {"scald"}]
+    scores = pd.read_csv(tmp_path / "out" / "tables" / "perturbation.csv")
+    assert set(scores["target"]) == {"acid"}  # no cell of the others was held out
+    linear = scores[(scores["model"] == "linear") & (scores["metric"] == "mae")]
+    assert linear["value"].notna().all()
+    pd.testing.assert_frame_equal(asked[0], features)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_perturbation_without_features_is_found_before_training_raises(arms, tmp_path):
+    cells, config = arms
+    (tmp_path / "arms.csv").write_text("name,heat\nburn,1\nscald,0.5\n")
+    with pytest.raises(ValueError, match=r"adata\.obs\['arm'\]='acid' has no row in pert_features"):
+        workflow.run(cells, config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_embedding_without_decoder_is_predicted_and_not_scored(wound, tmp_path, said):
+    embedded = wound.copy()
+    embedded.obsm["X_own"] = np.random.default_rng(0).normal(size=(wound.n_obs, 6)).astype(np.float32)
+    st = {**SMALL["st"], "model": {**SMALL["st"]["model"], "space": "embedding", "gene_decoder": False}}
+    done = workflow.run(embedded, _config({"embed_key": "X_own"}, st=st), tmp_path)
+    assert "'burn' is not scored: it is an embedding without a gene decoder" in said.text
+    assert ad.read_h5ad(tmp_path / "predictions.h5ad").obsm["X_own"].shape == (done.predictions[0].n_obs, 6)
+    report(done.adata, done.models, tmp_path / "report.html", predictions=done.predictions)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "csv.gz"])
+def test_features_are_read_by_name(tmp_path, ending):
+    expected = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [0, 1, 0]}, index=["NA", "10", "TP53+MYC"])
+    expected.to_csv(tmp_path / f"perts.{ending}", sep="\t" if ending == "tsv" else ",")
+    read = read_features(tmp_path / f"perts.{ending}")
+    pd.testing.assert_frame_equal(read, expected)
+
+
+def test_features_as_r_writes_them_are_read(tmp_path):
+    (tmp_path / "perts.tsv").write_text("a\tb\nNA\t1\t2\nB\t3\t4\n")
+    assert read_features(tmp_path / "perts.tsv").to_dict("index") == {"NA": {"a": 1, "b": 2}, "B": {"a": 3, "b": 4}}
+
+
+@pytest.mark.parametrize("stored", ["index", "column"])
+def test_features_are_read_from_parquet(tmp_path, monkeypatch, stored):
+    table = pd.DataFrame({"name": ["A", "B"], "a": [1.0, 2.0]})
+    (tmp_path / "perts.parquet").touch()
+    monkeypatch.setattr(pd, "read_parquet", lambda _path: table.set_index("name") if stored == "index" else table)
+    read = read_features(tmp_path / "perts.parquet")
+    assert read["a"].to_dict() == {"A": 1.0, "B": 2.0}
+    assert list(read.columns) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("perts.xlsx", "", "is of another kind; it must end in .csv, .csv.gz, .tsv, .tsv.gz or .parquet"),
+        ("perts.csv", "", "cannot be read: No columns"),
+        ("perts.csv", "name;a\nA;1\n", "has 1 rows and 0 columns besides the names"),
+        ("perts.csv", "name,a\n", "cannot be read"),
+        ("perts.csv", "name,a\nA,1,2,3\n", "the first line has 2 columns, the others have 4"),
+        ("perts.csv", "name,a\nA,1\nA,2\n", "has 'A' in several rows"),
+        ("perts.csv", "name,a\nA,1\nB,high\n", "the column 'a' holds something else than numbers, for instance 'high'"),
+        ("perts.csv", "name,a\nA,1\nB,2,3,4\n", "cannot be read"),
+        ("perts.csv.gz", "name,a\nA,1\n", "cannot be read"),
+        ("perts.parquet", "no parquet", "perts.parquet cannot be read"),
+    ],
+)
+def test_features_that_cannot_be_read_raise(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        read_features(tmp_path / name)
+    assert str(tmp_path / name) in str(raised.value)
+
+
+def test_features_of_another_name_raise(tmp_path):
+    (tmp_path / "perts.csv").touch()
+    with pytest.raises(FileNotFoundError, match=r"Did you mean 'perts\.csv'"):
+        read_features(tmp_path / "pert.csv")
 
 
 def test_without_cells_left_out_all_are_scored_and_it_is_said(wound, tmp_path, said):

@@ -75,9 +75,16 @@ def test_levels_may_be_numbers_and_bools():
     assert _read("control: true").control is True
 
 
+def test_a_split_file_is_named_with_its_dataset():
+    config = _read("{split: splits.toml, split_dataset: mine, zeroshot_controls: train}")
+    assert (config.split, config.split_dataset, config.zeroshot_controls) == ("splits.toml", "mine", "train")
+    assert _read(to_yaml(config)) == config
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"zeroshot_controls": "test"}, "zeroshot_controls='test' is not allowed.*'held_out' or 'train'"),
         ({"covariates": ["a"], "covariate_keys": ["b"]}, "covariates and covariate_keys are two names of one option"),
         ({"covariates": [{"name": "a", "embed_dmi": 3}]}, r"no option 'embed_dmi'\. Did you mean 'embed_dim'"),
         (

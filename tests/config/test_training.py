@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 import scstate_lora as ssl
-from scstate_lora.config import TrainConfig
+from scstate_lora.config import MHCConfig, TrainConfig
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions
 
 NOT_IN_A_FILE = {"logger", "callbacks", "progress_bar"}
@@ -14,7 +14,7 @@ NOT_IN_A_FILE = {"logger", "callbacks", "progress_bar"}
 
 def test_every_option_of_train_that_a_file_can_hold_is_an_option_here():
     options = {field.name for field in fields(TrainerOptions)} - NOT_IN_A_FILE
-    assert set(TrainConfig.model_fields) == options | set(TRAIN_ARGUMENTS)
+    assert set(TrainConfig.model_fields) == options | set(TRAIN_ARGUMENTS) | {"mhc"}
 
 
 @pytest.mark.parametrize("model", [ssl.LoRACovariateSE, ssl.STTransition])
@@ -43,9 +43,20 @@ def test_what_is_set_makes_trainer_options():
     assert TrainConfig.parse({"early_stopping": 3}, name="train").early_stopping == 3
 
 
+@pytest.mark.parametrize("mhc", [True, False, {"kind": "features", "layer_indices": [0, -1]}])
+def test_hyper_connections_are_on_off_or_options(mhc):
+    found = TrainConfig.parse({"mhc": mhc}, name="train")
+    assert found.model_dump(exclude_none=True)["mhc"] == (
+        mhc if isinstance(mhc, bool) else found.mhc.model_dump(exclude_none=True)
+    )
+    assert MHCConfig.asked(found.model_dump()["mhc"]) == MHCConfig.asked(mhc)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"mhc": {"knd": "streams"}}, "mhc.knd.*Did you mean 'kind'"),
+        ({"mhc": {"n_streams": 1}}, "mhc.n_streams=1 is not allowed"),
         ({"precision": "bf16"}, "precision='bf16' is not allowed"),
         ({"early_stoping": 3}, "Did you mean 'early_stopping'"),
         ({"gradient_clip_val": -1}, "gradient_clip_val=-1 is not allowed"),

@@ -4,20 +4,21 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scstate_lora.data.sets import Group, SetSampler, WholeGroups, make_groups, windows
+from scstate_lora.data.sets import Group, SetData, SetSampler, WholeGroups, make_groups, windows
 
 N = 400
 CONTEXTS = np.random.default_rng(0).choice(["B", "NK", "T"], N).astype(object)
 PERTS = np.random.default_rng(1).integers(0, 3, N)
 CONTROL = 1
 ALL = np.ones(N, dtype=bool)
+CODES = np.arange(3, dtype=np.float32)[:, None]
 
 
 def _sampler(groups, **changed):
     """Expression holds each cell's own number, so that a draw can be traced back."""
     x = sparse.csr_matrix(np.stack([np.arange(N) + 1, np.ones(N)], axis=1).astype(np.float32))
     options = {"n_sets": 6, "set_len": 8, "seed": 0, "unknown": {"day": -1}, "withheld": 0.0, **changed}
-    return SetSampler(x, {"day": np.arange(N) * 10}, groups, **options)
+    return SetSampler(SetData(x, CODES, {"day": np.arange(N) * 10}), groups, **options)
 
 
 def _rows(expression):
@@ -56,10 +57,11 @@ def test_a_batch_has_sets_within_one_context():
     batch = _sampler(groups)[0]
     assert batch["control"].shape == batch["target"].shape == (6, 8, 2)
     assert batch["control"].dtype == batch["target"].dtype == np.float32
-    assert batch["pert"].dtype == np.int64
+    assert batch["pert"].shape == (6, 1)
+    assert batch["pert"].dtype == np.float32
     control, target = _rows(batch["control"]), _rows(batch["target"])
     assert (PERTS[control] == CONTROL).all()
-    assert (PERTS[target] == batch["pert"][:, None]).all()
+    assert (PERTS[target] == batch["pert"]).all()
     assert (CONTEXTS[control] == CONTEXTS[target]).all()
     assert all(len(set(CONTEXTS[cells])) == 1 for cells in target)
     assert (batch["covariates"]["day"] == control * 10).all()
@@ -125,7 +127,7 @@ def test_windows_hold_every_cell_once_in_sets_of_nearly_equal_size():
 def test_whole_groups_give_every_group_once_with_each_cell_at_most_once():
     x = sparse.csr_matrix(np.stack([np.arange(N) + 1, np.ones(N)], axis=1).astype(np.float32))
     groups = make_groups(CONTEXTS, PERTS, CONTROL, ALL, min_cells=1)
-    sets = WholeGroups(x, {"day": np.arange(N) * 10}, groups, set_len=30, seed=0)
+    sets = WholeGroups(SetData(x, CODES, {"day": np.arange(N) * 10}), groups, set_len=30, seed=0)
     assert sets.steps_per_epoch == len(groups)
     for index, group in enumerate(groups):
         batch = sets[index]
@@ -134,6 +136,6 @@ def test_whole_groups_give_every_group_once_with_each_cell_at_most_once():
         assert len(set(target)) == len(target) == min(30, len(group.perturbed))
         assert set(control) <= set(group.control)
         assert set(target) <= set(group.perturbed)
-        assert batch["pert"].tolist() == [group.pert]
+        assert batch["pert"].tolist() == [[group.pert]]
         np.testing.assert_array_equal(batch["covariates"]["day"][0], control * 10)
         np.testing.assert_array_equal(sets[index]["control"], batch["control"])

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import json
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
 from scstate_lora.data import Registry
-from scstate_lora.data.splits import make_split, read_split, split_table, write_split
+from scstate_lora.data.splits import SplitRules, make_split, read_split, split_table, write_split, write_split_table
 
 
 @pytest.fixture
 def registry(adata):
     return Registry.create(adata, pert_key="condition", control="sham", cell_type_key="cell_type")
+
+
+def _split(adata, registry, **rules):
+    return make_split(adata, registry, SplitRules(**rules))
 
 
 def _large(n=2000, seed=0):
@@ -29,7 +35,7 @@ def _large(n=2000, seed=0):
 
 def test_random_split_is_stratified():
     adata, registry = _large()
-    split = make_split(adata, registry, seed=1)
+    split = _split(adata, registry, seed=1)
     assert set(split) == {"train", "val", "test"}
     assert (split == "test").mean() == pytest.approx(0.2, abs=0.005)
     assert (split == "val").mean() == pytest.approx(0.08, abs=0.005)
@@ -40,41 +46,41 @@ def test_random_split_is_stratified():
 
 def test_split_is_the_same_for_a_seed():
     adata, registry = _large()
-    split = make_split(adata, registry, seed=1)
-    assert (split == make_split(adata, registry, seed=1)).all()
-    assert (split != make_split(adata, registry, seed=2)).any()
+    split = _split(adata, registry, seed=1)
+    assert (split == _split(adata, registry, seed=1)).all()
+    assert (split != _split(adata, registry, seed=2)).any()
 
 
 @pytest.mark.parametrize("size", [0.5, 0.99])
 def test_every_stratum_keeps_a_training_cell(adata, registry, size):
     strata = registry.contexts(adata) + registry.labels(adata, "condition")
     for seed in range(5):
-        split = make_split(adata, registry, test_size=size, val_size=size, seed=seed)
+        split = _split(adata, registry, test_size=size, val_size=size, seed=seed)
         assert set(strata[split == "train"]) == set(strata)
 
 
 def test_no_shares_leave_everything_to_training(adata, registry):
-    assert (make_split(adata, registry, test_size=0, val_size=0) == "train").all()
+    assert (_split(adata, registry, test_size=0, val_size=0) == "train").all()
 
 
 def test_without_perturbation_or_contexts(adata):
-    split = make_split(adata, Registry.create(adata), test_size=0.25, val_size=0)
+    split = _split(adata, Registry.create(adata), test_size=0.25, val_size=0)
     assert (split == "test").sum() == 12
 
 
 def test_holdout_of_one_condition(adata, registry):
     held = (adata.obs["cell_type"] == "B") & (adata.obs["condition"] == "burn")
-    split = make_split(adata, registry, holdout={"cell_type": "B", "condition": "burn"})
+    split = _split(adata, registry, holdout={"cell_type": "B", "condition": "burn"})
     assert ((split == "test") == held).all()
     assert (split == "val").any()
 
 
 def test_holdout_of_several_conditions_numbers_and_lists(adata, registry):
-    split = make_split(adata, registry, holdout=[{"day": 10.0, "cell_type": "T"}, {"day": "19", "condition": "burn"}])
+    split = _split(adata, registry, holdout=[{"day": 10.0, "cell_type": "T"}, {"day": "19", "condition": "burn"}])
     day, obs = adata.obs["day"], adata.obs
     expected = ((day == 10) & (obs["cell_type"] == "T")) | ((day == 19) & (obs["condition"] == "burn"))
     assert ((split == "test") == expected).all()
-    split = make_split(adata, registry, holdout={"day": [10, 14]})
+    split = _split(adata, registry, holdout={"day": [10, 14]})
     assert ((split == "test") == day.isin([10, 14])).all()
 
 
@@ -100,6 +106,17 @@ def test_holdout_of_several_conditions_numbers_and_lists(adata, registry):
         ({"test_size": 1}, ValueError, r"test_size=1 must lie in \[0, 1\)"),
         ({"val_size": -0.1}, ValueError, r"val_size=-0\.1 must lie in"),
         ({"val_size": np.nan}, ValueError, "val_size=nan must lie in"),
+        ({"holdout": {"day": 10}, "split": {}}, ValueError, "holdout= and split= both say which cells are held out"),
+        ({"split_key": "s", "split": "no.toml"}, ValueError, "split_key= and split= both say"),
+        ({"split": "no.toml"}, FileNotFoundError, r"There is no split file no\.toml"),
+        ({"split_dataset": "mine"}, ValueError, r"split_dataset='mine' .* Give the file: split="),
+        (
+            {"holdout": {"day": 10}, "zeroshot_controls": "trian"},
+            ValueError,
+            "zeroshot_controls='trian' is not allowed. Did you mean 'train'",
+        ),
+        ({"zeroshot_controls": "train"}, ValueError, "held out as a whole, by holdout= or split=. Neither is given"),
+        ({"split_key": "s", "zeroshot_controls": "train"}, ValueError, "Neither is given: leave it out"),
         ({"split_key": "nope"}, KeyError, r"adata\.obs\['nope'\] does not exist"),
         (
             {"split_key": "cell_type"},
@@ -110,25 +127,51 @@ def test_holdout_of_several_conditions_numbers_and_lists(adata, registry):
 )
 def test_unusable_argument_raises(adata, registry, arguments, error, message):
     with pytest.raises(error, match=message):
-        make_split(adata, registry, **arguments)
+        _split(adata, registry, **arguments)
+
+
+@pytest.mark.parametrize("holdout", [{"cell_type": "B"}, {"cell_type": "B", "day": [10, 14]}])
+def test_controls_of_a_context_held_out_train_when_asked(adata, registry, holdout):
+    held = (adata.obs["cell_type"] == "B") & adata.obs["day"].isin(holdout.get("day", [10, 14, 19]))
+    control = adata.obs["condition"] == "sham"
+    assert ((_split(adata, registry, holdout=holdout) == "test") == held).all()
+    split = _split(adata, registry, holdout=holdout, zeroshot_controls="train")
+    assert ((split == "test") == (held & ~control)).all()
+    split = _split(adata, registry, holdout=holdout, zeroshot_controls="train", val_size=0)
+    assert set(split[held & control]) == {"train"}
+
+
+@pytest.mark.parametrize("condition", ["sham", "burn"])
+def test_a_condition_that_names_the_perturbation_holds_out_what_it_says(adata, registry, condition):
+    held = (adata.obs["cell_type"] == "B") & (adata.obs["condition"] == condition)
+    for controls in ("held_out", "train"):
+        holdout = {"cell_type": "B", "condition": condition}
+        split = _split(adata, registry, holdout=holdout, zeroshot_controls=controls)
+        assert ((split == "test") == held).all()
+
+
+def test_controls_that_train_without_a_perturbation_raises(adata):
+    registry = Registry.create(adata, cell_type_key="cell_type")
+    with pytest.raises(ValueError, match=r"is about control cells\. Say which they are: pert_key= and control="):
+        _split(adata, registry, holdout={"cell_type": "B"}, zeroshot_controls="train")
 
 
 def test_holdout_of_values_that_never_meet_raises(adata, registry):
     adata.obs["day"] = np.where(adata.obs["cell_type"] == "B", 10, 14)
     with pytest.raises(ValueError, match="matches no cell: its values never occur together"):
-        make_split(adata, registry, holdout={"cell_type": "B", "day": 14})
+        _split(adata, registry, holdout={"cell_type": "B", "day": 14})
 
 
 def test_split_of_a_column_is_used_as_it_is(adata, registry):
     adata.obs["s"] = pd.Categorical(np.resize(["train", "test", "train", "val"], 48))
-    assert (make_split(adata, registry, split_key="s") == adata.obs["s"]).all()
+    assert (_split(adata, registry, split_key="s") == adata.obs["s"]).all()
     adata.obs["s"] = "test"
     with pytest.raises(ValueError, match=r"adata\.obs\['s'\] leaves no cell for training"):
-        make_split(adata, registry, split_key="s")
+        _split(adata, registry, split_key="s")
 
 
 def test_split_survives_the_file(adata, registry, tmp_path):
-    split = make_split(adata, registry)
+    split = _split(adata, registry)
     write_split(adata, split)
     adata.write_h5ad(tmp_path / "a.h5ad")
     read = ad.read_h5ad(tmp_path / "a.h5ad")
@@ -145,7 +188,7 @@ def test_split_table_counts_every_cell_once(adata):
     # T has no burn cells: no row is made up for them.
     some = adata[~((adata.obs["cell_type"] == "T") & (adata.obs["condition"] == "burn"))].copy()
     registry = Registry.create(some, pert_key="condition", control="sham", cell_type_key="cell_type")
-    split = make_split(some, registry, holdout={"cell_type": "B", "condition": "burn"}, val_size=0)
+    split = _split(some, registry, holdout={"cell_type": "B", "condition": "burn"}, val_size=0)
     write_split(some, split)
     table = split_table(some, registry)
     assert table.columns.tolist() == ["context", "condition", "train", "val", "test"]
@@ -154,7 +197,56 @@ def test_split_table_counts_every_cell_once(adata):
 
 def test_split_table_without_perturbation(adata):
     registry = Registry.create(adata)
-    write_split(adata, make_split(adata, registry))
+    write_split(adata, _split(adata, registry))
     table = split_table(adata, registry)
     assert table["context"].tolist() == ["all"]
     assert table[["train", "val", "test"]].to_numpy().sum() == 48
+
+
+ZEROSHOT = {"datasets": {"mine": "mine.h5ad"}, "training": {"mine": "train"}, "zeroshot": {"mine.B": "test"}}
+
+
+@pytest.mark.parametrize(
+    ("rules", "source", "stored"),
+    [
+        ({}, "random", {"test_size": 0.2, "val_size": 0.1, "seed": 0}),
+        (
+            {"holdout": {"cell_type": "B", "day": [np.int64(10), 14.0]}, "seed": 3},
+            "holdout=",
+            {
+                "holdout": {"cell_type": "B", "day": ["10", 14.0]},
+                "zeroshot_controls": "held_out",
+                "val_size": 0.1,
+                "seed": 3,
+            },
+        ),
+        ({"split_key": "s"}, "adata.obs['s']", {"split_key": "s"}),
+        (
+            {"split": ZEROSHOT, "zeroshot_controls": "train", "val_size": 0.3},
+            "split",
+            {
+                "dataset": "mine",
+                "zeroshot": {"B": "test"},
+                "fewshot": {},
+                "zeroshot_controls": "train",
+                "val_size": 0.3,
+                "seed": 0,
+            },
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_table_and_rules_survive_the_file(adata, registry, tmp_path, rules, source, stored):
+    adata.obs["s"] = np.resize(["train", "test", "train", "val"], 48)
+    rules = SplitRules(**rules)
+    registry.write(adata)
+    write_split(adata, make_split(adata, registry, rules))
+    write_split_table(adata, registry, rules)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    read = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert Registry.from_adata(read) == registry
+    record = read.uns["scstate_lora"]["split"]
+    pd.testing.assert_frame_equal(record["table"].reset_index(drop=True), split_table(adata, registry))
+    pd.testing.assert_frame_equal(record["table"], adata.uns["scstate_lora"]["split"]["table"])
+    assert record["source"] == source
+    assert json.loads(record["rules"]) == stored

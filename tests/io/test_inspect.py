@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import pickle
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,36 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TRUE = Path(__file__).parents[1] / "data" / "arc"
+TRUE_ST = TRUE.with_name("arc_st")
 """Small models that arc-state wrote."""
-
-
-def _st_folder(folder: Path) -> Path:
-    """An ST model in the layout of published ones."""
-    (folder / "checkpoints").mkdir(parents=True)
-    state = {
-        "pert_encoder.0.weight": torch.ones(16, 3),
-        "transformer_backbone.norm.weight": torch.ones(16),
-        "project_out.0.weight": torch.ones(10, 16),
-    }
-    hyper_parameters = {
-        "input_dim": 10,
-        "hidden_dim": 16,
-        "output_dim": 10,
-        "pert_dim": 3,
-        "cell_set_len": 64,
-        "predict_residual": True,
-        "embed_key": "X_hvg",
-        "transformer_backbone_key": "llama",
-        "transformer_backbone_kwargs": {"num_hidden_layers": 4},
-        "gene_names": [np.str_(f"ENSG0000000000{i}") for i in range(5)],
-    }
-    for name in ("step=900.ckpt", "step=1000.ckpt"):
-        checkpoint = {"state_dict": state, "hyper_parameters": hyper_parameters}
-        torch.save(checkpoint, folder / "checkpoints" / name)
-    (folder / "config.yaml").write_text("model: {}\n")
-    dims = {"pert_dim": np.int64(3), "pert_names": np.array(["drug_a", "drug_b", "DMSO", "drug_c"])}
-    (folder / "var_dims.pkl").write_bytes(pickle.dumps(dims))
-    return folder
 
 
 def test_se_folder(make_se: Callable[..., Any], tmp_path: Path) -> None:
@@ -140,32 +111,65 @@ def test_protein_embeddings(tmp_path: Path, names: list[str], kind: str) -> None
     assert "not all of one width" in inspect_path(file).problems[0]
 
 
-def test_st(tmp_path: Path) -> None:
-    folder = _st_folder(tmp_path / "ST-Tahoe")
-    report = inspect_path(folder)
+@pytest.fixture
+def st_folder(tmp_path: Path) -> Path:
+    """A small ST model that arc-state wrote, to be changed."""
+    return Path(shutil.copytree(TRUE_ST / "trained", tmp_path / "ST-Tahoe"))
+
+
+def test_st(st_folder: Path) -> None:
+    (st_folder / "checkpoints" / "step=900.ckpt").touch()
+    (st_folder / "LICENSE").write_text("Non-Commercial Licence\n")
+    report = inspect_path(st_folder)
     rows = dict(report.rows)
-    assert report.kind == "st"
-    assert report.title.startswith("ST-Tahoe (step=1000.ckpt): an ST (state transition) model")
+    assert (report.kind, report.problems) == ("st", [])
+    assert report.title.startswith("ST-Tahoe (final.ckpt): an ST (state transition) model")
     assert rows["beside it"] == str(Path("checkpoints") / "step=900.ckpt")
-    assert [rows[label] for label in ("backbone", "layers", "input", "hidden")] == ["llama", "4", "10", "16"]
-    assert rows["genes"] == "5: ENSG00000000000, ENSG00000000001, ENSG00000000002, … (Ensembl ids, human)"
-    assert rows["perturbations"] == "4: drug_a, drug_b, DMSO, …"
-    assert "ssl.STTransition" in report.uses[0]
-    assert inspect_path(folder / "checkpoints" / "step=900.ckpt").title.startswith("ST-Tahoe (step=900.ckpt)")
-    (folder / "checkpoints" / "final.ckpt").write_bytes((folder / "checkpoints" / "step=900.ckpt").read_bytes())
-    assert inspect_path(folder).title.startswith("ST-Tahoe (final.ckpt)")
+    sizes = ("backbone", "heads", "feed-forward", "cells in a set", "reads")
+    assert [rows[label] for label in sizes] == ["llama, 2 layer(s) of 16", "2 of 6", "16", "4", "12 genes (HVGs)"]
+    assert rows["genes"] == "12: GENE0, GENE1, GENE5, … (symbols)"
+    assert rows["perturbations"] == "4, of 4 numbers each: IFNG, MYC+KRAS, TP53, …"
+    assert rows["control"] == "non-targeting"
+    assert rows["licence"] == "Non-Commercial Licence (LICENSE)"
+    assert f"ssl.STTransition(adata, pretrained='{st_folder}')" in report.uses[0]
+    assert "reuse='backbone'" in report.uses[1]
+    file = st_folder / "checkpoints" / "final.ckpt"
+    assert inspect_path(file).rows[2:] == report.rows[2:]
+    assert f"pretrained='{file}'" in inspect_path(file).uses[0]
 
 
-def test_older_st_folder_and_damaged_dimensions(tmp_path: Path) -> None:
-    folder = _st_folder(tmp_path / "ST")
-    (folder / "checkpoints" / "step=900.ckpt").rename(folder / "final.ckpt")
-    (folder / "checkpoints" / "step=1000.ckpt").unlink()
-    (folder / "checkpoints").rmdir()
-    assert dict(inspect_path(folder).rows)["perturbations"].startswith("4:")
-    (folder / "var_dims.pkl").write_bytes(b"\x80\x04junk")
-    report = inspect_path(folder)
-    assert report.kind == "st"
-    assert "var_dims.pkl" in report.problems[0]
+@pytest.mark.parametrize(
+    ("form", "label", "shown"),
+    [
+        ("tokens", "tokens beside the cells", "batch, confidence"),
+        ("batch_encoder", "batches", "3: batch0, batch1, batch2"),
+        ("decoder", "reads", "16 numbers of adata.obsm['X_state']"),
+        ("decoder", "gene decoder", "to 12 genes"),
+        ("bare_basal", "layers of encoders, head", "4 (perturbations), 1 (cells); 1"),
+        ("raw", "predicts", "a change, added to the cell and passed through a narrow layer; never negative"),
+        ("gpt2", "backbone", "gpt2, 2 layer(s) of 16"),
+    ],
+)
+def test_true_st_folders(form: str, label: str, shown: str) -> None:
+    report = inspect_path(TRUE_ST / form)
+    assert (report.kind, report.problems, len(report.uses)) == ("st", [], 2)
+    assert dict(report.rows)[label] == shown
+
+
+def test_st_of_which_the_backbone_alone_can_be_used(st_folder: Path) -> None:
+    (st_folder / "pert_onehot_map.pt").write_bytes(b"\x80\x04junk")
+    report = inspect_path(st_folder)
+    assert "pert_onehot_map.pt is truncated or damaged" in report.problems[0]
+    assert [("reuse='backbone'" in use) for use in report.uses] == [True]
+    assert dict(report.rows)["backbone"] == "llama, 2 layer(s) of 16"
+
+
+def test_st_of_which_nothing_can_be_used(st_folder: Path) -> None:
+    file = st_folder / "checkpoints" / "final.ckpt"
+    torch.save({"state_dict": {"project_out.0.weight": torch.ones(2, 2)}, "hyper_parameters": {"lr": 1.0}}, file)
+    report = inspect_path(st_folder)
+    assert (report.kind, report.uses) == ("st", [])
+    assert "has the backbone None" in report.problems[0]
 
 
 def test_our_own_save(tmp_path: Path) -> None:

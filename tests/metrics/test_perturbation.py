@@ -11,12 +11,9 @@ from scstate_lora.metrics import (
     goodness,
     mae,
     mean_distance,
-    mean_shift,
     mse,
-    no_change,
     pearson_delta,
     pearson_delta_top,
-    perturbed_mean,
     skill,
     variance_ratio,
 )
@@ -120,22 +117,6 @@ def test_variance_ratio_without_variance_raises():
         variance_ratio(np.zeros((1, 3)), np.eye(3))
     with pytest.raises(ValueError, match="all equal"):
         variance_ratio(np.eye(3), np.zeros((4, 3)))
-
-
-def test_baselines():
-    control = np.array([[0.0, 1.0, 2.0], [1.0, 1.0, 0.0]], dtype=np.float32)
-    deltas = [np.array([1.0, -3.0, 0.0]), np.array([0.0, -1.0, 2.0])]
-    assert no_change(control) is control
-    np.testing.assert_allclose(mean_shift(control, deltas), [[0.5, 0.0, 3.0], [1.5, 0.0, 1.0]])
-    np.testing.assert_allclose(perturbed_mean(control, deltas), [[0.5, -2.0, 1.0]] * 2)
-    assert mean_shift(control, deltas).dtype == perturbed_mean(control, deltas).dtype == np.float32
-    np.testing.assert_array_equal(control, [[0, 1, 2], [1, 1, 0]])
-
-
-def test_baselines_without_training_context_raises():
-    for baseline in (mean_shift, perturbed_mean):
-        with pytest.raises(ValueError, match="there is none"):
-            baseline(np.zeros((2, 3)), [])
 
 
 def test_ceiling_averages_disjoint_halves_reproducibly():

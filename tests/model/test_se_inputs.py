@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 import scstate_lora as ssl
+from scstate_lora.data.registry import Registry
 from scstate_lora.model._se_inputs import (
     batch_codes,
     cell_types,
@@ -120,3 +121,16 @@ def test_contrastive_labels_are_what_was_asked_for(cells):
         np.testing.assert_array_equal(contrastive_labels(registry, cells, combinations, on), expected)
     with pytest.raises(ValueError, match=r"contrastive_on='cell_type', but no cell_type_key was set up"):
         contrastive_labels(untyped, cells, combinations, "cell_type")
+
+
+def test_a_batch_without_training_cells_is_unknown(wound, setup):
+    adata = wound.copy()
+    held = sorted(adata.obs["mouse_id"].unique())[0]
+    ssl.LoRACovariateSE.setup_anndata(
+        adata, covariate_keys=["condition"], batch_key="mouse_id", holdout={"mouse_id": held}
+    )
+    registry = Registry.from_adata(adata)
+    assert held not in registry.batch.categories
+    assert len(registry.batch.categories) == adata.obs["mouse_id"].nunique() - 1
+    codes = batch_codes(registry, adata.obs)
+    assert set(codes[(adata.obs["mouse_id"] == held).to_numpy()]) == {-1}

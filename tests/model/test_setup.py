@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -10,6 +12,13 @@ import scstate_lora as ssl
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
 from scstate_lora.model._register import register
+
+WOUND = {"datasets": {"wound": "wound.h5ad"}, "training": {"wound": "train"}}
+ZEROSHOT = {
+    **WOUND,
+    "zeroshot": {"wound.macrophage": "test", "wound.T cell": "val"},
+    "fewshot": {"wound.fibroblast": {"test": ["burn"]}},
+}
 
 
 def _untouched(adata, wound):
@@ -55,7 +64,11 @@ def test_two_steps_give_what_one_call_gives(wound, setup, make_se, make_st):
     one, two = wound.copy(), wound.copy()
     models = ssl.setup_anndata(one, **setup)
     assert ssl.STTransition.setup_anndata(two, **setup) is None
-    assert one.uns["scstate_lora"] == two.uns["scstate_lora"]
+    first, second = one.uns["scstate_lora"], two.uns["scstate_lora"]
+    assert set(first) == set(second) == {"registry", "split"}
+    assert first["registry"] == second["registry"]
+    pd.testing.assert_frame_equal(first["split"].pop("table"), second["split"].pop("table"))
+    assert first["split"] == second["split"]
     assert (one.obs["scstate_split"] == two.obs["scstate_split"]).all()
     se, st = ssl.LoRACovariateSE(two), ssl.STTransition(two)
     assert (se.lora, se.compact, se.objective) == (models.se.lora, models.se.compact, models.se.objective)
@@ -83,6 +96,15 @@ def test_two_steps_give_what_one_call_gives(wound, setup, make_se, make_st):
         ({"modality": "rna"}, ValueError, "modality='rna' is for MuData"),
         ({"holdout": {"condition": "burn"}}, ValueError, r"No training cell has adata\.obs\['condition'\] = 'burn'"),
         ({"holdout": {"timepoint": "day14"}}, ValueError, r"No training cell has adata\.obs\['timepoint'\] = 'day14'"),
+        ({"split": "no/such.toml"}, FileNotFoundError, r"There is no split file no/such\.toml"),
+        ({"split": "a.toml", "holdout": {"timepoint": "day14"}}, ValueError, "holdout= and split= both say"),
+        ({"split": {**WOUND, "zeroshot": {"wound.macrophages": "test"}}}, ValueError, "Did you mean 'macrophage'"),
+        (
+            {"split": ZEROSHOT, "covariate_keys": ["cell_type", "condition"]},
+            ValueError,
+            r"No training cell has adata\.obs\['cell_type'\] = 'T cell', 'macrophage'.*or this column out",
+        ),
+        ({"holdout": {"condition": "sham"}}, ValueError, r"No training cell has adata\.obs\['condition'\] = 'sham'"),
         ({"test_size": 0.97}, ValueError, r"No context \(cell_type\) has 5 control and 5 perturbed training cells"),
     ],
 )
@@ -92,12 +114,157 @@ def test_wrong_arguments_write_nothing_raises(adata, wound, setup, change, error
     _untouched(adata, wound)
 
 
+@pytest.fixture
+def split_file(tmp_path):
+    """Two cell types held out, and the burn of a third."""
+    path = tmp_path / "split.toml"
+    path.write_text(
+        """
+        datasets.wound = "wound.h5ad"
+        training.wound = "train"
+        [zeroshot]
+        "wound.macrophage" = "test"
+        "wound.T cell" = "val"
+        [fewshot."wound.fibroblast"]
+        test = ["burn"]
+        """
+    )
+    return path
+
+
+def test_a_split_file_is_applied_printed_and_stored(adata, setup, split_file, tmp_path, caplog, monkeypatch):
+    logger = ssl._logging.logger
+    logger.setLevel("INFO")
+    monkeypatch.setattr(logger, "propagate", True)
+    ssl.setup_anndata(adata, **setup, split=split_file)
+    obs = adata.obs
+    burned = obs["condition"] == "burn"
+    expected = obs["cell_type"].astype(str).map({"macrophage": "test", "T cell": "val"}).fillna("train")
+    expected[burned & (obs["cell_type"] == "fibroblast")] = "test"
+    assert (obs["scstate_split"] == expected).all()
+    assert f"Cells by split in adata.obs['scstate_split'] ({split_file})" in caplog.text
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    record = ad.read_h5ad(tmp_path / "cells.h5ad").uns["scstate_lora"]["split"]
+    assert record["source"] == str(split_file)
+    assert json.loads(record["rules"])["fewshot"] == {"fibroblast": {"val": [], "test": ["burn"]}}
+    table = record["table"].set_index(["context", "condition"])
+    assert table.loc[("macrophage", "sham")].tolist() == [0, 0, ((obs["cell_type"] == "macrophage") & ~burned).sum()]
+    assert table.loc[("fibroblast", "sham"), "test"] == 0
+    assert table[["train", "val", "test"]].sum().tolist() == expected.value_counts()[["train", "val", "test"]].tolist()
+
+
+def test_a_split_file_of_several_datasets_asks_which(adata, setup):
+    sections = {**ZEROSHOT, "datasets": {"wound": "a", "other": "b"}, "training": {"wound": "train", "other": "train"}}
+    with pytest.raises(ValueError, match=r"splits 2 datasets \('wound', 'other'\).*split_dataset='wound'"):
+        register(adata, **setup, split=sections)
+    register(adata, **setup, split=sections, split_dataset="other", val_size=0)
+    assert (adata.obs["scstate_split"] == "train").all()
+    register(adata, **setup, split=sections, split_dataset="wound")
+    assert (adata.obs["scstate_split"] == "test").any()
+
+
+def test_a_configuration_names_a_split_file(adata, setup, split_file, monkeypatch):
+    monkeypatch.chdir(split_file.parent)
+    config = DataConfig.parse({**setup, "split": "split.toml", "zeroshot_controls": "train"}, name="run.yaml")
+    register(adata, **config.model_dump())
+    split, control = adata.obs["scstate_split"], adata.obs["condition"] == "sham"
+    assert (split[control] == "train").all()
+    assert (split[~control & (adata.obs["cell_type"] == "macrophage")] == "test").all()
+
+
+def test_a_cell_type_that_is_a_covariate_needs_its_controls_in_training(adata, setup):
+    covariates = ["cell_type", "condition"]
+    register(adata, **{**setup, "covariate_keys": covariates}, split=ZEROSHOT, zeroshot_controls="train")
+    assert Registry.from_adata(adata).covariate("cell_type").kind == "categorical"
+
+
+def test_a_perturbation_that_is_held_out_everywhere_is_registered_unless_a_covariate(adata):
+    adata.obs["drug"] = np.where(adata.obs["condition"] == "sham", "none", np.resize(["a", "b", "c"], 700))
+    keys = {"pert_key": "drug", "control": "none", "cell_type_key": "cell_type", "holdout": {"drug": "c"}}
+    register(adata, **keys)
+    assert Registry.from_adata(adata).targets == ["a", "b", "c"]
+    with pytest.raises(ValueError, match=r"No training cell has adata\.obs\['drug'\] = 'c'"):
+        register(adata, **keys, covariate_keys=["drug"])
+    with pytest.raises(ValueError, match=r"No training cell has adata\.obs\['drug'\] = 'none'"):
+        register(adata, **{**keys, "holdout": {"drug": "none"}})
+
+
+RULES = [
+    {},
+    {"split": ZEROSHOT},
+    {"split": ZEROSHOT, "zeroshot_controls": "train"},
+    {"split": {**WOUND, "fewshot": {"wound.fibroblast": {"val": ["burn"]}, "wound.monocyte": {"test": ["burn"]}}}},
+    {"holdout": {"cell_type": ["macrophage", "T cell"]}},
+    {"holdout": {"cell_type": "macrophage"}, "zeroshot_controls": "train"},
+    {"holdout": {"cell_type": "macrophage", "condition": "burn"}, "val_size": 0.3},
+]
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_no_test_cell_can_be_drawn_into_a_set(adata, setup, make_st, rules):
+    ssl.STTransition.setup_anndata(adata, **setup, **rules)
+    split = adata.obs["scstate_split"].to_numpy()
+    control = (adata.obs["condition"] == "sham").to_numpy()
+    assert (split == "test").any()
+    st = make_st(adata)
+    for by_type in (False, True):
+        groups = st._groups("train", 2, by_type=by_type)
+        assert groups
+        for group in groups:
+            assert set(split[group.control]) == set(split[group.perturbed]) == {"train"}
+            assert control[group.control].all()
+            assert not control[group.perturbed].any()
+    groups = st._groups("val", 2)
+    assert groups
+    for group in groups:
+        assert set(split[group.control]) <= {"train", "val"}
+        assert set(split[group.perturbed]) == {"val"}
+        assert control[group.control].all()
+        assert adata.obs["cell_type"].iloc[[*group.control, *group.perturbed]].nunique() == 1
+
+
+def _scrambled(adata, cells):
+    """Copy of the data whose given cells hold their counts in other genes."""
+    changed = adata.copy()
+    values = changed.X.toarray()
+    values[cells] = values[cells][:, np.random.default_rng(7).permutation(values.shape[1])]
+    changed.X = sparse.csr_matrix(values)
+    return changed
+
+
+@pytest.mark.parametrize("controls", ["held_out", "train"])
+def test_what_test_cells_hold_changes_nothing_of_a_training(wound, setup, make_st, make_se, controls, same_training):
+    keys = {**setup, "split": ZEROSHOT, "zeroshot_controls": controls}
+    plain = wound[:350].copy()
+    ssl.STTransition.setup_anndata(plain, **keys)
+    test = (plain.obs["scstate_split"] == "test").to_numpy()
+    zeroshot_controls = ((plain.obs["cell_type"] == "macrophage") & (plain.obs["condition"] == "sham")).to_numpy()
+    assert test[zeroshot_controls].all() == (controls == "held_out")
+
+    def train(adata):
+        ssl.STTransition.setup_anndata(adata, **keys)
+        models = make_st(adata), make_se(adata)
+        for model in models:
+            model.train(max_epochs=1, accelerator="cpu", progress_bar=False, logger=False)
+        return [(model.network, model.history) for model in models]
+
+    trained = train(plain)
+    for one, other in zip(trained, train(_scrambled(plain, test)), strict=True):
+        same_training(one, other, tolerance=0)
+    if controls == "train":  # the same change of these cells is seen, or the comparison above would say nothing
+        _, other = train(_scrambled(plain, zeroshot_controls))
+        with pytest.raises(AssertionError):
+            same_training(trained[1], other)
+
+
 def test_failure_keeps_the_earlier_set_up_raises(adata, setup):
     ssl.setup_anndata(adata, **setup)
     registry, split = adata.uns["scstate_lora"]["registry"], adata.obs["scstate_split"].copy()
+    rules = adata.uns["scstate_lora"]["split"]["rules"]
     with pytest.raises(FileNotFoundError):
         ssl.setup_anndata(adata, **{**setup, "covariate_keys": ["timepoint"]}, seed=5, base="no/such/folder")
     assert adata.uns["scstate_lora"]["registry"] == registry
+    assert adata.uns["scstate_lora"]["split"]["rules"] == rules
     assert (adata.obs["scstate_split"] == split).all()
 
 

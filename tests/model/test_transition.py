@@ -9,6 +9,7 @@ from scipy import sparse
 
 import scstate_lora as ssl
 from scstate_lora.data import log_expression
+from scstate_lora.nn.transition import Prediction
 
 QUICK = {"accelerator": "cpu", "progress_bar": False}
 
@@ -63,13 +64,13 @@ def test_before_training_the_network_predicts_the_controls_exactly(wound, setup,
     control = torch.from_numpy(log_expression(adata)[:20].toarray())[None]
     covariates = {"timepoint": torch.zeros(1, 20, dtype=torch.long)}
     with torch.no_grad():
-        assert torch.equal(st.network(control, torch.tensor([0]), covariates), control)
+        assert torch.equal(st.network(control, torch.ones(1, 1), covariates).cells, control)
 
 
 def test_training_reduces_the_loss_and_records_it(wound, setup, make_st):
     adata = wound.copy()
     ssl.STTransition.setup_anndata(adata, **setup)
-    st = make_st(adata)
+    st = make_st(adata, {"prior": "mean"})
     st.train(max_epochs=4, **QUICK)
     columns = list(st.history.columns)
     assert columns[:5] == ["phase", "epoch", "step", "loss", "energy"]
@@ -140,7 +141,13 @@ def test_prediction_says_of_every_cell_where_it_comes_from(screened):
     for column in ("cell_type", "dose", "batch"):
         assert predicted.obs[column].tolist() == controls.obs[column].tolist()
     assert predicted.uns["scstate_lora"] == {
-        "predict": {"scale": "log1p_cp10k", "pert_key": "guide", "control": "none", "target": "g1"}
+        "predict": {
+            "scale": "log1p_cp10k",
+            "pert_key": "guide",
+            "control": "none",
+            "target": "g1",
+            "space": "genes",
+        }
     }
     np.testing.assert_array_equal(log_expression(predicted).toarray(), predicted.X)
 
@@ -191,7 +198,9 @@ def test_new_cells_without_the_perturbations_column_all_count_as_controls(screen
 
 def test_every_cell_is_predicted_once_in_its_own_row(screened, monkeypatch):
     _, st = screened
-    monkeypatch.setattr(st.network, "forward", lambda control, pert, covariates: control)  # "no change", as untrained
+    monkeypatch.setattr(
+        st.network, "forward", lambda control, *_: Prediction(control, control, None, None)
+    )  # "no change"
     predicted = st.predict(target="g1")
     expected = log_expression(st.adata)[_controls(st.adata, "guide", "none")]
     columns = [st.registry.var_names.index(g) for g in st.genes]
@@ -282,9 +291,9 @@ def test_numeric_levels_are_named_as_in_the_table(screen, make_st):
 
 def test_wrong_requests_raises(screened):
     adata, st = screened
-    with pytest.raises(ValueError, match=r"target='g4' is not a perturbation of this model. There are: 'g1'"):
+    with pytest.raises(ValueError, match=r"target='g4' was not seen in training. There are: 'g1'"):
         st.predict(target="g4")
-    with pytest.raises(ValueError, match="target='none' is not a perturbation of this model"):
+    with pytest.raises(ValueError, match="target='none' is the control"):
         st.predict(target="none")
     with pytest.raises(ValueError, match=r"target names no perturbation. There are: 'g1', 'g2', 'g3'"):
         st.predict(target=[])
@@ -308,7 +317,7 @@ def test_cells_that_do_not_fit_raises(screened):
     adata, st = screened
     new = adata[:50].copy()
     new.obs["guide"] = "g9"
-    with pytest.raises(ValueError, match=r"adata\.obs\['guide'\] holds 'g9'.*never seen"):
+    with pytest.raises(ValueError, match=r"adata\.obs\['guide'\]='g9' was not seen in training"):
         st.get_latent_representation(new)
     del new.obs["guide"]
     with pytest.raises(KeyError, match=r"adata\.obs\['guide'\] does not exist"):

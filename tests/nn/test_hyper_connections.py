@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from scstate_lora.nn import MHCTransformerLayer, apply_mhc_to_transformer, mhc_diagnostics, mhc_parameters
+from scstate_lora.nn import (
+    MHCTransformerLayer,
+    apply_mhc_to_transformer,
+    mhc_diagnostics,
+    mhc_off,
+    mhc_parameters,
+    remove_mhc,
+    restore_mhc,
+)
 from scstate_lora.nn.backbones import make_backbone
 from scstate_lora.nn.layers import TransformerEncoder
 from scstate_lora.nn.lora import add_lora
@@ -318,6 +326,56 @@ def test_state_dict_goes_back_and_forth(kind, dynamic):
     other.load_state_dict(copy.deepcopy(network.state_dict()))
     assert torch.equal(other(_cells()), network(_cells()))
     assert set(mhc_parameters(network)) == {name for name in network.state_dict() if ".mixing." in name}
+
+
+@every_network
+@pytest.mark.parametrize("indices", [None, [0, 2]])
+def test_taken_off_it_is_what_it_was_and_put_back_what_it_became(name, indices):
+    network, cells = _network(name), _cells()
+    names, before = list(network.state_dict()), network(cells)
+    apply_mhc_to_transformer(network, layer_indices=indices)
+    _train(network, 3)
+    after, weights = network(cells), {name: p.detach().clone() for name, p in mhc_parameters(network).items()}
+    layers = {id(layer) for layer in network.modules() if isinstance(layer, MHCTransformerLayer)}
+    with mhc_off(network):
+        assert list(network.state_dict()) == names
+        with mhc_off(network):  # nothing to take off
+            plain = network(cells)
+    assert not torch.allclose(plain, after)
+    assert not torch.allclose(plain, before)  # its own weights were trained as well
+    assert torch.equal(network(cells), after)
+    removed = remove_mhc(network)
+    assert list(removed) == (indices or [0, 1, 2])
+    assert remove_mhc(network) == {}
+    assert not mhc_parameters(network)
+    restore_mhc(network, removed)
+    assert {id(layer) for layer in network.modules() if isinstance(layer, MHCTransformerLayer)} == layers
+    assert all(torch.equal(p, weights[name]) for name, p in mhc_parameters(network).items())
+    assert torch.equal(network(cells), after)
+
+
+def test_an_untrained_network_is_exactly_itself_without_them():
+    network, cells = _network("gpt2"), _cells()
+    expected = network(cells)
+    apply_mhc_to_transformer(network)
+    with mhc_off(network):
+        assert torch.equal(network(cells), expected)
+    with pytest.raises(RuntimeError, match="shape"), mhc_off(network):
+        network(cells[..., 1:])
+    assert len(mhc_diagnostics(network)) == 3
+
+
+def test_connections_of_another_network_raise():
+    network = apply_mhc_to_transformer(_network("gpt2"))
+    removed = remove_mhc(network)
+    for other in (_network("gpt2"), _network("gpt2", 2), apply_mhc_to_transformer(_network("gpt2"))):
+        found = mhc_parameters(other)
+        with pytest.raises(ValueError, match="around other layers"):
+            restore_mhc(other, removed)
+        assert list(mhc_parameters(other)) == list(found)
+    restore_mhc(network, removed)
+    with pytest.raises(ValueError, match="around other layers"):
+        restore_mhc(network, removed)  # they are on
 
 
 def test_wrapped_layers_keep_device_mode_and_what_is_frozen():

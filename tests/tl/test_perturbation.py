@@ -10,6 +10,7 @@ from scipy import sparse
 
 from scstate_lora import metrics, tl
 from scstate_lora.data import Registry, log_expression
+from scstate_lora.datasets import perturbation_screen
 
 COLUMNS = [
     "model",
@@ -24,6 +25,8 @@ COLUMNS = [
     "highest",
     "reason",
 ]
+BASELINES = ["no change", "mean shift", "perturbed mean", "context mean", "linear"]
+N_METRICS = 14
 TYPES = ["B", "NK", "T"]
 HELD_OUT = "T"
 
@@ -90,10 +93,10 @@ def test_table_holds_model_baselines_and_ceiling_and_is_stored():
     pred = _no_change(test)
     table = tl.evaluate_perturbation(pred, test, test, train=train, context_key="type", name="ST")
     assert list(table.columns) == COLUMNS
-    assert list(table["model"].unique()) == ["ST", "no change", "mean shift", "perturbed mean", "ceiling"]
+    assert list(table["model"].unique()) == ["ST", *BASELINES, "ceiling"]
     assert list(table["context"].unique()) == [HELD_OUT, "all"]
     assert not table.duplicated(["model", "context", "metric"]).any()
-    assert len(table) == 5 * 2 * 7
+    assert len(table) == 7 * 2 * N_METRICS
     finite = table.dropna(subset="value")
     assert (finite["value"].between(finite["lowest"], finite["highest"])).all()
     assert (finite["reason"] == "").all()
@@ -121,6 +124,8 @@ def test_baselines_are_what_they_say():
         ("mean shift", "variance_ratio"): shifted.var(0).sum() / real.var(0).sum(),
         ("perturbed mean", "mae"): np.abs(profile - real.mean(0)).mean(),
         ("perturbed mean", "variance_ratio"): 0.0,
+        ("context mean", "mae"): np.abs(control.mean(0) - real.mean(0)).mean(),  # in training it has controls only
+        ("linear", "e_distance"): metrics.energy_distance(shifted, real),  # of two contexts no slope can be learnt
         ("ceiling", "e_distance"): metrics.ceiling(real, metrics.energy_distance),
     }
     for (model, metric), value in expected.items():
@@ -155,6 +160,91 @@ def test_average_over_contexts_with_interval():
     assert rows.loc[TYPES, ["ci_low", "ci_high"]].isna().all(axis=None)
 
 
+def test_linear_gives_a_held_out_context_a_change_of_its_own():
+    rng = np.random.default_rng(0)
+    place = np.repeat(np.linspace(-1, 1, 7), 120)  # of seven types on one axis, along which the response grows
+    burn = np.tile(np.repeat([0.0, 1.0], 60), 7)
+    axis, response = rng.normal(size=(2, 60))
+    log_rate = 2.5 + 0.5 * np.outer(place, axis) + np.outer(burn, 0.2 * axis) + np.outer(burn * place, 0.6 * response)
+    obs = pd.DataFrame(
+        {"type": [f"t{i // 120}" for i in range(840)], "condition": np.where(burn > 0, "burn", "sham")},
+        index=[f"cell{i}" for i in range(840)],
+    )
+    counts = rng.poisson(np.exp(log_rate)).astype(np.float32)
+    adata = ad.AnnData(sparse.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(60)]))
+    Registry.create(
+        adata, covariate_keys=["condition"], pert_key="condition", control="sham", cell_type_key="type"
+    ).write(adata)
+    test = adata.obs["type"] == "t5"
+    train = adata[~(test & (adata.obs["condition"] == "burn"))].copy()
+    held_out = adata[test].copy()
+    table = tl.evaluate_perturbation(_no_change(held_out), held_out, held_out, train=train, context_key="type")
+    for metric in ("pearson_delta", "mse", "e_distance"):
+        assert _value(table, model="linear", metric=metric, column="skill") > 0.6
+
+
+def test_context_without_training_cells_has_no_context_mean():
+    adata = _adata()
+    test = adata.obs["type"] == HELD_OUT
+    held_out = adata[test].copy()
+    table = tl.evaluate_perturbation(
+        _no_change(held_out), held_out, held_out, train=adata[~test].copy(), context_key="type"
+    )
+    row = {"model": "context mean", "metric": "mae", "context": HELD_OUT}
+    assert np.isnan(_value(table, **row))
+    assert _value(table, **row, column="reason") == "train has no cell of T"
+    assert np.isfinite(_value(table, model="linear", metric="mae"))
+
+
+def test_target_that_training_lacks_is_predicted_from_the_other_perturbations():
+    screen = perturbation_screen(25, n_cells=1500, n_control=250, n_genes=150, n_cell_types=1, seed=1)
+    Registry.create(
+        screen, covariate_keys=["perturbation"], pert_key="perturbation", control="control", cell_type_key="cell_type"
+    ).write(screen)
+    features = screen.uns["perturbation_features"]
+    target = features.index[3]
+    is_target = screen.obs["perturbation"] == target
+    test, train = screen[is_target].copy(), screen[~is_target].copy()
+    controls = screen[screen.obs["perturbation"] == "control"].copy()
+    pred = ad.AnnData(log_expression(controls).toarray(), obs=controls.obs.copy(), var=controls.var[[]])
+    pred.obs["perturbation"], pred.obs["control_cell"] = target, controls.obs_names
+    pred.uns["scstate_lora"] = {
+        "predict": {"scale": "log1p_cp10k", "pert_key": "perturbation", "control": "control", "target": target}
+    }
+    given = {"train": train, "context_key": "cell_type"}
+    named = tl.evaluate_perturbation(pred, test, controls, **given)
+    assert "not among the training cells" in _value(named, model="linear", metric="mae", column="reason")
+    described = tl.evaluate_perturbation(pred, test, controls, **given, pert_features=features)
+    assert _value(described, model="linear", metric="pearson_delta", column="skill") > 0.1
+    others = log_expression(train)
+    by_name = train.obs["perturbation"].astype(str).to_numpy()
+    means = [others[np.flatnonzero(by_name == n)].mean(0).A1 for n in features.index if n != target]
+    real = log_expression(test).mean(0).A1
+    expected = np.abs(np.mean(means, axis=0) - real).mean()
+    assert _value(described, model="perturbed mean", metric="mae") == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="have no row in pert_features"):
+        tl.evaluate_perturbation(pred, test, controls, **given, pert_features=features.iloc[:10])
+
+
+def test_missing_values_that_are_allowed_are_a_context():
+    adata = _adata()
+    adata.obs["site"] = pd.Categorical(np.array([None, "back", "chest"], dtype=object)[np.arange(adata.n_obs) % 3])
+    registry = Registry.create(
+        adata,
+        covariate_keys={"condition": "categorical", "site": {"type": "categorical", "allow_missing": True}},
+        pert_key="condition",
+        control="sham",
+        cell_type_key="type",
+    )
+    registry.write(adata)
+    table = tl.evaluate_perturbation(_no_change(adata), adata, adata, context_key="site")
+    assert set(table["context"]) == {"back", "chest", "(missing)", "all"}
+    assert np.isfinite(_value(table, model="no change", metric="mae", context="(missing)"))
+    adata.obs["type"] = adata.obs["type"].where(adata.obs["type"] != "B")
+    with pytest.raises(ValueError, match=r"adata\.obs\['type'\]"):
+        tl.evaluate_perturbation(_no_change(adata), adata, adata, context_key="type")
+
+
 def test_several_context_keys_are_joined():
     adata = _adata()
     table = tl.evaluate_perturbation(_no_change(adata), adata, adata, context_key=["type", "mouse"])
@@ -165,7 +255,7 @@ def test_no_context_key_makes_one_context():
     adata = _adata()
     table = tl.evaluate_perturbation(_no_change(adata), adata, adata, context_key=[])
     assert set(table["context"]) == {"all"}
-    assert len(table) == 5 * 7
+    assert len(table) == 7 * N_METRICS
 
 
 def test_without_train_the_baselines_that_need_it_say_so():
@@ -173,7 +263,7 @@ def test_without_train_the_baselines_that_need_it_say_so():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         table = tl.evaluate_perturbation(_no_change(adata), adata, adata, context_key="type")
-    learned = table[table["model"].isin(["mean shift", "perturbed mean"])]
+    learned = table[table["model"].isin(["mean shift", "perturbed mean", "context mean", "linear"])]
     assert learned["value"].isna().all()
     assert learned["reason"].str.contains("train=").all()
     assert table["skill"].isna().all()

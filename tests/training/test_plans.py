@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from scstate_lora.config import STObjectiveConfig
 from scstate_lora.nn.covariates import CovariateSpec
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 from scstate_lora.nn.transition import StateTransition, STConfig
@@ -57,14 +58,14 @@ def test_loss_is_the_weighted_sum_of_the_terms(encoder, cells):
 
 def test_st_terms_are_the_unbiased_energy_distance_and_the_squared_deviation():
     torch.manual_seed(0)
-    network = StateTransition(STConfig(5, 2, 8, 1, 2), {"day": CovariateSpec(None, 64)}).eval()
+    network = StateTransition(STConfig(5, 1, 8, 1, 2), {"day": CovariateSpec(None, 64)}).eval()
     batch = {
         "control": torch.rand(3, 4, 5),
         "target": torch.rand(3, 6, 5),
-        "pert": torch.tensor([1, 0, 1]),
+        "pert": torch.tensor([[1.0], [0.0], [1.0]]),
         "covariates": {"day": torch.rand(3, 4)},
     }
-    plan = STPlan(network, weights={"energy": 1.0, "deviation": 1.0}, **COMMON)
+    plan = STPlan(network, objective=STObjectiveConfig(), weights={"energy": 1.0, "deviation": 1.0}, **COMMON)
 
     def energy(x, y):
         within_x = torch.cdist(x, x).sum() / (4 * 3)  # without a cell's pair with itself
@@ -76,12 +77,11 @@ def test_st_terms_are_the_unbiased_energy_distance_and_the_squared_deviation():
             torch.nn.init.normal_(network.project_out[-1].weight)
             torch.nn.init.normal_(network.shift)
         predicted = network(batch["control"], batch["pert"], batch["covariates"])
-        assert torch.equal(predicted, batch["control"]) != trained
+        assert torch.equal(predicted.cells, batch["control"]) != trained
         terms = plan.terms(batch)
-        expected = torch.stack([energy(x, y) for x, y in zip(predicted, batch["target"], strict=True)]).mean()
+        expected = torch.stack([energy(x, y) for x, y in zip(predicted.cells, batch["target"], strict=True)]).mean()
         assert torch.allclose(terms["energy"], expected, atol=1e-5)
-        deviation = network.deviation(batch["control"], batch["pert"], batch["covariates"])
-        assert terms["deviation"].item() == pytest.approx((deviation**2).sum(2).mean().item())
+        assert terms["deviation"].item() == pytest.approx((predicted.change**2).sum(2).mean().item())
         assert (terms["deviation"] > 0) == trained
 
 

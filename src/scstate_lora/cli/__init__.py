@@ -1,4 +1,4 @@
-"""The command line: the main job on a file, its training alone, embeddings, and looking into checkpoints."""
+"""The command line: the main job on a file, its parts alone, and looking into checkpoints."""
 
 from __future__ import annotations
 

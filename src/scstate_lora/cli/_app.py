@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from scstate_lora.cli._checkpoints import convert, inspect
+from scstate_lora.cli._compare import compare
 from scstate_lora.cli._embed import embed
 from scstate_lora.cli._experiment import demo, run, train
+from scstate_lora.cli._predict import predict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Adapt pretrained STATE models of single-cell biology to your own experiment.",
 )
-for _command in (run, train, embed, inspect, convert, demo):
+for _command in (run, train, embed, predict, compare, inspect, convert, demo):
     app.command()(_command)
 
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scstate_lora._constants import OBSM_SE, OBSM_STATE, UNS_KEY
-from scstate_lora.cli._shared import BASE, BaseConfig, Proteins, Traceback, check_base, column_values, read_cells
+from scstate_lora.cli._shared import (
+    BASE,
+    BaseConfig,
+    Proteins,
+    Traceback,
+    check_base,
+    covariate_values,
+    read_cells,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,7 +149,7 @@ def _embed_conditioned(
     """Embed under the cells' own covariates or others, and write; gives the key."""
     from scstate_lora.io.cells_file import write_embedding
 
-    moved = None if covariates is None else _values(covariates, model)
+    moved = None if covariates is None else covariate_values(covariates, model.registry, option="--covariates")
     key = key_added or (OBSM_SE if moved is None else _COUNTERFACTUAL)
     if out.suffix not in {file.suffix, ".npy"}:
         msg = f"The output, {out}, must end in {file.suffix}, as the input does, or in .npy for the embedding alone."
@@ -155,24 +163,3 @@ def _embed_conditioned(
     uns = {UNS_KEY: {"embed": {key: record}}}
     write_embedding(file, out, [(0, embedding)], shape=embedding.shape, key=key, uns=uns)
     return key
-
-
-def _values(texts: list[str], model: LoRACovariateSE) -> dict[str, str | float | None]:
-    """Read `condition=stim,day=14`: text or, of a continuous covariate, a number; nothing withholds."""
-    values: dict[str, str | float | None] = {}
-    for text in texts:
-        for name, value in column_values(text, option="--covariates").items():
-            if name in values:
-                msg = f"--covariates {text!r} names {name!r} once more. Name each once."
-                raise ValueError(msg)
-            is_number = model.registry.covariate(name).kind == "continuous"
-            values[name] = None if value == "" else _number(name, value) if is_number else value
-    return values
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        msg = f"--covariates {name}={text}: {name!r} is a number."
-        raise ValueError(msg) from None

@@ -190,7 +190,18 @@ def _places(options: RunConfig, out: Path | None) -> tuple[Path, Path]:
         raise ValueError(msg)
     if options.base is not None:
         check_base(options.base)
+    if options.st is not None and options.st.pretrained is not None:
+        _check_pretrained(options.st.pretrained)
     return file, folder
+
+
+def _check_pretrained(pretrained: str) -> None:
+    """Refuse a pretrained model that is neither a path that exists nor looks like a hub id, a folder in it or not."""
+    from scstate_lora.io.st_files import split_hub_id
+
+    if not Path(pretrained).expanduser().exists() and split_hub_id(pretrained) is None:
+        msg = f"st.pretrained: {pretrained} is neither a file or folder nor a hub id such as owner/name."
+        raise FileNotFoundError(msg)
 
 
 def _covariates(text: str) -> list[str] | dict[str, Any]:

@@ -6,9 +6,12 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from scstate_lora.data import Registry
 
 BASE = (
     "The base model: a published SE checkpoint (folder, .ckpt, model.safetensors or hub id), or the directory of a "
@@ -54,6 +57,27 @@ def column_values(text: str, *, option: str) -> dict[str, str]:
         msg = f"{option} {text!r} names a column more than once. Name each once."
         raise ValueError(msg)
     return {column: value.strip() for column, (_, _, value) in zip(columns, pairs, strict=True)}
+
+
+def covariate_values(texts: list[str], registry: Registry, *, option: str) -> dict[str, str | float | None]:
+    """Read `condition=stim,day=14`: text or, of a continuous covariate, a number; nothing withholds."""
+    values: dict[str, str | float | None] = {}
+    for text in texts:
+        for name, value in column_values(text, option=option).items():
+            if name in values:
+                msg = f"{option} {text!r} names {name!r} once more. Name each once."
+                raise ValueError(msg)
+            is_number = registry.covariate(name).kind == "continuous"
+            values[name] = None if value == "" else _number(name, value, option) if is_number else value
+    return values
+
+
+def _number(name: str, text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        msg = f"{option} {name}={text}: {name!r} is a number."
+        raise ValueError(msg) from None
 
 
 def read_cells(file: Path, modality: str | None = None, *, formats: tuple[str, ...] = (".h5ad", ".h5mu")) -> Any:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from scstate_lora.config.data import ContinuousEncoderConfig, CovariateConfig, DataConfig
 from scstate_lora.config.load import load_run, to_yaml, with_overrides
 from scstate_lora.config.lora import LoraConfig
+from scstate_lora.config.mhc import MHCConfig
 from scstate_lora.config.run import RunConfig, SERunConfig, STRunConfig
 from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, ObjectiveConfig
-from scstate_lora.config.st import STModelConfig
+from scstate_lora.config.st import STLoraConfig, STModelConfig, STObjectiveConfig
 from scstate_lora.config.training import TrainConfig
 
 __all__ = [
@@ -17,10 +18,13 @@ __all__ = [
     "CovariateConfig",
     "DataConfig",
     "LoraConfig",
+    "MHCConfig",
     "ObjectiveConfig",
     "RunConfig",
     "SERunConfig",
+    "STLoraConfig",
     "STModelConfig",
+    "STObjectiveConfig",
     "STRunConfig",
     "TrainConfig",
     "load_run",

@@ -212,6 +212,12 @@ class DataConfig(Options):
     """Conditions that no model may see in training."""
     split_key: str | None = None
     """Column with train, val and test."""
+    split: str | None = None
+    """Split file in TOML, of cell types and perturbations held out; a path as seen from where the command is run."""
+    split_dataset: str | None = None
+    """Which dataset of the split file the cells are; needed where it splits several."""
+    zeroshot_controls: Literal["held_out", "train"] = "held_out"
+    """Whether control cells of contexts that are held out as a whole train."""
     test_size: float = Field(default=0.2, ge=0, lt=1)
     """Share of the cells held out at random."""
     val_size: float = Field(default=0.1, ge=0, lt=1)

@@ -9,6 +9,15 @@ from pydantic import Field, field_validator
 from scstate_lora.config.options import Options
 
 
+def check_layers(layers: tuple[int, int | None] | None) -> tuple[int, int | None] | None:
+    """Raise a ValueError for a range without layers; a validator of options."""
+    first, end = layers or (0, None)
+    if end is not None and (first < 0) == (end < 0) and first >= end:
+        msg = f"({first}, {end}) is an empty range. Give the first layer and the one after the last."
+        raise ValueError(msg)
+    return layers
+
+
 class LoraConfig(Options):
     """LoRA adapters on the SE encoder."""
 
@@ -28,11 +37,4 @@ class LoraConfig(Options):
     use_dora: bool = False
     """Train the length of every row of a weight on its own (DoRA); slower, with a few more parameters."""
 
-    @field_validator("layers")
-    @classmethod
-    def _not_empty(cls, layers: tuple[int, int | None] | None) -> tuple[int, int | None] | None:
-        first, end = layers or (0, None)
-        if end is not None and (first < 0) == (end < 0) and first >= end:
-            msg = f"({first}, {end}) is an empty range. Give the first layer and the one after the last."
-            raise ValueError(msg)
-        return layers
+    _layers = field_validator("layers")(check_layers)

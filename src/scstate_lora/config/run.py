@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from scstate_lora.config.data import DataConfig
 from scstate_lora.config.lora import LoraConfig
 from scstate_lora.config.options import Options
 from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, ObjectiveConfig
-from scstate_lora.config.st import STModelConfig
+from scstate_lora.config.st import STLoraConfig, STModelConfig, STObjectiveConfig
 from scstate_lora.config.training import Precision, TrainConfig
 
 
@@ -31,9 +33,37 @@ class STRunConfig(Options):
     """STTransition within a run."""
 
     model: STModelConfig = STModelConfig()
-    """Sizes."""
+    """Sizes and form."""
+    objective: STObjectiveConfig = STObjectiveConfig()
+    """Loss terms."""
+    pretrained: str | None = None
+    """Folder or hub id of a published ST model; null starts anew."""
+    reuse: Literal["all", "backbone"] = "all"
+    """What is taken from it."""
+    finetune: Literal["lora", "full", "frozen"] | None = None
+    """How the backbone trains; null: adapters on a pretrained one, all of a new one."""
+    lora: STLoraConfig = STLoraConfig()
+    """Adapters."""
+    pert_features: str | None = None
+    """Table of what describes the perturbations, one row a name: .csv, .tsv or .parquet. null: one-hot."""
     train: TrainConfig = TrainConfig()
     """Training."""
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether adapters on the backbone train, asked for or by default."""
+        return self.finetune == "lora" or (self.finetune is None and self.pretrained is not None)
+
+    @model_validator(mode="after")
+    def _without_effect(self) -> Self:
+        if self.reuse != "all" and self.pretrained is None:
+            msg = f"reuse={self.reuse!r} says what is taken from a pretrained model, and pretrained names none."
+            raise ValueError(msg)
+        if not self.has_adapters and self.lora != STLoraConfig():
+            said = "is left out" if self.finetune is None else f"is {self.finetune!r}"
+            msg = f"lora gives options of adapters, and there are none as finetune {said}. Write finetune: lora."
+            raise ValueError(msg)
+        return self
 
 
 class RunConfig(Options):

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from scstate_lora.config.lora import check_layers
 from scstate_lora.config.options import Options, check_heads
 
 
 class STModelConfig(Options):
-    """Sizes of STTransition. None is chosen from the data; `summary()` shows what and why."""
+    """Sizes and form of STTransition. `summary()` shows what was chosen from the data, and why."""
 
+    space: Literal["genes", "embedding"] = "genes"
+    """What cells are to the model: log1p expression, or the registered embedding (`embed_key`)."""
+    backbone: Literal["gpt2", "llama", "bert"] = "gpt2"
+    """Architecture of the transformer over the set."""
     hidden: int = Field(default=256, ge=8)
     """Width of encoders and backbone."""
     n_layers: int = Field(default=2, ge=1)
     """Layers of the backbone."""
     n_heads: int = Field(default=4, ge=1)
     """Attention heads of the backbone."""
+    n_encoder_layers: int = Field(default=2, ge=1)
+    """Linear layers of the encoders of cells and perturbations."""
+    n_decoder_layers: int = Field(default=2, ge=1)
+    """Linear layers of the head."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """In encoders and backbone, while training."""
+    """In encoders, backbone and head, while training."""
+    residual: Literal["output", "latent"] = "output"
+    """`output`: a cell is the control plus what is learned; `latent`: it is made anew, as by Arc's models."""
+    prior: Literal["context", "mean"] = "context"
+    """What a prediction starts from: the mean shift, or with `context` what contexts alike show besides."""
+    gene_decoder: bool = True
+    """Decode expression from a predicted embedding."""
+    confidence_token: bool = False
+    """Learn to say how large the loss of a set will be."""
+    batch_token: bool = False
+    """Learn to tell the batch of a set from a token beside the cells; needs a `batch_key`."""
     cell_set_len: int | None = Field(default=None, ge=2)
     """Cells a set; None: the power of two below the median group, at most 64 on a CPU and 256 on a GPU."""
-    shrinkage: float = Field(default=1.0, ge=0)
-    """Multiplies the weight, estimated from the data, that holds cells near the mean shift; 0 for none."""
     n_genes: int | None = Field(default=2000, ge=1)
     """At most this many genes, the most variable ones; None for all."""
 
@@ -31,3 +48,71 @@ class STModelConfig(Options):
     def _heads(self) -> Self:
         check_heads("hidden", self.hidden, self.n_heads)
         return self
+
+
+class STLoraConfig(Options):
+    """LoRA adapters on the backbone of STTransition."""
+
+    r: int = Field(default=16, ge=1)
+    """Rank of the adapters."""
+    alpha: int = Field(default=32, ge=1)
+    """Scale: W = W0 + (alpha / r) B A."""
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Dropout before the adapter, while training."""
+    targets: tuple[Literal["q", "k", "v", "qkv", "out"], ...] | None = Field(default=None, min_length=1)
+    """Which linear layers of the attention carry an adapter; `qkv` is GPT-2's for the first three. None: all."""
+    layers: tuple[int, int | None] | None = None
+    """Which layers carry adapters: the first, and the one after the last, as in a slice. None: all."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) instead of alpha / r, for high ranks."""
+    use_dora: bool = False
+    """Train the length of every row of a weight on its own (DoRA); slower, with a few more parameters."""
+
+    _layers = field_validator("layers")(check_layers)
+
+
+class STObjectiveConfig(Options):
+    """Weights of the loss terms of STTransition; 0 switches a term off."""
+
+    energy: float = Field(default=1.0, ge=0)
+    """Energy distance between predicted and measured cells, unbiased."""
+    sinkhorn: float = Field(default=0.0, ge=0)
+    """Sinkhorn divergence with blur 0.05, in units of the cells' spread."""
+    mmd: float = Field(default=0.0, ge=0)
+    """Squared maximum mean discrepancy with Gaussian kernels."""
+    mse: float = Field(default=0.0, ge=0)
+    """Squared distance of the means."""
+    shrinkage: float = Field(default=1.0, ge=0)
+    """Multiplies the weight, estimated from the data, that holds cells near the mean shift."""
+    l1: float = Field(default=0.0, ge=0)
+    """Mean absolute change of a cell."""
+    decoder: float = Field(default=1.0, ge=0)
+    """Squared error of the expression decoded from the embedding of measured cells; only with a gene decoder."""
+    confidence: float = Field(default=0.01, ge=0)
+    """Squared error of the predicted loss; only with a confidence token."""
+    batch: float = Field(default=0.1, ge=0)
+    """Cross-entropy of the batch; only with a batch token."""
+    velocity_key: str | None = None
+    """RNA velocity of the control cells: a layer, or a key of obsm where cells are an embedding. None: none."""
+    velocity: float = Field(default=0.1, ge=0)
+    """Disagreement of a cell's change with its RNA velocity; only with a `velocity_key`."""
+    velocity_beta: float = Field(default=1.0, ge=0)
+    """Weight of the lengths beside the direction in it."""
+    velocity_kind: Literal["direction", "l2"] = "direction"
+    """Direction and length, or the plain squared difference."""
+    velocity_min_confidence: float = Field(default=0.0, ge=0)
+    """Cells whose velocity has less confidence are dropped."""
+    velocity_warmup_steps: int = Field(default=1000, ge=0)
+    """Steps over which its weight rises, at most half of the training."""
+    velocity_regularization: float = Field(default=0.0, ge=0)
+    """Change of the cells for which no velocity vouches; only with a `velocity_key`."""
+
+    @model_validator(mode="after")
+    def _any_distance(self) -> Self:
+        if not any(getattr(self, name) for name in _DISTANCES):
+            msg = f"{', '.join(_DISTANCES[:-1])} and {_DISTANCES[-1]} are all 0: nothing compares the cells."
+            raise ValueError(msg)
+        return self
+
+
+_DISTANCES = ("energy", "sinkhorn", "mmd", "mse")

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from scstate_lora.config.mhc import MHCConfig
 from scstate_lora.config.options import Options
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
@@ -25,6 +26,8 @@ class TrainConfig(Options):
     """Weight decay of AdamW."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Optimiser steps over which the learning rate rises."""
+    mhc: MHCConfig | bool | None = None
+    """Hyper-connections around the transformer's layers: true for the defaults, or their options."""
     accelerator: str | None = None
     """`auto`, `cpu`, `gpu`, `cuda` or `mps`."""
     devices: int | str | list[int] | None = None

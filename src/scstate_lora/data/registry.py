@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -281,6 +281,14 @@ class Registry:
     def log_expression(self, adata: AnnData) -> sparse.csr_matrix:
         """Return log1p of counts per 10,000, or registered log1p values, as float32 CSR ``(n_cells, n_genes)``."""
         return log_normalize(self.matrix(adata), self.scale)
+
+    def of_trained_batches(self, adata: AnnData, trained: np.ndarray) -> Registry:
+        """Forget the batches without training cells: nothing can be learned of them, so they are unknown."""
+        if self.batch is None:
+            return self
+        seen = set(_labels(adata, self.batch.name, ())[trained])
+        levels = tuple(level for level in self.batch.categories if level in seen)
+        return replace(self, batch=replace(self.batch, categories=levels) if len(levels) > 1 else None)
 
     def to_json(self) -> str:
         """Turn the registry into JSON text."""

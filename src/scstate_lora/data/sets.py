@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 import numpy as np
 import pandas as pd
 
+from scstate_lora._constants import BATCHES
 from scstate_lora.data.fields import withhold
 
 if TYPE_CHECKING:
@@ -17,16 +18,87 @@ if TYPE_CHECKING:
 
 
 class SetBatch(TypedDict):
-    """One training batch of the State Transition model."""
+    """One training batch of the State Transition model. What a run does not need is not in it."""
 
     control: np.ndarray
-    """log1p expression of control cells, float32 ``(n_sets, n_cells, n_genes)``."""
+    """Control cells, log1p expression or an embedding, float32 ``(n_sets, n_cells, n_inputs)``."""
     target: np.ndarray
-    """log1p expression of perturbed cells of the same contexts, float32 ``(n_sets, n_cells, n_genes)``."""
+    """Perturbed cells of the same contexts, float32 ``(n_sets, n_cells, n_inputs)``."""
     pert: np.ndarray
-    """Perturbation code of each set, int64 ``(n_sets,)``."""
+    """What describes each set's perturbation, float32 ``(n_sets, pert_dim)``."""
     covariates: dict[str, np.ndarray]
     """Covariates of the control cells, ``(n_sets, n_cells)`` each."""
+    target_genes: NotRequired[np.ndarray]
+    """log1p expression of the perturbed cells where ``target`` is their embedding, ``(n_sets, n_cells, n_genes)``."""
+    velocity: NotRequired[np.ndarray]
+    """RNA velocity of the control cells, ``(n_sets, n_cells, n_inputs)``, NaN where unknown."""
+    velocity_confidence: NotRequired[np.ndarray]
+    """Its confidence, ``(n_sets, n_cells)``."""
+    batch: NotRequired[np.ndarray]
+    """Most frequent batch of each set's control cells, int64 ``(n_sets,)``; -1 where none is known."""
+
+
+@dataclass(frozen=True)
+class SetData:
+    """What is known of every cell, from which sets are drawn.
+
+    Parameters
+    ----------
+    x
+        log1p expression, CSR ``(n_cells, n_genes)``, or an embedding, float32 ``(n_cells, n_columns)``.
+    perts
+        What describes the perturbation of each code, float32 ``(n_codes, pert_dim)``.
+    covariates
+        Encoded covariates, ``(n_cells,)`` each.
+    genes
+        log1p expression where ``x`` is an embedding and expression is decoded from it.
+    velocity, velocity_confidence
+        RNA velocity in the space of ``x``, ``(n_cells, n_columns)``, and its confidence, ``(n_cells,)``.
+    table_of_batches
+        Codes of the batches where the network has a table of them, int64 ``(n_cells,)``.
+    batches
+        Codes of the batches where the network is to tell them apart, int64 ``(n_cells,)``; -1 for an unknown one.
+    """
+
+    x: sparse.csr_matrix | np.ndarray
+    perts: np.ndarray
+    covariates: dict[str, np.ndarray]
+    genes: sparse.csr_matrix | None = None
+    velocity: np.ndarray | None = None
+    velocity_confidence: np.ndarray | None = None
+    table_of_batches: np.ndarray | None = None
+    batches: np.ndarray | None = None
+
+    def batch(self, control: np.ndarray, target: np.ndarray, codes: np.ndarray) -> SetBatch:
+        """Lay out sets of cells, all rows ``(n_sets, n_cells)``, with the code of each one's perturbation."""
+        made = SetBatch(
+            control=dense(self.x, control),
+            target=dense(self.x, target),
+            pert=self.perts[codes],
+            covariates={name: values[control] for name, values in self.covariates.items()},
+        )
+        if self.table_of_batches is not None:
+            made["covariates"][BATCHES] = self.table_of_batches[control]
+        if self.genes is not None:
+            made["target_genes"] = dense(self.genes, target)
+        if self.velocity is not None:
+            made["velocity"] = self.velocity[control]
+        if self.velocity_confidence is not None:
+            made["velocity_confidence"] = self.velocity_confidence[control]
+        if self.batches is not None:
+            made["batch"] = np.array([_most_frequent(codes) for codes in self.batches[control]], dtype=np.int64)
+        return made
+
+
+def _most_frequent(codes: np.ndarray) -> int:
+    known = codes[codes >= 0]
+    return int(np.bincount(known).argmax()) if len(known) else -1
+
+
+def dense(x: sparse.csr_matrix | np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Take cells, ``(*rows.shape, n_columns)``."""
+    taken = x[rows.ravel()]
+    return (taken if isinstance(taken, np.ndarray) else taken.toarray()).reshape(*rows.shape, x.shape[1])
 
 
 @dataclass(frozen=True)
@@ -80,10 +152,8 @@ class SetSampler:
 
     Parameters
     ----------
-    x
-        log1p expression, CSR ``(n_cells, n_genes)``.
-    covariates
-        Encoded covariates of every cell, ``(n_cells,)`` each.
+    data
+        What is known of every cell.
     groups
         From :func:`make_groups`; drawn with probability in proportion to the square root of their size, so that small
         cell types are not drowned.
@@ -106,8 +176,7 @@ class SetSampler:
 
     def __init__(
         self,
-        x: sparse.csr_matrix,
-        covariates: dict[str, np.ndarray],
+        data: SetData,
         groups: list[Group],
         *,
         n_sets: int,
@@ -123,8 +192,7 @@ class SetSampler:
                 "Hold out fewer cells, or compare within coarser contexts: context_keys=[...]."
             )
             raise ValueError(msg)
-        self.x = x
-        self.covariates = covariates
+        self.data = data
         self.groups = groups
         self.n_sets = n_sets
         self.set_len = set_len
@@ -140,19 +208,13 @@ class SetSampler:
         chosen = [self.groups[i] for i in rng.choice(len(self.groups), size=self.n_sets, p=self.weights)]
         control = np.stack([self._draw(g.control, rng) for g in chosen])  # (n_sets, set_len)
         target = np.stack([self._draw(g.perturbed, rng) for g in chosen])
-        covariates = {name: values[control] for name, values in self.covariates.items()}
-        return SetBatch(
-            control=self._expression(control),
-            target=self._expression(target),
-            pert=np.array([g.pert for g in chosen], dtype=np.int64),
-            covariates=withhold(covariates, self.unknown, self.withheld, rng),
-        )
+        batch = self.data.batch(control, target, np.array([g.pert for g in chosen]))
+        told = {name: values for name, values in batch["covariates"].items() if name in self.unknown}
+        batch["covariates"] |= withhold(told, self.unknown, self.withheld, rng)
+        return batch
 
     def _draw(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return rng.choice(rows, size=self.set_len, replace=len(rows) < self.set_len)
-
-    def _expression(self, rows: np.ndarray) -> np.ndarray:
-        return self.x[rows.ravel()].toarray().reshape(*rows.shape, self.x.shape[1])
 
 
 class WholeGroups:
@@ -160,21 +222,12 @@ class WholeGroups:
 
     Parameters
     ----------
-    x, covariates, groups, set_len, seed
+    data, groups, set_len, seed
         As in :class:`SetSampler`.
     """
 
-    def __init__(
-        self,
-        x: sparse.csr_matrix,
-        covariates: dict[str, np.ndarray],
-        groups: list[Group],
-        *,
-        set_len: int,
-        seed: int,
-    ) -> None:
-        self.x = x
-        self.covariates = covariates
+    def __init__(self, data: SetData, groups: list[Group], *, set_len: int, seed: int) -> None:
+        self.data = data
         self.groups = groups
         self.set_len = set_len
         self.seed = seed
@@ -185,12 +238,7 @@ class WholeGroups:
         rng = np.random.default_rng([self.seed, index])
         control = rng.permutation(group.control)[: self.set_len]
         target = rng.permutation(group.perturbed)[: self.set_len]
-        return SetBatch(
-            control=self.x[control].toarray()[None],
-            target=self.x[target].toarray()[None],
-            pert=np.array([group.pert], dtype=np.int64),
-            covariates={name: values[control][None] for name, values in self.covariates.items()},
-        )
+        return self.data.batch(control[None], target[None], np.array([group.pert]))
 
 
 def windows(rows: np.ndarray, set_len: int, rng: np.random.Generator) -> list[np.ndarray]:

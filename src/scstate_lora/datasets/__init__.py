@@ -1,8 +1,9 @@
-"""Data to try the package on: a wound-healing simulator with known truth, and real cells that ship with scanpy."""
+"""Data to try the package on: a wound and a screen simulated with known truth, and real cells that ship with scanpy."""
 
 from __future__ import annotations
 
 from scstate_lora.datasets._real import pbmc68k
+from scstate_lora.datasets._screen import perturbation_screen, perturbation_screen_truth
 from scstate_lora.datasets._wound_healing import wound_healing, wound_healing_truth
 
-__all__ = ["pbmc68k", "wound_healing", "wound_healing_truth"]
+__all__ = ["pbmc68k", "perturbation_screen", "perturbation_screen_truth", "wound_healing", "wound_healing_truth"]

@@ -53,7 +53,7 @@ def write_embedding(
         Writing failed; what was at `out` is unchanged.
     """
     cells, out = Path(cells), Path(out)
-    with _in_place(out) as temporary:
+    with in_place(out) as temporary:
         if out.suffix == ".npy":
             # Python's own file, as memory that is mapped to a file counts as used.
             with temporary.open("wb") as file:
@@ -108,7 +108,7 @@ def _merged(old: Any, new: Any) -> Any:
 
 
 @contextmanager
-def _in_place(out: Path) -> Iterator[Path]:
+def in_place(out: Path) -> Iterator[Path]:
     """Give a path beside `out` to write to; it replaces `out` at the end, or is deleted on an error."""
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scstate_lora.io.arc import take_arc_state
 from scstate_lora.io.contents import Contents, find_se_file, open_contents
 from scstate_lora.io.proteins import find_proteins
-from scstate_lora.io.safe_pickle import load_pickle
 from scstate_lora.io.save_load import holds_save, load_directory
 from scstate_lora.io.se_checkpoint import complete_sizes, find_config, licence_beside, name_of
+from scstate_lora.io.st_checkpoint import STCheckpoint, input_meaning, read_st_file, st_licence
+from scstate_lora.io.st_files import find_st_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,20 +24,6 @@ if TYPE_CHECKING:
 
 _N_DATASET = 10
 _WIDTH = 110
-# Where an ST folder may have its checkpoint, the best first.
-_ST_FILES = ("checkpoints/final.ckpt", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "final.ckpt")
-_ST_ROWS = (
-    ("backbone", "transformer_backbone_key"),
-    ("input", "input_dim"),
-    ("hidden", "hidden_dim"),
-    ("output", "output_dim"),
-    ("perturbation input", "pert_dim"),
-    ("cells in a set", "cell_set_len"),
-    ("input field", "embed_key"),
-    ("output space", "output_space"),
-    ("predicts a residual", "predict_residual"),
-    ("control", "control_pert"),
-)
 _BASE_ROWS = (("base", "name"), ("base from", "source"), ("licence of the base", "licence"))
 
 
@@ -104,7 +91,7 @@ def inspect_path(path: str | Path) -> Report:
     if contents.kind == "se":
         return _se(path, contents)
     if contents.kind == "st":
-        return _st(contents)
+        return _st(path, contents)
     if contents.kind == "proteins":
         return _proteins(contents)
     held = _examples(list(contents.state)) if contents.state else "no tensors by name"
@@ -119,18 +106,11 @@ def _file(path: Path) -> Path:
     """Find the file to look into: that of an ST folder, protein embeddings on their own, or an SE checkpoint."""
     if not path.is_dir():
         return find_se_file(path)
-    steps = sorted(path.glob("checkpoints/*.ckpt"), key=_step)
-    st_files = [path / name for name in _ST_FILES if (path / name).is_file()] + steps[::-1]
-    if st_files and (steps or (path / "var_dims.pkl").is_file()):
-        return st_files[0]
+    if any(path.glob("checkpoints/*.ckpt")) or (path / "var_dims.pkl").is_file():
+        return find_st_file(path)[1]
     proteins = sorted(path.glob("protein_embeddings*"))
     is_alone = len(proteins) == 1 and not any(path.glob("*.ckpt")) and not (path / "model.safetensors").exists()
     return proteins[0] if is_alone else find_se_file(path)
-
-
-def _step(file: Path) -> tuple[int, str]:
-    match = re.search(r"step=(\d+)", file.name)
-    return int(match.group(1)) if match else -1, file.name
 
 
 def _se(path: Path, contents: Contents) -> Report:
@@ -213,40 +193,75 @@ def _proteins(contents: Contents) -> Report:
     return report
 
 
-def _st(contents: Contents) -> Report:
-    file, hyper = contents.file, contents.hyper_parameters
+def _st(path: Path, contents: Contents) -> Report:
+    file = contents.file
     folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
-    report = Report(
-        "st", f"{name_of(file)}: an ST (state transition) model, which predicts the effect of perturbations"
-    )
-    rows = report.rows
+    title = f"{name_of(folder / file.name)}: an ST (state transition) model, which predicts the effect of perturbations"
+    report = Report("st", title)
+    rows, where = report.rows, repr(str(path))
     rows.append(("file", f"{file} ({_bytes(file.stat().st_size)})"))
     checkpoints = [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")]
-    others = sorted(str(f.relative_to(folder)) for f in checkpoints if f != file)
+    others = sorted(str(f.relative_to(folder)) for f in checkpoints if f != file and f.is_file())
     rows += [("beside it", ", ".join(others))] if others else []
-    rows.append(("parameters", _millions(contents.state.values())))
-    backbone = hyper.get("transformer_backbone_kwargs")
-    layers = backbone.get("num_hidden_layers", backbone.get("n_layer")) if isinstance(backbone, Mapping) else None
-    rows += [(label, str(hyper[key])) for label, key in _ST_ROWS if hyper.get(key) is not None]
-    rows += [("layers", str(layers))] if layers is not None else []
-    dims = _var_dims(folder / "var_dims.pkl", report)
-    genes, perturbations = (_names(hyper.get(key), dims.get(key)) for key in ("gene_names", "pert_names"))
-    rows += _gene_rows(genes) if genes else []
-    rows += [("perturbations", f"{len(perturbations):,}: {_examples(perturbations)}")] if perturbations else []
-    rows.append(("licence", licence_beside(folder / "config.yaml")))
-    report.uses.append("ssl.STTransition is the class of these models; published weights are not loaded into it yet.")
+    parts: tuple[Literal["all", "backbone"], ...] = ("all", "backbone")
+    for reuse in parts:
+        try:
+            model = read_st_file(file, folder, source=str(path), reuse=reuse)
+        except (ValueError, FileNotFoundError) as error:
+            report.problems.append(str(error))
+            continue
+        rows += _st_rows(model)
+        calls = {
+            f"ssl.STTransition(adata, pretrained={where})": "predict with it, or adapt it to your cells",
+            f"ssl.STTransition(adata, pretrained={where}, reuse='backbone')": "its transformer, new encoders and head",
+        }
+        width = max(map(len, calls))
+        report.uses.extend(f"{call:<{width}}  # {note}" for call, note in list(calls.items())[reuse == "backbone" :])
+        break
+    rows.append(("licence", st_licence(folder)))
     return report
 
 
-def _var_dims(file: Path, report: Report) -> Mapping[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        dims = load_pickle(file)
-    except ValueError as error:
-        report.problems.append(str(error))
-        return {}
-    return dims if isinstance(dims, Mapping) else {}
+def _st_rows(model: STCheckpoint) -> list[tuple[str, str]]:
+    sizes = model.sizes
+    rows = [
+        ("parameters", _millions(model.state.values())),
+        ("backbone", f"{sizes['backbone']}, {sizes['n_layers']} layer(s) of {sizes['hidden']:,}"),
+        ("heads", f"{sizes['n_heads']} of {sizes['head_dim']}"),
+        ("feed-forward", f"{sizes['intermediate']:,}"),
+        ("cells in a set", str(model.cell_set_len)),
+    ]
+    if "n_inputs" not in sizes:
+        return rows
+    forms = {
+        "latent": "the cell, from its representation before and after the backbone",
+        "none": "the cell, from its representation after the backbone",
+        "down_up": "a change, added to the cell and passed through a narrow layer",
+    }
+    encoder = f"{sizes['n_encoder_layers']}" + ("" if sizes["basal_mlp"] else " (perturbations), 1 (cells)")
+    rows += [
+        ("reads", input_meaning(model)),
+        ("predicts", forms[sizes["residual"]] + ("; never negative" if sizes["non_negative"] else "")),
+        ("layers of encoders, head", f"{encoder}; {sizes['n_decoder_layers']}"),
+    ]
+    if sizes["decoder_dims"] is not None:
+        rows.append(("gene decoder", f"to {sizes['n_genes']:,} genes"))
+    tokens = [
+        name for name, has in (("batch", sizes["batch_classes"]), ("confidence", sizes["confidence_token"])) if has
+    ]
+    rows += [("tokens beside the cells", ", ".join(tokens))] if tokens else []
+    if sizes["n_batches"]:
+        names = f": {_examples(list(model.batches))}" if model.batches else ", names not stored"
+        rows.append(("batches", f"{sizes['n_batches']:,}{names}"))
+    named = list(model.perturbations)
+    rows += [
+        ("perturbations", f"{len(named):,}, of {sizes['pert_dim']:,} numbers each: {_examples(named)}"),
+        ("control", model.control + ("" if model.control in named else " (not among its perturbations)")),
+        *_gene_rows(model.genes),
+    ]
+    if model.cell_types:
+        rows.append(("cell types", f"{len(model.cell_types):,}: {_examples(model.cell_types)}"))
+    return rows + [("note", note) for note in model.notes]
 
 
 def _saved(folder: Path) -> Report:

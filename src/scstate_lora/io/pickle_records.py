@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _INERT_PACKAGES = ("omegaconf", "lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning")
-# What Arc's own training leaves among the hyperparameters: an object that makes its batches.
+# What Arc's own training leaves among the hyperparameters: an object that makes its batches, and a loss without state.
 _INERT_CLASSES = (
     "argparse.Namespace",
     "state.emb.data.loader.VCIDatasetSentenceCollator",
+    "torch.nn.modules.loss.MSELoss",
     "vci.data.loader.VCIDatasetSentenceCollator",
 )
 _ARRAY_TYPES = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[US]\d+|O8?")

@@ -1,4 +1,4 @@
-"""How well predicted cells match measured perturbed cells, the naive baselines, and the replicate ceiling."""
+"""How well predicted cells match measured perturbed cells, and the replicate ceiling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import ArrayLike
 
@@ -112,8 +112,8 @@ def mean_distance(x: ArrayLike, y: ArrayLike | None = None, *, chunk: int = 1024
     ValueError
         If `x` and `y` do not have the same genes, one is empty, or a number is not finite.
     """
-    cells = _checked_cells(x, "x")
-    others = cells if y is None else _checked_cells(y, "y")
+    cells = checked_cells(x, "x")
+    others = cells if y is None else checked_cells(y, "y")
     if cells.shape[1] != others.shape[1]:
         raise ValueError(f"x has {cells.shape[1]} genes and y has {others.shape[1]}; they must be the same genes.")
     return _mean_distance(cells, others, within=y is None, chunk=chunk)
@@ -164,68 +164,13 @@ def variance_ratio(pred: ArrayLike, real: ArrayLike) -> float:
     """
     totals = []
     for name, given in (("pred", pred), ("real", real)):
-        cells = _checked_cells(given, name)
+        cells = checked_cells(given, name)
         if len(cells) < 2:
             raise ValueError(f"A variance needs at least two cells; {name} has {len(cells)}.")
         totals.append(float(np.var(cells, axis=0, dtype=np.float64).sum()))
     if totals[1] == 0:
         raise ValueError("The measured cells are all equal: their variance is 0.")
     return totals[0] / totals[1]
-
-
-def no_change(control: np.ndarray) -> np.ndarray:
-    """Baseline: the perturbation does nothing, so the control cells themselves are the prediction.
-
-    Parameters
-    ----------
-    control
-        Measured control cells, shape ``(n, n_genes)``.
-    """
-    return control
-
-
-def mean_shift(control: np.ndarray, deltas: Sequence[np.ndarray]) -> np.ndarray:
-    """Baseline: every control cell plus the average change seen in training, clipped at 0.
-
-    Every training context weighs the same, however many cells it has.
-
-    Parameters
-    ----------
-    control
-        Measured control cells, shape ``(n, n_genes)``, log1p scale.
-    deltas
-        For every training context the mean of its perturbed cells minus the mean of its controls, shape ``(n_genes,)``.
-
-    Raises
-    ------
-    ValueError
-        If there is no training context.
-    """
-    if not len(deltas):
-        raise ValueError("The mean shift needs a training context with control and perturbed cells; there is none.")
-    return np.maximum(control + np.mean(deltas, axis=0, dtype=np.float64).astype(control.dtype), 0)
-
-
-def perturbed_mean(control: np.ndarray, means: Sequence[np.ndarray]) -> np.ndarray:
-    """Baseline: the average perturbed profile seen in training for every cell, whatever its context.
-
-    Every training context weighs the same, however many cells it has.
-
-    Parameters
-    ----------
-    control
-        Measured control cells, shape ``(n, n_genes)``; only their number is used.
-    means
-        For every training context the mean of its perturbed cells, shape ``(n_genes,)``.
-
-    Raises
-    ------
-    ValueError
-        If there is no training context.
-    """
-    if not len(means):
-        raise ValueError("The perturbed mean needs a training context with perturbed cells; there is none.")
-    return np.tile(np.mean(means, axis=0, dtype=np.float64).astype(control.dtype), (len(control), 1))
 
 
 def ceiling(
@@ -351,7 +296,8 @@ def _checked_means(*means: ArrayLike) -> list[np.ndarray]:
     return arrays
 
 
-def _checked_cells(cells: ArrayLike, name: str) -> np.ndarray:
+def checked_cells(cells: ArrayLike, name: str) -> np.ndarray:
+    """Return cells as an array of shape ``(n_cells, n_genes)``; a ValueError if they are none, or not finite."""
     cells = np.asarray(cells)
     if cells.ndim != 2 or not cells.size:
         raise ValueError(

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
 
 from scstate_lora._utils import did_you_mean
-from scstate_lora.config import LoraConfig
+from scstate_lora.config import LoraConfig, MHCConfig
 from scstate_lora.model._adapters import DEFAULT, Adapter, check_name
 from scstate_lora.model._base import BaseModel
+from scstate_lora.model._mhc import HyperConnected, refuse_other
 from scstate_lora.model._se_base import SEBase
 from scstate_lora.model._se_inputs import inputs_of
 from scstate_lora.model._specs import covariate_specs
 from scstate_lora.nn import lora as adapters
 from scstate_lora.nn.conditioned_se import ConditionedSE
 from scstate_lora.nn.conditioning import Conditioning
+from scstate_lora.nn.hyper_connections import choose_layers, mhc_off, remove_mhc, restore_mhc
 
 if TYPE_CHECKING:
-    from scstate_lora.config import ConditioningConfig
+    from collections.abc import Iterator
+
+    from scstate_lora.config import CompactBaseConfig, ConditioningConfig
     from scstate_lora.model._obsm_base import ObsmBase
 
 
-class AdaptedModel(BaseModel):
+class AdaptedModel(HyperConnected, BaseModel):
     """A base with named adapters, of which one is active: it embeds, and it is trained."""
 
     lora: LoraConfig | None
     conditioning: ConditioningConfig
+    compact: CompactBaseConfig
     base: SEBase | ObsmBase | None
     """What is adapted; None until a compact base is trained."""
     network: ConditionedSE | None
@@ -56,6 +62,8 @@ class AdaptedModel(BaseModel):
 
     def _put_on(self, adapter: Adapter) -> None:
         _, network = self._built()
+        if network.encoder is not None:
+            remove_mhc(network.encoder)  # another adapter's
         with torch.random.fork_rng():
             torch.manual_seed(self.seed + 1)
             adapter.put_on(network.encoder)
@@ -68,9 +76,64 @@ class AdaptedModel(BaseModel):
             other.conditioning.requires_grad_(other is adapter)
         network.conditioning = adapter.conditioning
         if network.encoder is not None:
+            remove_mhc(network.encoder)
             adapters.set_adapter(network.encoder, None if adapter.lora is None else adapter.name)
+            restore_mhc(network.encoder, adapter.wrapped)
         self._active = adapter.name
         network.eval()
+
+    @contextmanager
+    def _lora_off(self) -> Iterator[None]:
+        """Within this context no LoRA computes or is trained."""
+        _, network = self._built()
+        assert network.encoder is not None  # the caller has one
+        adapters.set_adapter(network.encoder, None)
+        try:
+            yield
+        finally:
+            adapters.set_adapter(network.encoder, None if self._adapters[self._active].lora is None else self._active)
+
+    def _new_connections(self, mhc: Any) -> MHCConfig | None:
+        """Check what ``train(mhc=)`` was given; None where there is nothing to add."""
+        asked = MHCConfig.asked(mhc)
+        if asked is None:
+            return None
+        if self.registry.embed_key is not None:
+            msg = (
+                f"mhc: hyper-connections go around the layers of an SE network, and the base here is the embedding "
+                f"adata.obsm[{self.registry.embed_key!r}]. Leave mhc out, or set up without embed_key."
+            )
+            raise ValueError(msg)
+        if self._adapters and (there := self._adapters[self._active].mhc) is not None:
+            refuse_other(asked, there)
+            return None
+        depth = self.base.encoder.config.n_layers if isinstance(self.base, SEBase) else self.compact.n_layers
+        try:
+            choose_layers(asked.layer_indices, depth)
+        except IndexError as error:
+            msg = f"mhc: {error}"
+            raise ValueError(msg) from error
+        return asked
+
+    @contextmanager
+    def _connected(self, mhc: MHCConfig | None) -> Iterator[None]:
+        """Give the active adapter hyper-connections; where it is not trained within this context, take them back."""
+        _, network = self._built()
+        adapter = self._adapters[self._active]
+        if mhc is None:
+            yield
+            return
+        assert network.encoder is not None  # checked by _new_connections
+        n_rows = len(adapter.history)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed + 2)
+            adapter.connect(network.encoder, mhc)
+        try:
+            yield
+        except BaseException:
+            if len(adapter.history) == n_rows:
+                adapter.disconnect(network.encoder)
+            raise
 
     def _built(self) -> tuple[SEBase | ObsmBase, ConditionedSE]:
         if self.base is None or self.network is None:
@@ -100,7 +163,8 @@ class AdaptedModel(BaseModel):
     def add_adapter(self, name: str, *, lora: LoraConfig | dict[str, Any] | Literal[False] | None = None) -> None:
         """Add an adapter, untrained, and activate it; those that are there keep what they learned.
 
-        An adapter is the LoRA weights, the covariate encoder and the conditioning that are trained together.
+        An adapter is the LoRA weights, the hyper-connections, the covariate encoder and the conditioning that are
+        trained together. A new one has no hyper-connections until it is trained with them.
 
         Parameters
         ----------
@@ -151,7 +215,8 @@ class AdaptedModel(BaseModel):
             msg = f"The adapter {name!r} is the active one. Activate another first, set_adapter: {others}."
             raise ValueError(msg)
         if adapter.lora is not None and network.encoder is not None:
-            adapters.delete_adapter(network.encoder, name)
+            with mhc_off(network.encoder):
+                adapters.delete_adapter(network.encoder, name)
         del self._adapters[name]
 
     def _adapter(self, name: str) -> Adapter:
@@ -163,7 +228,8 @@ class AdaptedModel(BaseModel):
     def merge_adapter(self) -> None:
         """Compute the active adapter's LoRA as one weight with the base's, for faster embedding; not in training.
 
-        The base's weights stay as they are. Embeddings agree with those of the unmerged model to float32 rounding.
+        The base's weights stay as they are, and so do hyper-connections. Embeddings agree with those of the unmerged
+        model to float32 rounding.
 
         Raises
         ------
@@ -171,7 +237,7 @@ class AdaptedModel(BaseModel):
             The active adapter has no LoRA.
         """
         _, network = self._built()
-        if network.encoder is None or not self._adapts():
+        if network.encoder is None or self._adapters[self._active].lora is None:
             msg = f"The adapter {self._active!r} has no LoRA: there is nothing to merge."
             raise ValueError(msg)
         adapters.merge(network.encoder)
@@ -188,6 +254,11 @@ class AdaptedModel(BaseModel):
             msg = f"The adapter {self._active!r} is merged: cannot {what} now. Call unmerge_adapter() first."
             raise ValueError(msg)
 
-    def _adapts(self) -> bool:
-        """Whether the active adapter changes what the base computes."""
-        return self._adapters[self._active].lora is not None
+    @property
+    def adapts_base(self) -> bool:
+        """Whether the active adapter changes what the base computes, by LoRA or hyper-connections."""
+        active = self._adapters.get(self._active)
+        return active is not None and (active.lora is not None or active.mhc is not None)
+
+    def _transformer(self) -> torch.nn.Module | None:
+        return None if self.network is None else self.network.encoder

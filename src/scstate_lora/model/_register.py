@@ -14,9 +14,10 @@ from scstate_lora.config.data import declared_covariates
 from scstate_lora.data.fields import CategoricalCovariate
 from scstate_lora.data.modalities import Borrowed, borrow
 from scstate_lora.data.registry import Registry
-from scstate_lora.data.splits import make_split, split_table, write_split
+from scstate_lora.data.splits import SplitRules, make_split, split_table, write_split, write_split_table
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scstate_lora.data.fields import CovariateKeys
+    from scstate_lora.data.split_files import SplitFile
+    from scstate_lora.data.splits import ZeroshotControls
 
 
 def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
@@ -72,12 +75,25 @@ def register(
     modality: str | None = None,
     holdout: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     split_key: str | None = None,
+    split: str | os.PathLike[str] | Mapping[str, Any] | SplitFile | None = None,
+    split_dataset: str | None = None,
+    zeroshot_controls: ZeroshotControls = "held_out",
     test_size: float = 0.2,
     val_size: float = 0.1,
     seed: int = 0,
 ) -> tuple[AnnData, Registry]:
     """Validate, then write the registry and the split. Parameters: see :func:`scstate_lora.setup_anndata`."""
     adata = choose_modality(data, modality)
+    rules = SplitRules(
+        holdout=holdout,
+        split_key=split_key,
+        split=split,
+        split_dataset=split_dataset,
+        zeroshot_controls=zeroshot_controls,
+        test_size=test_size,
+        val_size=val_size,
+        seed=seed,
+    )
     declared = declared_covariates(covariate_keys)
     borrowed: dict[str, Borrowed] = {}
     if data is not adata:
@@ -102,19 +118,20 @@ def register(
             gene_key=gene_key,
             embed_key=embed_key,
         )
-        split = make_split(
-            adata, registry, holdout=holdout, split_key=split_key, test_size=test_size, val_size=val_size, seed=seed
-        )
-        _check_levels_are_trained(adata, registry, split)
+        cells = make_split(adata, registry, rules)
+        _check_levels_are_trained(adata, registry, cells)
+        registry = registry.of_trained_batches(adata, cells == "train")
         registry.write(adata)
-        write_split(adata, split)
+        write_split(adata, cells)
+        write_split_table(adata, registry, rules)
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     logger.info("%s is taken as %s: %s.", where, registry.scale, registry.scale_reason)
     kinds = ", ".join(f"{c.name} ({c.kind})" for c in registry.covariates) or "none"
     logger.info("%d cells x %d genes; covariates: %s.", adata.n_obs, adata.n_vars, kinds)
     if borrowed:
         logger.info("Copied to the modality's obs: %s.", ", ".join(borrowed))
-    logger.info("Cells by split (adata.obs['scstate_split']):\n%s", split_table(adata, registry).to_string(index=False))
+    table = split_table(adata, registry).to_string(index=False)
+    logger.info("Cells by split in adata.obs['scstate_split'] (%s):\n%s", rules.source, table)
     return adata, registry
 
 
@@ -154,8 +171,8 @@ def _check_levels_are_trained(adata: AnnData, registry: Registry, split: np.ndar
             )
             raise ValueError(msg)
     levels = {c.name: c.categories for c in registry.covariates if isinstance(c, CategoricalCovariate)}
-    if registry.pert_key is not None:
-        levels[registry.pert_key] = tuple(registry.perturbations)
+    if registry.control is not None:  # of perturbations STTransition decides: it may know them by their features
+        levels.setdefault(str(registry.pert_key), (registry.control,))
     for name, known in levels.items():
         unseen = sorted(set(known) - set(registry.labels(adata, name)[split == "train"]))
         if unseen:

@@ -19,6 +19,7 @@ from scstate_lora.io.arc import from_arc_names, to_arc_names
 from scstate_lora.io.hub import fetch_snapshot, is_hub_id
 from scstate_lora.io.save_load import check_state, holds_save, load_directory, save_directory
 from scstate_lora.io.se_checkpoint import files_to_fetch, read_se_checkpoint
+from scstate_lora.nn.hyper_connections import mhc_off
 from scstate_lora.nn.lora import adapters_off, split_adapters
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 from scstate_lora.training.embed import ComputeOptions, embed_cells
@@ -61,7 +62,8 @@ class SEBase:
     Parameters
     ----------
     encoder
-        The network. A model may have put adapters on it; the base's own embedding is computed without them.
+        The network. A model may have put adapters and hyper-connections on it; the base's own embedding, its tensors
+        and its hash are without them.
     genes
         Names, in the order of ``encoder.gene_tokens``.
     name
@@ -120,21 +122,23 @@ class SEBase:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Embed cells without any adapter, block by block, see :func:`~scstate_lora.training.embed.embed_cells`."""
         by_length = not read.tokenizer.pad
-        with adapters_off(self.encoder):
+        with mhc_off(self.encoder), adapters_off(self.encoder):
             yield from embed_cells(
                 self.encoder, read, options=options, start=start, by_length=by_length, progress=progress
             )
 
     def copy(self) -> SEBase:
         """Make a base without adapters that shares the weights, which no training changes."""
-        state, _ = split_adapters(self.encoder.state_dict())
-        encoder = _encoder(self.encoder.config, self.encoder.gene_tokens, state, what="the base")
+        encoder = _encoder(self.encoder.config, self.encoder.gene_tokens, self._state(), what="the base")
         return replace(self, encoder=encoder)
 
     def tensors(self) -> dict[str, Tensor]:
         """Give the base's tensors in the published layout, and its gene tokens."""
-        state, _ = split_adapters(self.encoder.state_dict())
-        return {**to_arc_names(state), _TOKENS: self.encoder.gene_tokens}
+        return {**to_arc_names(self._state()), _TOKENS: self.encoder.gene_tokens}
+
+    def _state(self) -> dict[str, Tensor]:
+        with mhc_off(self.encoder):
+            return split_adapters(self.encoder.state_dict())[0]
 
     def sha256(self) -> str:
         """Hash over names, shapes and values of all tensors: the identity of the base."""

@@ -9,12 +9,15 @@ from scstate_lora.model.covariate_se import LoRACovariateSE
 from scstate_lora.model.transition import STTransition
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
     from mudata import MuData
 
     from scstate_lora.data.fields import CovariateKeys
+    from scstate_lora.data.split_files import SplitFile
+    from scstate_lora.data.splits import ZeroshotControls
 
 
 class Models(NamedTuple):
@@ -42,6 +45,9 @@ def setup_anndata(
     modality: str | None = None,
     holdout: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     split_key: str | None = None,
+    split: str | os.PathLike[str] | Mapping[str, Any] | SplitFile | None = None,
+    split_dataset: str | None = None,
+    zeroshot_controls: ZeroshotControls = "held_out",
     test_size: float = 0.2,
     val_size: float = 0.1,
     base: Any = None,
@@ -87,6 +93,17 @@ def setup_anndata(
         By default a random share.
     split_key
         Column of ``adata.obs`` with ``train``, ``val`` and ``test``, in place of ``holdout``.
+    split
+        TOML file of cell types (``[zeroshot]``) and perturbations within them (``[fewshot]``) that validate or test, as
+        Arc's cell-load reads it, in place of ``holdout``: its path, a dict of its sections, or a
+        :class:`scstate_lora.data.split_files.SplitFile`. Needs ``cell_type_key``. Control cells of a ``[fewshot]`` cell
+        type train. What stands in ``val`` and in ``test`` tests. Where nothing validates, ``val_size`` does.
+    split_dataset
+        Which dataset of ``split`` these cells are; needed where it splits several.
+    zeroshot_controls
+        ``"held_out"``: all cells of a context that is held out as a whole are, its controls too. ``"train"``: its
+        controls train. A context is held out as a whole by ``[zeroshot]``, or by a condition of ``holdout`` that does
+        not name ``pert_key``.
     test_size, val_size
         Share of the cells held out at random, stratified by context and perturbation, and share of the rest that
         validates.
@@ -112,15 +129,17 @@ def setup_anndata(
         Values are missing, infinite or negative; the control or a level is absent, or absent from the training cells;
         a context has no controls; no context has enough cells; a covariate has one level only, or another number of
         them than declared; its options are unknown or contradict each other; names are not unique; ``input_scale``
-        contradicts the values; the base does not fit the data.
+        contradicts the values; the base does not fit the data; a split file does not, or cannot be read.
     FileNotFoundError
-        There is no base at the path given.
+        There is no base, or no split file, at the path given.
 
     Nothing is written in any of these cases.
 
     Notes
     -----
-    Adds to ``adata``: ``adata.uns["scstate_lora"]["registry"]`` (JSON) and ``adata.obs["scstate_split"]``.
+    Adds to ``adata``: ``adata.uns["scstate_lora"]["registry"]`` (JSON), ``adata.obs["scstate_split"]`` and
+    ``adata.uns["scstate_lora"]["split"]``: the ``table`` of cells by context, perturbation and split that is printed
+    too, its ``source``, and its ``rules`` (JSON).
 
     Of a MuData, ``"prot:donor"`` means the column ``donor`` of ``mdata["prot"].obs`` or, as a covariate, the values of
     the variable ``donor`` in ``mdata["prot"].X`` (continuous unless declared otherwise); a key that the modality's own
@@ -156,6 +175,9 @@ def setup_anndata(
             modality=modality,
             holdout=holdout,
             split_key=split_key,
+            split=split,
+            split_dataset=split_dataset,
+            zeroshot_controls=zeroshot_controls,
             test_size=test_size,
             val_size=val_size,
             seed=seed,

@@ -10,7 +10,7 @@ import torch
 
 from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._logging import logger
-from scstate_lora.config import CompactBaseConfig, ConditioningConfig, LoraConfig, ObjectiveConfig
+from scstate_lora.config import CompactBaseConfig, ConditioningConfig, LoraConfig, MHCConfig, ObjectiveConfig
 from scstate_lora.data.matrix import fingerprint, log_normalize
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.io.save_load import check_state
@@ -28,18 +28,18 @@ from scstate_lora.training.se_batches import SEBatches, SECells
 from scstate_lora.training.se_plan import SEPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     import pandas as pd
     from anndata import AnnData
     from torch import Tensor, nn
 
-    from scstate_lora.model._adapters import Adapter
-
 _COMPACT = "compact SE, trained on these cells"
 _OWN_LICENCE = "that of the data it was trained on"
 _ADAPTED_STEPS = 60
+# On how many hyper-connections that depend on the input are looked at.
+_SHOWN_TOKENS = 2**14
 
 
 class LoRACovariateSE(AdaptedModel):
@@ -171,6 +171,7 @@ class LoRACovariateSE(AdaptedModel):
         batch_size: int = 128,
         weight_decay: float = 0.01,
         warmup_steps: int = 20,
+        mhc: bool | MHCConfig | dict[str, Any] = False,
         **trainer: Any,
     ) -> None:
         """Train the active adapter and its conditioning on the training cells; the base stays as it is.
@@ -186,6 +187,11 @@ class LoRACovariateSE(AdaptedModel):
             Of AdamW; the learning rate rises over the warm-up and then falls along a cosine.
         batch_size
             Cells a step.
+        mhc
+            Put hyper-connections around the base's layers, and train them with the adapter they then belong to: True,
+            or options, see :class:`scstate_lora.config.MHCConfig`. At first they change nothing. Further training
+            keeps those there are, whether or not it is asked for them again. The plain embedding of the base stays
+            without them.
         trainer
             Device, files and further options: ``accelerator``, ``devices``, ``strategy``, ``precision``,
             ``accumulate_grad_batches``, ``gradient_checkpointing``, ``early_stopping``, ``logger``, ``resume_from`` and
@@ -194,7 +200,8 @@ class LoRACovariateSE(AdaptedModel):
         Raises
         ------
         ValueError
-            An accelerator is asked for that is absent, an option is not allowed, or adapters are merged. Before any
+            An accelerator is asked for that is absent, an option is not allowed, adapters are merged, or
+            hyper-connections are asked for where the adapter has others, or where the base is an embedding. Before any
             training.
         TypeError
             An option is unknown.
@@ -203,7 +210,7 @@ class LoRACovariateSE(AdaptedModel):
         -----
         Extends ``.history``. Trains a compact base first where there is no base (``.base_history``).
         """
-        options = TrainerOptions.parse(trainer, further=TRAIN_ARGUMENTS)
+        options = TrainerOptions.parse(trainer, further=(*TRAIN_ARGUMENTS, "mhc"))
         check_schedule(
             max_epochs=1 if max_epochs is None else max_epochs,
             batch_size=batch_size,
@@ -212,6 +219,7 @@ class LoRACovariateSE(AdaptedModel):
             warmup_steps=warmup_steps,
         )
         # Whatever these refuse is refused before anything is trained.
+        connections = self._new_connections(mhc)
         weights = active_weights(self.objective, self.registry, reads=not isinstance(self.base, ObsmBase))
         described = describe_cells(self.registry, self.adata, contrastive_on=self.objective.contrastive_on)
         if self.base is None:
@@ -256,17 +264,15 @@ class LoRACovariateSE(AdaptedModel):
             )
 
         n_steps = self.conditioning.n_steps
-        if network.encoder is None or not self._adapts():
+        if not self.adapts_base and connections is None:
             run(options, max_epochs, n_steps, sentences=False, title="LoRACovariateSE")
             return
         if n_steps and not self.is_trained and options.resume_from is None:
             # Adapters have no part in it, and several processes want a gradient of all that is trained.
-            adapters.set_adapter(network.encoder, None)
-            try:
+            with self._lora_off():
                 run(_before(options, "conditioning"), None, n_steps, sentences=False, title="Conditioning")
-            finally:
-                adapters.set_adapter(network.encoder, self._active)
-        run(options, max_epochs, _ADAPTED_STEPS, sentences=True, title="LoRACovariateSE")
+        with self._connected(connections):
+            run(options, max_epochs, _ADAPTED_STEPS, sentences=True, title="LoRACovariateSE")
 
     def _training_cells(self, adata: AnnData, described: dict[str, Any]) -> SECells:
         """Add the cells' expression, and their base embedding, to what else is known of them."""
@@ -338,9 +344,9 @@ class LoRACovariateSE(AdaptedModel):
         else:
             x, seeds, tokenizer = base.inputs(adata, self.registry)
             read = SentenceReader.of_matrix(x, tokenizer, seeds)
-            if covariates is None or not self._adapts():
+            if covariates is None or not self.adapts_base:
                 plain = self._plain_embedding(read, fingerprint(x, seeds))
-            if self._adapts():
+            if self.adapts_base:
                 embedding = embed_conditioned(network, base.encoder, read, encoded)
             else:
                 assert plain is not None  # just computed
@@ -358,7 +364,7 @@ class LoRACovariateSE(AdaptedModel):
         names = ", ".join(c.name for c in inputs_of(self.registry))
         parts: list[tuple[str, nn.Module | None, str]] = []
         if isinstance(self.base, SEBase):
-            parts = self._base_parts(self.base, active)
+            parts = active.parts(self.base)
         else:
             parts = [("base", None, f"{self.base.name}, {self.base.dim} columns")]
         parts += [
@@ -367,24 +373,27 @@ class LoRACovariateSE(AdaptedModel):
             ("covariate heads", conditioning.heads, "read the covariates back, in training"),
         ]
         others = [a for a in self._adapters.values() if a is not active]
-        return parts + [(f"adapter {a.name!r}", a.conditioning, "not active; its LoRA not counted") for a in others]
+        note = "not active; what it has on the base not counted"
+        return parts + [(f"adapter {a.name!r}", a.conditioning, note) for a in others]
 
-    def _base_parts(self, base: SEBase, active: Adapter) -> list[tuple[str, nn.Module | None, str]]:
-        c = base.encoder.config
-        note = f"{base.name}: {c.n_layers} layers x {c.d_model}, {c.n_tokens} tokens, {len(base.genes)} genes"
-        frozen = torch.nn.ParameterList(p for n, p in base.encoder.named_parameters() if "lora_" not in n)
-        if active.lora is None:
-            return [("base", frozen, note), ("LoRA", None, "none: the base embedding is taken as it is")]
-        own = [p for n, p in base.encoder.named_parameters() if "lora_" in n and f".{active.name}." in n]
-        lora = f"r={active.lora.r}, alpha={active.lora.alpha}, on {', '.join(active.lora.targets)}"
-        return [("base", frozen, note), ("LoRA", torch.nn.ParameterList(own), lora)]
+    def _on_some_cells(self) -> Callable[[], object] | None:
+        base, network = self._built()
+        if self._adata is None or not isinstance(base, SEBase):
+            return None
+        n_cells = max(1, _SHOWN_TOKENS // base.encoder.config.n_tokens)
+        sentences = base.reader(self.adata[self._rows("train")[:n_cells]], self.registry)(0, n_cells)
+        device = base.encoder.cls_token.device
+        genes, values = (torch.from_numpy(part).to(device) for part in (sentences.genes, sentences.values))
+        return lambda: network.adapt(genes, values)
 
     def _metadata(self) -> dict[str, Any]:
         base, _ = self._built()
         options = {name: getattr(self, name).model_dump() for name in ("conditioning", "compact", "objective")}
         loras = {a.name: None if a.lora is None else a.lora.model_dump() for a in self._adapters.values()}
         own = None if self.lora is None else self.lora.model_dump()
-        return {"base": base.metadata(), "lora": own, "adapters": loras, "active": self._active, **options}
+        mhc = {a.name: a.mhc.model_dump() for a in self._adapters.values() if a.mhc is not None}
+        adapted = {"lora": own, "adapters": loras, "active": self._active, **({"mhc": mhc} if mhc else {})}
+        return {"base": base.metadata(), **adapted, **options}
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         base, network = self._built()
@@ -476,6 +485,10 @@ class LoRACovariateSE(AdaptedModel):
             adapter.conditioning.load_state_dict(stored)
             if adapter.lora is not None and encoder is not None:
                 adapters.load_adapter_state(encoder, name, tensors[f"lora.{name}"])
+            mhc = metadata.get("mhc", {}).get(name)
+            if mhc is not None and encoder is not None:
+                adapter.connect(encoder, MHCConfig.parse(mhc, name="mhc"))
+                adapter.load_connections(tensors[f"mhc.{name}"])
             adapter.history = read_history(Path(given["saved_at"]) / f"history.{name}.csv")
         self.set_adapter(metadata["active"])
         logger.info("Loaded a LoRACovariateSE on %s.", metadata["base"]["name"])

@@ -2,61 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import anndata as ad
 import numpy as np
-import pandas as pd
-import scanpy as sc
 import torch
-from torch import nn
 
-from scstate_lora._constants import OBSM_ST, UNS_KEY
-from scstate_lora._utils import did_you_mean, progress_bar
-from scstate_lora.config import STModelConfig
-from scstate_lora.data.fields import CategoricalCovariate, Covariate, label_of
-from scstate_lora.data.genes import match_genes, take_columns
-from scstate_lora.data.sets import Group, SetSampler, WholeGroups, make_groups, windows
-from scstate_lora.io.save_load import check_state
-from scstate_lora.model._base import BaseModel
-from scstate_lora.model._counterfactual import move
-from scstate_lora.model._specs import covariate_specs
-from scstate_lora.nn.transition import StateTransition, STConfig
-from scstate_lora.training.batches import to_tensors
+from scstate_lora._constants import OBSM_ST
+from scstate_lora._utils import did_you_mean
+from scstate_lora.config import MHCConfig, STLoraConfig, STModelConfig, STObjectiveConfig
+from scstate_lora.data.perturbations import PerturbationTable
+from scstate_lora.data.sets import SetData, SetSampler, WholeGroups
+from scstate_lora.io.st_checkpoint import read_st_folder
+from scstate_lora.model._mhc import refuse_other
+from scstate_lora.model._se_inputs import batch_codes
+from scstate_lora.model._st_inputs import choose_genes, choose_set_len, expression, read_velocity
+from scstate_lora.model._st_network import MIN_GROUP, NetworkModel
+from scstate_lora.model._st_pretrained import Origin, Reuse, adopt
+from scstate_lora.nn.hyper_connections import remove_mhc
+from scstate_lora.training.contexts import fit_contexts
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
 from scstate_lora.training.st_plan import STPlan
-from scstate_lora.training.start import mean_shifts, shrinkage
+from scstate_lora.training.start import group_statistics, mean_shifts, shrinkage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
+    import pandas as pd
     from anndata import AnnData
-    from scipy import sparse
-    from torch import Tensor
+
+    from scstate_lora.data.sets import Group
 
 # Cells a step on a CPU: more is slower without being better on data of a laptop's size.
 _CPU_CELLS = 512
-_MIN_GROUP = 5
 _STEPS_PER_EPOCH = 20
-_SCALE = "log1p_cp10k"
-_COVARIATE_DIM = 64  # width of every covariate's own vector
 
 
-class STTransition(BaseModel):
+class STTransition(NetworkModel):
     """Predict what a perturbation does to a set of cells.
 
     Control cells of one context (cell type and covariates) and a perturbation enter a transformer over the set.
-    Prediction = control + mean shift of the perturbation + the cell's own deviation from it, in log1p expression; an
-    untrained model says exactly "no change". Trained by the energy distance between predicted and real cells of the
-    same context; deviations are held back as far as differences between the contexts are noise.
+    Prediction = control + mean shift of the perturbation + the cell's own deviation from it, in log1p expression or in
+    an embedding; an untrained model says exactly "no change". Trained by the energy distance between predicted and real
+    cells of the same context; deviations are held back as far as differences between the contexts are noise.
 
     Parameters
     ----------
     adata
         Set up by :func:`scstate_lora.setup_anndata` or :meth:`setup_anndata`, with ``pert_key`` and ``control``.
     model
-        Sizes, see :class:`scstate_lora.config.STModelConfig`.
+        Sizes and form, see :class:`scstate_lora.config.STModelConfig`.
+    objective
+        Weights of the loss terms, see :class:`scstate_lora.config.STObjectiveConfig`.
+    pretrained
+        A published ST model to start from: its folder, or its id on the Hugging Face hub. Its form, sizes and genes
+        (matched by name) then go before ``model``. It predicts as it is, where it knows the perturbations; for others
+        it is given a new encoder.
+    reuse
+        ``"all"`` of it, or the ``"backbone"`` alone, with new encoders and head: for data of other sizes.
+    finetune
+        ``"full"``: all of the backbone trains. ``"lora"``: adapters on its attention do. ``"frozen"``: nothing of it.
+        Encoders and head always train. None: adapters on a pretrained backbone, all of a new one.
+    lora
+        Options of the adapters, see :class:`scstate_lora.config.STLoraConfig`; with ``finetune="lora"``.
+    pert_features
+        What describes perturbations, for instance embeddings of genes or drugs: a DataFrame of numbers indexed by their
+        names. Any in it can be predicted, seen in training or not, and so can combinations (``"A+B"``). None: one-hot;
+        then combinations of perturbations that were seen can be predicted as the sum of their parts.
     seed
         Seed of initialisation, of the drawn sets and of training.
 
@@ -64,9 +77,15 @@ class STTransition(BaseModel):
     ------
     KeyError
         ``adata`` was not set up.
+    TypeError
+        ``pert_features`` is not a DataFrame of numbers.
     ValueError
-        It was set up without ``pert_key``, no context has enough training cells, or ``cell_set_len`` is larger than
-        any of them.
+        It was set up without ``pert_key``, an option is not allowed, no context has enough training cells,
+        ``cell_set_len`` is larger than any of them, a perturbation of the training cells has no features, or one has no
+        training cells and there are no features. A pretrained model's sizes or genes are not those of the data; it is
+        damaged or holds code.
+    FileNotFoundError
+        There is no pretrained model at the path.
 
     References
     ----------
@@ -75,102 +94,155 @@ class STTransition(BaseModel):
 
     writes = f"predictions as a new AnnData, and adata.obsm['{OBSM_ST}']"
 
-    def __init__(self, adata: AnnData, *, model: STModelConfig | dict[str, Any] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        adata: AnnData,
+        *,
+        model: STModelConfig | dict[str, Any] | None = None,
+        objective: STObjectiveConfig | dict[str, Any] | None = None,
+        pretrained: str | Path | None = None,
+        reuse: Reuse = "all",
+        finetune: Literal["lora", "full", "frozen"] | None = None,
+        lora: STLoraConfig | dict[str, Any] | None = None,
+        pert_features: pd.DataFrame | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__(adata, seed=seed)
         if self.registry.pert_key is None:
             msg = "STTransition needs a perturbation: ssl.setup_anndata(adata, pert_key=..., control=...)."
             raise ValueError(msg)
         self.options = STModelConfig.parse(model, name="model")
-        groups = self._groups("train", _MIN_GROUP)
+        self.objective = STObjectiveConfig.parse(objective, name="objective")
+        _check_choice("reuse", reuse, get_args(Reuse))
+        if finetune is None:
+            finetune = "full" if pretrained is None else "lora"
+        self.finetune = _check_finetune(finetune)
+        self.lora = STLoraConfig.parse(lora, name="lora")
+        if lora is not None and self.finetune != "lora":
+            msg = f"lora= gives options of adapters, but finetune={self.finetune!r} has none: use finetune='lora'."
+            raise ValueError(msg)
+        self.mhc: MHCConfig | None = None
+        self.prior_note = "not solved for yet"
+        self.origin: Origin | None = None
+        checkpoint = None if pretrained is None else read_st_folder(pretrained, reuse=reuse)
+        adopted = None if checkpoint is None else adopt(checkpoint, adata, self.registry, self.options, reuse)
+        if adopted is None or adopted.perts is None or pert_features is not None:
+            self.perts = self._perturbations(pert_features)
+        else:
+            self.perts = adopted.perts
+        groups = self._groups("train", MIN_GROUP)
         if not groups:
             keys = self.registry.context_keys
             where = f"No context ({' x '.join(keys)}) has" if keys else "There are not"
             advice = "Use coarser contexts (context_keys=[...]) or more cells." if keys else "Use more cells."
-            msg = f"{where} {_MIN_GROUP} control and {_MIN_GROUP} perturbed training cells. {advice}"
+            msg = f"{where} {MIN_GROUP} control and {MIN_GROUP} perturbed training cells. {advice}"
             raise ValueError(msg)
-        self.set_len, self.set_note = self._choose_set_len(groups)
-        self.genes, self.gene_note = self._choose_genes()
-        self._build()
+        if adopted is not None:
+            own = adopted.perts is None or pert_features is not None
+            self.origin = replace(adopted.origin, own_perturbations=own)
+            self.options = adopted.options
+        if adopted is not None and adopted.sizes is not None:
+            self.set_len = int(self.options.cell_set_len or 0)
+            self.set_note = f"sets of {self.set_len} cells, as it was trained"
+            self.genes, self.gene_note = (
+                adopted.genes or [],
+                f"{len(adopted.genes or [])} genes, those it was trained on",
+            )
+            self.sizes = replace(adopted.sizes, pert_dim=self.perts.dim)
+        else:
+            self.set_len, self.set_note = choose_set_len(groups, self.options.cell_set_len)
+            self.genes, self.gene_note = choose_genes(adata, self.registry, self._rows("train"), self.options.n_genes)
+            self.sizes = replace(self._sizes(), **({} if adopted is None else adopted.backbone))
+        self._build(checkpoint)
 
-    def _covariates(self) -> list[Covariate]:
-        return [c for c in self.registry.covariates if c.name != self.registry.pert_key]
+    def _perturbations(self, features: pd.DataFrame | None) -> PerturbationTable:
+        """Describe the perturbations; without features every one must have training cells."""
+        key, control = str(self.registry.pert_key), str(self.registry.control)
+        seen = set(self.registry.labels(self.adata, key)[self._rows("train")])
+        if features is not None:
+            return PerturbationTable.of_features(features, trained=seen - {control}, control=control)
+        unseen = sorted(set(self.registry.perturbations) - seen)
+        if unseen:
+            msg = (
+                f"No training cell has adata.obs[{key!r}] = {', '.join(map(repr, unseen[:5]))}, so nothing can be "
+                "learnt of it. Hold out fewer cells, leave these cells out, or describe the perturbations: "
+                "pert_features=DataFrame indexed by their names."
+            )
+            raise ValueError(msg)
+        return PerturbationTable.one_hot(self.registry.perturbations, control)
 
-    def _groups(self, split: str, min_cells: int, *, by_type: bool = False) -> list[Group]:
-        """Find the groups of a split's perturbed cells; validation ones are predicted from training controls too.
+    def _training_data(self) -> SetData:
+        """Read the cells, and what only training asks for."""
+        data = self._data(self.adata)
+        trained = self._groups("train", MIN_GROUP) + self._groups("val", 2)
+        perts = np.zeros((len(self.registry.perturbations), self.perts.dim), dtype=np.float32)
+        for code in {group.pert for group in trained}:
+            perts[code] = self.perts.encode([self.registry.perturbations[code]])[0]
+        extra: dict[str, Any] = {"perts": perts}
+        if self.sizes.n_decoded is not None and set(self.genes) <= set(self.registry.var_names):
+            extra["genes"] = expression(self.adata, self.registry, self.genes)
+        if self.objective.velocity_key is not None:
+            genes = self.genes if self.options.space == "genes" else None
+            found = read_velocity(self.adata, self.registry, self.objective, genes=genes)
+            extra["velocity"], extra["velocity_confidence"] = found
+        if self.sizes.batch_classes is not None and self.registry.batch is not None:
+            extra["batches"] = batch_codes(self.registry, self.adata.obs)
+        return replace(data, **extra)
 
-        ``by_type`` takes the cell type alone as the context, where there is one.
-        """
-        perts = self._pert_codes(self.adata)
-        control = self._pert_code(str(self.registry.control))
-        cells = np.zeros(self.adata.n_obs, dtype=bool)
-        cells[self._rows(split)] = True
-        if split == "val":
-            training = self._rows("train")
-            cells[training[perts[training] == control]] = True
-        contexts = self.registry.contexts(self.adata)
-        if by_type and self.registry.cell_type_key is not None:
-            contexts = self.registry.labels(self.adata, self.registry.cell_type_key)
-        return make_groups(contexts, perts, control, cells, min_cells=min_cells)
+    def _weights(self, data: SetData) -> dict[str, float]:
+        """Weight of every loss term that this model can have."""
+        o = self.objective
+        weights = {name: getattr(o, name) for name in ("energy", "sinkhorn", "mmd", "mse", "l1")}
+        if self.sizes.residual == "output" and o.shrinkage:
+            weights["deviation"] = o.shrinkage * self._shrinkage(data)
+        if data.genes is not None:
+            weights["decoder"] = o.decoder
+        if data.velocity is not None:
+            weights |= {"velocity": o.velocity, "velocity_regularization": o.velocity_regularization}
+        if self.sizes.confidence_token:
+            weights["confidence"] = o.confidence
+        if data.batches is not None:
+            weights["batch"] = o.batch
+        return weights
 
-    def _choose_set_len(self, groups: list[Group]) -> tuple[int, str]:
-        sizes = [min(len(g.control), len(g.perturbed)) for g in groups]
-        asked = self.options.cell_set_len
-        if asked is not None:
-            if asked > max(sizes):
-                msg = (
-                    f"cell_set_len={asked}, but the largest context has only {max(sizes)} control and perturbed "
-                    "training cells. Use at most that many, or leave it out."
-                )
-                raise ValueError(msg)
-            return asked, f"sets of {asked} cells, as asked"
-        largest = 256 if torch.cuda.is_available() else 64
-        median = int(np.median(sizes))
-        length = int(min(largest, max(8, 2 ** int(np.log2(median)))))
-        return length, f"sets of {length} cells: the median of {len(groups)} training contexts has {median}"
+    def _shrinkage(self, data: SetData) -> float:
+        # Contexts of one cell type respond alike, so what they tell together counts, not what each does.
+        groups = self._groups("train", MIN_GROUP, by_type=True)
+        stats, codes = group_statistics(data.x, groups), np.array([g.pert for g in groups])
+        control, perts = (torch.from_numpy(a.astype(np.float32)) for a in (stats.control, data.perts[codes]))
+        with torch.no_grad():
+            return shrinkage(stats, codes, self.network.common_shift(control, perts).numpy())
 
-    def _choose_genes(self) -> tuple[list[str], str]:
-        names = self.registry.var_names
-        limit = self.options.n_genes
-        if limit is None or len(names) <= limit:
-            return names, f"all {len(names)} genes"
-        rows = self._rows("train")
-        cells = ad.AnnData(self.registry.log_expression(self.adata)[rows], var=pd.DataFrame(index=names))
-        threads = torch.get_num_threads()
-        sc.pp.highly_variable_genes(cells, n_top_genes=limit)
-        torch.set_num_threads(threads)  # scanpy's numba shares torch's thread pool, and resizes it
-        chosen = cells.var["highly_variable"].to_numpy()
-        note = f"the {chosen.sum()} most variable of {len(names)} genes"
-        return [n for n, c in zip(names, chosen, strict=True) if c], note
-
-    def _build(self) -> None:
-        o = self.options
-        sizes = STConfig(len(self.genes), len(self.registry.perturbations), o.hidden, o.n_layers, o.n_heads, o.dropout)
-        specs = covariate_specs(self._covariates(), embed_dim=_COVARIATE_DIM)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            self.network = StateTransition(sizes, specs)
-        self.network.eval()
-
-    def _pert_code(self, name: str) -> int:
-        return self.registry.perturbations.index(name)
-
-    def _pert_codes(self, adata: AnnData) -> np.ndarray:
-        assert self.registry.pert_key is not None  # checked in __init__
-        levels = CategoricalCovariate(self.registry.pert_key, tuple(self.registry.perturbations))
-        return levels.encode(adata.obs[self.registry.pert_key])
-
-    def _expression(self, adata: AnnData) -> sparse.csr_matrix:
-        """log1p expression of the model's genes, CSR ``(n_cells, n_genes)``."""
-        return take_columns(self.registry.log_expression(adata), match_genes(self.registry.var_names, self.genes))
+    def _start(self, data: SetData, groups: list[Group]) -> None:
+        """Set the shift to what the training groups show."""
+        assert self.network.shift is not None  # the caller has looked
+        with torch.no_grad():
+            self.network.shift.copy_(torch.from_numpy(mean_shifts(data.x, groups, data.perts)))
+        if self.options.prior == "mean":
+            return
+        types = self.registry.contexts(self.adata)
+        if self.registry.cell_type_key is not None:
+            types = self.registry.labels(self.adata, self.registry.cell_type_key)
+        fitted = fit_contexts(data.x, groups, data.perts, [str(types[g.control[0]]) for g in groups])
+        self.sizes = replace(self.sizes, n_references=len(fitted.points), n_directions=fitted.basis.shape[1])
+        self.network.set_context_shift(
+            self.sizes,
+            {
+                name: torch.as_tensor(getattr(fitted, name), dtype=torch.float32)
+                for name in ("centre", "basis", "points", "perts", "alpha", "width", "slope")
+            },
+        )
+        self.prior_note = fitted.note
 
     def train(
         self,
-        max_epochs: int = 20,
+        max_epochs: int | None = None,
         *,
-        lr: float = 1e-3,
+        lr: float | None = None,
         batch_size: int | None = None,
         weight_decay: float = 0.01,
-        warmup_steps: int = 20,
+        warmup_steps: int | None = None,
+        mhc: bool | MHCConfig | dict[str, Any] = False,
         **trainer: Any,
     ) -> None:
         """Train on the training cells; no cell of another split is used.
@@ -178,20 +250,28 @@ class STTransition(BaseModel):
         Parameters
         ----------
         max_epochs
-            Epochs of at least 20 steps each.
+            Epochs of at least 20 steps each; 10 of them by default, and 5 for a pretrained model.
         lr, weight_decay, warmup_steps
-            Of AdamW; the learning rate rises over the warm-up and then falls along a cosine.
+            Of AdamW; the learning rate rises over the warm-up and then falls along a cosine. By default 1e-3 after 20
+            steps, and for a pretrained model 5e-5 after 100.
         batch_size
             Sets a step; by default as many as make 512 cells on a CPU, and 16 on a GPU.
+        mhc
+            Give the backbone hyper-connections before it is trained: True or options, see
+            :class:`scstate_lora.config.MHCConfig`. At first they change nothing. Those that are there stay, and train
+            further, when False.
         trainer
             Options for Lightning, see :class:`~scstate_lora.training.runner.TrainerOptions`.
 
         Raises
         ------
         ValueError
-            An accelerator is asked for that is absent, or an option is not allowed. Before any training.
+            An accelerator is asked for that is absent, an option is not allowed, or there are other hyper-connections
+            already. Before any training.
         TypeError
             An option is unknown.
+        KeyError
+            There is no velocity of that name.
         FileNotFoundError, FileExistsError
             There is no checkpoint to resume from; the run's folder holds another run.
         KeyboardInterrupt
@@ -202,260 +282,72 @@ class STTransition(BaseModel):
         Extends ``.history``. Logs and checkpoints are written to ``<ssl.settings.run_dir>/STTransition/<number>``,
         see ``logger`` and ``run_folder``.
         """
-        options = TrainerOptions.parse(trainer, further=TRAIN_ARGUMENTS)
+        options = TrainerOptions.parse(trainer, further=(*TRAIN_ARGUMENTS, "mhc"))
+        tunes = self.origin is not None and self.origin.reuse == "all"
+        max_epochs = (5 if tunes else 10) if max_epochs is None else max_epochs
+        lr = (5e-5 if tunes else 1e-3) if lr is None else lr
+        warmup_steps = (100 if tunes else 20) if warmup_steps is None else warmup_steps
         check_schedule(
             max_epochs=max_epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps
         )
+        asked = MHCConfig.asked(mhc)
+        if asked is not None and self.mhc is not None:
+            refuse_other(asked, self.mhc)
         if batch_size is None:
             batch_size = 16 if torch.cuda.is_available() else max(2, _CPU_CELLS // self.set_len)
-        x = self._expression(self.adata)
-        covariates = self.registry.encode(self.adata.obs, without=self.registry.pert_key)
-
-        groups, unseen = self._groups("train", _MIN_GROUP), self._groups("val", 2)
+        data = self._training_data()
+        groups, unseen = self._groups("train", MIN_GROUP), self._groups("val", 2)
         n_cells = sum(len(g.perturbed) for g in groups)
         train = SetSampler(
-            x,
-            covariates,
+            data,
             groups,
             n_sets=batch_size,
             set_len=self.set_len,
             seed=self.seed,
-            unknown=self.registry.unknown(),
+            unknown={c.name: self.registry.unknown()[c.name] for c in self._covariates()},
             steps_per_epoch=max(_STEPS_PER_EPOCH, -(-n_cells // (batch_size * self.set_len))),
         )
-        val = WholeGroups(x, covariates, unseen, set_len=self.set_len, seed=self.seed) if unseen else None
-        if not self.is_trained:
-            with torch.no_grad():
-                self.network.shift.copy_(torch.from_numpy(mean_shifts(x, groups, len(self.registry.perturbations))))
-        # Contexts of one cell type respond alike, so what they tell together counts, not what each does.
-        types = self._groups("train", _MIN_GROUP, by_type=True)
+        val = WholeGroups(data, unseen, set_len=self.set_len, seed=self.seed) if unseen else None
+        if not self.is_trained and self.network.shift is not None:
+            self._start(data, groups)
+        connects = asked is not None and self.mhc is None
+        if connects:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed + 2)
+                self._connect(asked)  # type: ignore[arg-type]  # not None here
+        n_rows = len(self.history)
         plan = STPlan(
             self.network,
+            objective=self.objective,
             lr=lr,
             weight_decay=weight_decay,
             warmup_steps=warmup_steps,
-            weights={"energy": 1.0, "deviation": self.options.shrinkage * shrinkage(x, types)},
+            weights=self._weights(data),
         )
-        fit(
-            plan,
-            train,
-            val,
-            max_epochs=max_epochs,
-            options=options,
-            title="STTransition",
-            seed=self.seed,
-            history=self.history,
-            keep=partial(setattr, self, "history"),
-        )
-
-    def predict(
-        self,
-        adata: AnnData | None = None,
-        *,
-        target: str | Sequence[str],
-        contexts: Mapping[str, Any] | None = None,
-        covariates: Mapping[str, Any] | None = None,
-    ) -> AnnData:
-        """Predict the perturbed cells of control cells.
-
-        Parameters
-        ----------
-        adata
-            Cells whose controls are taken; the model's own by default. Genes are matched by name. Without the
-            perturbation's column all cells count as controls.
-        target
-            Perturbation, or several.
-        contexts
-            Take only control cells with these values, for instance ``{"cell_type": ["B cells", "NK cells"]}``.
-        covariates
-            Counterfactual values for all cells, for instance ``{"timepoint": "day19"}``; None withholds a covariate.
-
-        Returns
-        -------
-        AnnData of predicted cells, ``X`` float32 ``(n_cells, n_genes)`` as log1p of counts per 10,000. ``obs``: the
-        control cell's name (``control_cell``), the target under the name of the perturbation's column, the context
-        columns and covariates. ``uns["scstate_lora"]["predict"]``: scale, pert_key, control and target.
-
-        Raises
-        ------
-        ValueError
-            The model is not trained, a target or level was never seen, or no control cell is left.
-        KeyError
-            A column is missing.
-        """
-        self._require_trained("predict()")
-        adata = self._cells(adata)
-        registry = self.registry
-        targets = _names(target)
-        if not targets:
-            msg = f"target names no perturbation. There are: {', '.join(map(repr, registry.targets))}."
-            raise ValueError(msg)
-        for name in targets:
-            if name not in registry.targets:
-                msg = f"target={name!r} is not a perturbation of this model. {did_you_mean(name, registry.targets)}"
-                raise ValueError(msg)
-        rows = self._control_rows(adata, contexts)
-        cells = adata[rows]
-        if covariates is not None and registry.pert_key in covariates:
-            msg = f"covariates holds {registry.pert_key!r}, which is the perturbation: give it as target=."
-            raise ValueError(msg)
-        obs = move(cells.obs[[c for c in self._carried() if c in cells.obs]], registry, covariates)
-        x = self._expression(cells)
-        encoded = registry.encode(obs, without=registry.pert_key, allow_missing=covariates)
-        context = registry.contexts(cells)  # cells are grouped as they were measured, whatever they are moved to
-        predicted = [
-            self._run(x, encoded, context, np.full(len(rows), self._pert_code(name)), title=name, head=True)
-            for name in targets
-        ]
-        table = pd.concat([self._prediction_obs(obs, name) for name in targets])
-        made = ad.AnnData(np.concatenate(predicted), obs=table, var=pd.DataFrame(index=self.genes))
-        made.uns[UNS_KEY] = {
-            "predict": {
-                "scale": _SCALE,
-                "pert_key": str(registry.pert_key),
-                "control": str(registry.control),
-                "target": ", ".join(targets),
-            }
-        }
-        return made
-
-    def _carried(self) -> list[str]:
-        """Columns that travel from control cells to predicted ones."""
-        keys = [*self.registry.context_keys, *(c.name for c in self._covariates())]
-        keys += [k for k in (self.registry.cell_type_key, self.registry.batch_key) if k is not None]
-        return [k for k in dict.fromkeys(keys) if k != self.registry.pert_key]
-
-    def _prediction_obs(self, obs: pd.DataFrame, target: str) -> pd.DataFrame:
-        made = obs.copy()
-        made.insert(0, "control_cell", obs.index.astype(str))
-        made.insert(1, str(self.registry.pert_key), target)
-        made.index = [f"{name}|{target}" for name in obs.index]
-        return made
-
-    def _control_rows(self, adata: AnnData, contexts: Mapping[str, Any] | None) -> np.ndarray:
-        registry = self.registry
-        keep = np.ones(adata.n_obs, dtype=bool)
-        if registry.pert_key in adata.obs:
-            keep &= registry.labels(adata, str(registry.pert_key)) == registry.control
-        for key, wanted in (contexts or {}).items():
-            values = registry.labels(adata, key)
-            names = _names(wanted)
-            for name in names:
-                if name not in set(values):
-                    msg = f"contexts: {name!r} is not in adata.obs[{key!r}]. {did_you_mean(name, sorted(set(values)))}"
-                    raise ValueError(msg)
-            keep &= np.isin(values.astype(str), names)
-        if not keep.any():
-            msg = f"No control cell ({registry.pert_key} = {registry.control!r}) is left to predict from."
-            raise ValueError(msg)
-        return np.flatnonzero(keep)
-
-    def _run(
-        self,
-        x: sparse.csr_matrix,
-        covariates: dict[str, np.ndarray],
-        contexts: np.ndarray,
-        perts: np.ndarray,
-        *,
-        title: str,
-        head: bool,
-    ) -> np.ndarray:
-        """Pass all cells through the network in sets of one context and perturbation; rows stay in order."""
-        rng = np.random.default_rng(self.seed)
-        sets: list[np.ndarray] = []
-        for context, pert in sorted(set(zip(contexts, perts.tolist(), strict=True))):
-            sets += windows(np.flatnonzero((contexts == context) & (perts == pert)), self.set_len, rng)
-        width = len(self.genes) if head else self.options.hidden
-        result = np.empty((x.shape[0], width), dtype=np.float32)
-        self.network.eval()
-        run = self.network.forward if head else self.network.represent
-        with torch.inference_mode():
-            for rows in progress_bar(sets, desc=title, unit="set", disable=len(sets) < 50):
-                batch = {
-                    "control": x[rows].toarray()[None],
-                    "pert": perts[rows[:1]].astype(np.int64),
-                    "covariates": {name: values[rows][None] for name, values in covariates.items()},
-                }
-                tensors = to_tensors(batch)
-                result[rows] = run(tensors["control"], tensors["pert"], tensors["covariates"])[0].numpy()
-        return result
-
-    def get_latent_representation(self, adata: AnnData | None = None, *, key_added: str | None = OBSM_ST) -> np.ndarray:
-        """Represent cells under their own perturbation as the network sees them before its head.
-
-        Parameters
-        ----------
-        adata
-            Cells; the model's own by default.
-        key_added
-            Where it is written in ``adata.obsm``; None to write nothing.
-
-        Returns
-        -------
-        float32 ``(n_cells, hidden)``.
-
-        Raises
-        ------
-        ValueError
-            The model is not trained, or a level was never seen in training.
-        KeyError
-            A column is missing.
-
-        Notes
-        -----
-        Adds ``adata.obsm["X_scstate_st"]``. A cell's representation depends on the set it is in: cells of its context
-        and perturbation. So it was told both, and finding the cell type in it is no evidence.
-        """
-        self._require_trained("get_latent_representation()")
-        adata = self._cells(adata)
-        if self.registry.pert_key not in adata.obs:
-            msg = (
-                f"adata.obs[{self.registry.pert_key!r}] does not exist, and the model needs every cell's perturbation."
+        try:
+            fit(
+                plan,
+                train,
+                val,
+                max_epochs=max_epochs,
+                options=options,
+                title="STTransition",
+                seed=self.seed,
+                history=self.history,
+                keep=partial(setattr, self, "history"),
             )
-            raise KeyError(msg)
-        representation = self._run(
-            self._expression(adata),
-            self.registry.encode(adata.obs, without=self.registry.pert_key),
-            self.registry.contexts(adata),
-            self._pert_codes(adata),
-            title="STTransition",
-            head=False,
-        )
-        if key_added is not None:
-            adata.obsm[key_added] = representation
-        return representation
-
-    def _parts(self) -> list[tuple[str, nn.Module | None, str]]:
-        n, o = self.network, self.options
-        perts = f"{len(self.registry.perturbations)} perturbations, one-hot"
-        parts: list[tuple[str, nn.Module | None, str]] = [
-            ("perturbation encoder", n.pert_encoder, perts),
-            ("basal encoder", n.basal_encoder, self.gene_note),
-        ]
-        if n.covariate_encoder is not None:
-            parts.append(("covariate encoder", n.covariate_encoder, ", ".join(c.name for c in self._covariates())))
-        backbone = f"GPT-2, {o.n_layers} layers x {o.hidden}, {o.n_heads} heads; {self.set_note}"
-        parts.append(("backbone", n.transformer_backbone, backbone))
-        parts.append(("head", n.project_out, "deviation of a cell, starts at 0"))
-        return [*parts, ("shift", nn.ParameterList([n.shift]), "of each perturbation, starts at the mean shift")]
-
-    def _metadata(self) -> dict[str, Any]:
-        notes = {"set_len": self.set_len, "set_note": self.set_note, "genes": self.genes, "gene_note": self.gene_note}
-        return {"options": self.options.model_dump(), **notes}
-
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        return {"weights": self.network.state_dict()}
-
-    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **given: Any) -> None:
-        self.options = STModelConfig.parse(metadata["options"], name="model")
-        self.set_len, self.set_note = metadata["set_len"], metadata["set_note"]
-        self.genes, self.gene_note = metadata["genes"], metadata["gene_note"]
-        self._build()
-        check_state(self.network.state_dict(), tensors["weights"], what="the network")
-        self.network.load_state_dict(tensors["weights"])
+        finally:
+            if connects and len(self.history) == n_rows:  # nothing was trained
+                remove_mhc(self.network.transformer_backbone)
+                self.mhc = None
 
 
-def _names(wanted: Any) -> list[str]:
-    """One value or several, as names of levels, each once."""
-    several = wanted if hasattr(wanted, "__iter__") and not isinstance(wanted, str) else [wanted]
-    return list(dict.fromkeys(label_of(value) for value in several))
+def _check_finetune(finetune: str) -> Literal["lora", "full", "frozen"]:
+    _check_choice("finetune", finetune, ("lora", "full", "frozen"))
+    return finetune  # type: ignore[return-value]  # one of them
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        msg = f"{name}={value!r} is unknown. {did_you_mean(str(value), known)}"
+        raise ValueError(msg)

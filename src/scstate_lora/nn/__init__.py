@@ -7,7 +7,10 @@ from scstate_lora.nn.hyper_connections import (
     MHCTransformerLayer,
     apply_mhc_to_transformer,
     mhc_diagnostics,
+    mhc_off,
     mhc_parameters,
+    remove_mhc,
+    restore_mhc,
 )
 from scstate_lora.nn.sinkhorn import SinkhornKnopp
 
@@ -17,5 +20,8 @@ __all__ = [
     "SinkhornKnopp",
     "apply_mhc_to_transformer",
     "mhc_diagnostics",
+    "mhc_off",
     "mhc_parameters",
+    "remove_mhc",
+    "restore_mhc",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -13,7 +14,7 @@ from scstate_lora._utils import did_you_mean
 from scstate_lora.nn.mixing import FeatureMixing, StreamMixing, select
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from scstate_lora.nn.mixing import Mixing
 
@@ -155,7 +156,7 @@ def apply_mhc_to_transformer(
     if any(isinstance(layer, MHCTransformerLayer) for layer in layers):
         msg = "Layers of this transformer are wrapped in hyper-connections already. Choose all layers in one call."
         raise ValueError(msg)
-    chosen = _chosen(layer_indices, len(layers))
+    chosen = choose_layers(layer_indices, len(layers))
     # All are made before any is put in place, so that an error leaves the transformer as it was.
     wrapped = {
         i: MHCTransformerLayer(
@@ -174,6 +175,59 @@ def apply_mhc_to_transformer(
         layer.mixing.to(next(layers[i].parameters()).device)
         layers[i] = layer.train(layers[i].training)
     return transformer
+
+
+def remove_mhc(transformer: nn.Module) -> dict[int, MHCTransformerLayer]:
+    """Put the layers themselves in the place of the wrapped ones: the transformer is what it was before, to the bit.
+
+    Parameters
+    ----------
+    transformer
+        As in :func:`apply_mhc_to_transformer`; changed in place.
+
+    Returns
+    -------
+    The wrapped layers by number, for :func:`restore_mhc`; none, where none was wrapped.
+    """
+    layers = _layer_list(transformer)
+    removed = {i: layer for i, layer in enumerate(layers) if isinstance(layer, MHCTransformerLayer)}
+    for i, wrapped in removed.items():
+        layers[i] = wrapped.inner
+    return removed
+
+
+def restore_mhc(transformer: nn.Module, removed: Mapping[int, MHCTransformerLayer]) -> None:
+    """Put wrapped layers back in place, with what their connections learned.
+
+    Parameters
+    ----------
+    transformer
+        That they were removed from, without any other connections; changed in place.
+    removed
+        As :func:`remove_mhc` gave them.
+
+    Raises
+    ------
+    ValueError
+        The layers are not those that were wrapped, or are wrapped.
+    """
+    layers = _layer_list(transformer)
+    if any(i >= len(layers) or layers[i] is not wrapped.inner for i, wrapped in removed.items()):
+        msg = "These hyper-connections are around other layers. Give the transformer that they were removed from."
+        raise ValueError(msg)
+    for i, wrapped in removed.items():
+        wrapped.mixing.to(next(layers[i].parameters()).device)  # it may have moved meanwhile
+        layers[i] = wrapped
+
+
+@contextmanager
+def mhc_off(transformer: nn.Module) -> Iterator[None]:
+    """Within this context no layer is wrapped: names, state dict and results are those of the plain transformer."""
+    removed = remove_mhc(transformer)
+    try:
+        yield
+    finally:
+        restore_mhc(transformer, removed)
 
 
 def mhc_layers(transformer: nn.Module) -> dict[str, MHCTransformerLayer]:
@@ -314,7 +368,8 @@ def _layer_list(transformer: nn.Module) -> nn.ModuleList:
     raise TypeError(msg)
 
 
-def _chosen(layer_indices: Iterable[int] | None, depth: int) -> list[int]:
+def choose_layers(layer_indices: Iterable[int] | None, depth: int) -> list[int]:
+    """Choose the numbers of the layers to wrap, of `depth`, as :func:`apply_mhc_to_transformer` does."""
     if layer_indices is None:
         return list(range(depth))
     asked = [operator.index(i) for i in layer_indices]

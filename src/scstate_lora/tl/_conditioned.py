@@ -28,20 +28,19 @@ class ConditionedCells:
     adata
         The cells.
     plain
-        The base's embedding of these cells, if it is known: where the active adapter has no LoRA it stands for the
-        network's.
+        The base's embedding of these cells, if it is known: where the active adapter leaves the base as it is, it
+        stands for the network's.
     """
 
     def __init__(self, se: LoRACovariateSE, adata: AnnData, *, plain: np.ndarray | None = None) -> None:
         from scstate_lora.model import SEBase
-        from scstate_lora.nn.lora import active_adapter
         from scstate_lora.training.embed import embed_cells
 
         base, network = se.base, se.network
         assert base is not None  # a trained model has both
         assert network is not None
         self.registry, self.network, self.obs = se.registry, network, adata.obs
-        if isinstance(base, SEBase) and active_adapter(base.encoder) is not None:
+        if isinstance(base, SEBase) and se.adapts_base:
             read = base.reader(adata, se.registry)
             self.adapted = np.concatenate([block for _, block in embed_cells(base.encoder, read)])
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -11,18 +10,30 @@ import pandas as pd
 
 from scstate_lora import metrics
 from scstate_lora._constants import UNS_KEY
-from scstate_lora._utils import did_you_mean
-from scstate_lora.data import Registry, log_expression
-from scstate_lora.data.fields import as_labels, obs_column
+from scstate_lora.data import Registry
+from scstate_lora.tl._predicted import (
+    ALL_CONTEXTS,
+    Trained,
+    common_contexts,
+    feature_table,
+    labels_of,
+    prediction_of,
+    read_cells,
+    refuse_predicted,
+    require_level,
+    warn_of_overlap,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from anndata import AnnData
-    from scipy import sparse
+
+    from scstate_lora.data.perturbations import PerturbationTable
 
 NO_CHANGE, MEAN_SHIFT, PERTURBED_MEAN, CEILING = "no change", "mean shift", "perturbed mean", "ceiling"
-ALL_CONTEXTS = "all"
+CONTEXT_MEAN, LINEAR = "context mean", "linear"
+BASELINES = (NO_CHANGE, MEAN_SHIFT, PERTURBED_MEAN, CONTEXT_MEAN, LINEAR)
 _N_SPLITS = 5  # random halves averaged for the ceiling
 
 
@@ -45,31 +56,16 @@ _METRICS = {
     "mse": _Metric(lambda pred, real, _: metrics.mse(_mean(pred), _mean(real)), "lower", 0.0, np.inf),
     "e_distance": _Metric(lambda pred, real, _: metrics.energy_distance(pred, real), "lower", 0.0, np.inf),
     "variance_ratio": _Metric(lambda pred, real, _: metrics.variance_ratio(pred, real), "one", 0.0, np.inf),
+    "mse_de_weighted": _Metric(metrics.weighted_mse, "lower", 0.0, np.inf),
+    "mmd": _Metric(lambda pred, real, _: metrics.mmd(pred, real), "lower", 0.0, 2.0),
+    "nearest_distance": _Metric(lambda pred, real, _: metrics.nearest_distance(pred, real), "lower", 0.0, np.inf),
+    "nearest_distance_relative": _Metric(
+        lambda pred, real, _: metrics.relative_nearest_distance(pred, real), "lower", 0.0, np.inf
+    ),
+    "de_overlap50": _Metric(partial(metrics.de_overlap, n_top=50), "higher", 0.0, 1.0),
+    "de_direction50": _Metric(partial(metrics.de_direction, n_top=50), "higher", 0.0, 1.0),
+    "de_precision50": _Metric(partial(metrics.de_precision, n_top=50), "higher", 0.0, 1.0),
 }
-
-
-class _Cells(NamedTuple):
-    """Cells of one role: their log1p expression over the predicted genes and the context of each."""
-
-    expression: sparse.csr_matrix
-    contexts: np.ndarray
-
-    def at(self, rows: np.ndarray) -> _Cells:
-        """Return the cells of a boolean mask."""
-        return _Cells(self.expression[np.flatnonzero(rows)], self.contexts[rows])
-
-    def of(self, context: str) -> np.ndarray:
-        """Dense float32 expression of one context, shape ``(n, n_genes)``."""
-        return self.expression[np.flatnonzero(self.contexts == context)].toarray()
-
-    def means(self) -> dict[str, np.ndarray]:
-        """Mean expression of every context, float64 of shape ``(n_genes,)``."""
-        return {
-            context: np.asarray(
-                self.expression[np.flatnonzero(self.contexts == context)].mean(axis=0, dtype=np.float64)
-            ).ravel()
-            for context in sorted(set(self.contexts))
-        }
 
 
 def evaluate_perturbation(
@@ -80,6 +76,7 @@ def evaluate_perturbation(
     context_key: str | Sequence[str],
     train: AnnData | None = None,
     pert_key: str | None = None,
+    pert_features: pd.DataFrame | None = None,
     name: str = "model",
     n_boot: int = 1000,
     seed: int = 0,
@@ -94,11 +91,27 @@ def evaluate_perturbation(
     * ``mae``, ``mse``: difference between the means of predicted and measured cells.
     * ``e_distance``: energy distance, V-statistic, not halved (:func:`scstate_lora.metrics.energy_distance`).
     * ``variance_ratio``: total variance over the measured one; 1 is right, near 0 is mode collapse.
+    * ``mse_de_weighted``: ``mse`` with every gene weighted by how surely it changes in the measured cells.
+    * ``mmd``: squared maximum mean discrepancy, Gaussian kernels (:func:`scstate_lora.metrics.mmd`).
+    * ``nearest_distance``, ``nearest_distance_relative``: mean distance of a predicted cell to the nearest measured
+      one, as it is and over the mean distance between measured cells. A collapsed prediction can score well here.
+    * ``de_overlap50``, ``de_direction50``, ``de_precision50``: of the 50 most changed measured genes (Welch's t-test,
+      FDR under 5 %), those also among the 50 most changed predicted ones, and those predicted to move the same way; of
+      the 50 most changed predicted genes, those that change in the measured cells.
 
-    Rows of ``model``: the model (`name`); ``"no change"``, the control cells; ``"mean shift"``, the control cells plus
-    the average delta of the training contexts, clipped at 0; ``"perturbed mean"``, the average perturbed profile of the
-    training contexts; ``"ceiling"``, one half of the measured cells against the other, 5 random splits averaged. In
-    training every context weighs the same.
+    Rows of ``model``: the model (`name`) and
+
+    * ``"no change"``: the control cells;
+    * ``"mean shift"``: the control cells plus the average delta of the training contexts, clipped at 0;
+    * ``"perturbed mean"``: the average perturbed profile of the training contexts;
+    * ``"context mean"``: the average training cell of the context, whatever its perturbation;
+    * ``"linear"``: the control cells plus a delta by ridge regression on the context's control mean and on the
+      perturbation, clipped at 0 (:class:`scstate_lora.metrics.LinearEffects`, which says what can be learnt from few
+      contexts; with fewer than three it is the mean shift);
+    * ``"ceiling"``: one half of the measured cells against the other, 5 random splits averaged.
+
+    In training every context weighs the same. Of a target that no training cell has, mean shift and perturbed mean are
+    the averages over the perturbations of training, and the linear baseline needs `pert_features`.
 
     Parameters
     ----------
@@ -110,12 +123,15 @@ def evaluate_perturbation(
         Measured cells; those with the control level are used. They must be measured, not predicted.
     context_key
         Column or columns of obs that make a context, for instance the cell type; an empty list makes one context of all
-        cells. The contexts scored are those with both predicted and measured cells.
+        cells. The contexts scored are those with both predicted and measured cells. Missing values that the setup
+        allowed are the context ``"(missing)"``.
     train
-        Cells that the model was trained on, control and perturbed, from which the baselines learn. Without it the mean
-        shift, the perturbed mean and the skill are NaN.
+        Cells that the model was trained on, control and perturbed, from which the baselines learn. Without it all but
+        "no change" and the ceiling, and the skill, are NaN.
     pert_key
         Column of the perturbation in `real`, `control` and `train`; by default the one of the prediction.
+    pert_features
+        Features of perturbations for the linear baseline, as given to the model: one row a perturbation.
     name
         What to call the model in the table.
     n_boot
@@ -138,63 +154,92 @@ def evaluate_perturbation(
     ------
     KeyError
         If a column or gene is missing, or a measured AnnData was not set up.
+    TypeError
+        If `pert_features` is no table of numbers.
     ValueError
-        If `pred` is no prediction of one target, a measured AnnData holds predicted cells, no context can be scored, or
-        a context has no measured controls.
+        If `pred` is no prediction of one target, a measured AnnData holds predicted cells, no context can be scored, a
+        context has no measured controls, or `pert_features` lacks a perturbation of `train`.
 
     Warns
     -----
     UserWarning
         If perturbed cells of `train` are among those of `real`.
     """
-    if name in (NO_CHANGE, MEAN_SHIFT, PERTURBED_MEAN, CEILING):
+    if name in (*BASELINES, CEILING):
         raise ValueError(f"name={name!r} is the name of a baseline; choose another one.")
-    predict = pred.uns.get(UNS_KEY, {}).get("predict")
-    if predict is None:
-        raise ValueError(
-            "pred.uns['scstate_lora']['predict'] does not exist; pred must come from STTransition.predict."
-        )
-    context_keys = [context_key] if isinstance(context_key, str) else list(context_key)
-    measured = {"real": real, "control": control} | ({} if train is None else {"train": train})
-    for argument, adata in measured.items():
-        _refuse_predicted(adata, argument)
+    predict = prediction_of(pred)
+    for argument, adata in (("real", real), ("control", control), ("train", train)):
+        if adata is not None:
+            refuse_predicted(adata, argument)
 
-    pert_key = str(predict["pert_key"]) if pert_key is None else pert_key
-    level = str(predict["control"])
-    target = _target(pred, str(predict["pert_key"]))
-    genes = [str(g) for g in pred.var_names]
-    read = partial(_cells, genes=genes, context_keys=context_keys)
-    predicted = read(pred, "pred")
-    perturbed = read(real, "real").at(_rows(real, "real", pert_key, target))
-    controls = read(control, "control").at(_rows(control, "control", pert_key, level))
-    contexts = _contexts(predicted, perturbed, controls)
-    before: dict[str, np.ndarray] = {}
-    after: dict[str, np.ndarray] = {}
+    level, own_key = predict["control"], predict["pert_key"]
+    pert_key = own_key if pert_key is None else pert_key
+    keys = [context_key] if isinstance(context_key, str) else list(context_key)
+    read = partial(read_cells, genes=[str(g) for g in pred.var_names], context_keys=keys)
+    registry = Registry.from_adata(real)
+    target = _target(pred, own_key, registry)
+    predicted = read(pred, "pred", registry=registry, pert_key=own_key)
+    measured = read(real, "real", registry=registry, pert_key=pert_key)
+    perturbed = require_level(measured, "real", pert_key, target)
+    held = read(control, "control", registry=Registry.from_adata(control), pert_key=pert_key)
+    controls = require_level(held, "control", pert_key, level)
+    contexts = common_contexts(predicted, perturbed, controls)
+    trained = None
     if train is not None:
-        _warn_of_overlap(real, train, pert_key=pert_key, target=target)
-        trained, labels = read(train, "train"), _labels(train, pert_key, "train")
-        before, after = trained.at(labels == level).means(), trained.at(labels == target).means()
-    deltas = [after[context] - before[context] for context in after if context in before]
+        trained = read(train, "train", registry=Registry.from_adata(train), pert_key=pert_key)
+        in_train = train.obs_names[trained.perturbations == target]
+        warn_of_overlap(real.obs_names[measured.perturbations == target], in_train, what=f"cells {target!r}")
+    features = feature_table(pert_features, trained, control=level)
+    known = Trained.of(trained, control=level, features=features)
 
-    models = [name, NO_CHANGE, MEAN_SHIFT, PERTURBED_MEAN, CEILING]
+    models = [name, *BASELINES, CEILING]
     values = np.full((len(models), len(contexts), len(_METRICS)), np.nan)
     reasons = np.full(values.shape, "", dtype=object)
     for c, context in enumerate(contexts):
         control_cells = controls.of(context)
-        predictions = [
-            predicted.of(context),
-            metrics.no_change(control_cells),
-            metrics.mean_shift(control_cells, deltas) if deltas else None,
-            metrics.perturbed_mean(control_cells, list(after.values())) if after else None,
-        ]
+        predictions = [predicted.of(context), *_baselines(control_cells, context, target, known, features)]
         values[:, c], reasons[:, c] = _score(predictions, perturbed.of(context), control_cells, seed=seed)
     table = _table(values, reasons, models=models, contexts=contexts, n_boot=n_boot, seed=seed)
     pred.uns[UNS_KEY] = {**pred.uns[UNS_KEY], "evaluate_perturbation": table}
     return table
 
 
+def _baselines(
+    control: np.ndarray, context: str, target: str, train: Trained, features: PerturbationTable | None
+) -> list[np.ndarray | str]:
+    """Return the cells that each of the baselines predicts for one context, or why it predicts none."""
+    lacking = "no training context with the needed cells: give train="
+    deltas, perturbed = _of_target(train.deltas, target), _of_target(train.perturbed, target)
+    linear: np.ndarray | str = lacking
+    if train.linear is not None:
+        try:
+            row = None if features is None or target in train.linear.effects else features.encode([target])[0]
+            linear = metrics.shifted(control, train.linear.predict(_mean(control), target, features=row))
+        except ValueError as error:
+            linear = f"{error} Give pert_features=." if features is None else str(error)
+    seen = train.all_cells.get(context)
+    return [
+        metrics.no_change(control),
+        metrics.mean_shift(control, deltas) if deltas else lacking,
+        metrics.perturbed_mean(control, perturbed) if perturbed else lacking,
+        (f"train has no cell of {context}" if train.all_cells else lacking)
+        if seen is None
+        else metrics.context_mean(control, seen),
+        linear,
+    ]
+
+
+def _of_target(means: dict[tuple[str, str], np.ndarray], target: str) -> list[np.ndarray]:
+    """Means of the target by context; of a target without any, one mean for each of the other perturbations."""
+    own = [mean for (name, _), mean in means.items() if name == target]
+    if own:
+        return own
+    names = sorted({name for name, _ in means})
+    return [np.mean([mean for (n, _), mean in means.items() if n == name], axis=0) for name in names]
+
+
 def _score(
-    predictions: Sequence[np.ndarray | None], real: np.ndarray, control: np.ndarray, *, seed: int
+    predictions: Sequence[np.ndarray | str], real: np.ndarray, control: np.ndarray, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score every prediction, and last the ceiling; values and reasons of shape ``(n_predictions + 1, n_metrics)``."""
     results = [[_attempt(metric, cells, real, control) for metric in _METRICS.values()] for cells in predictions]
@@ -204,91 +249,20 @@ def _score(
     return values, reasons
 
 
-def _refuse_predicted(adata: AnnData, argument: str) -> None:
-    if "predict" in adata.uns.get(UNS_KEY, {}) or "control_cell" in adata.obs:
-        raise ValueError(
-            f"{argument} holds predicted cells (it comes from STTransition.predict); scores need measured ones. "
-            f"Give the measured cells as {argument}."
-        )
-
-
-def _labels(adata: AnnData, key: str, argument: str) -> np.ndarray:
-    if key not in adata.obs:
-        raise KeyError(f"{argument}.obs[{key!r}] does not exist. {did_you_mean(key, adata.obs.columns)}")
-    return as_labels(obs_column(adata, key)).to_numpy(dtype=object)
-
-
-def _target(pred: AnnData, pert_key: str) -> str:
-    targets = sorted(set(_labels(pred, pert_key, "pred")))
+def _target(pred: AnnData, pert_key: str, registry: Registry) -> str:
+    targets = sorted(set(labels_of(pred, pert_key, "pred", registry)))
     if len(targets) != 1:
         raise ValueError(
             f"pred.obs[{pert_key!r}] holds {len(targets)} targets ({', '.join(targets[:5])}); score one at a time: "
-            f"evaluate_perturbation(pred[pred.obs[{pert_key!r}] == ...], ...)."
+            f"evaluate_perturbation(pred[pred.obs[{pert_key!r}] == ...], ...). For all at once there is discrimination."
         )
-    return targets[0]
+    return str(targets[0])
 
 
-def _rows(adata: AnnData, argument: str, pert_key: str, level: str) -> np.ndarray:
-    """Mask of the cells with that level of the perturbation; there must be one."""
-    labels = _labels(adata, pert_key, argument)
-    if level not in labels:
-        found = ", ".join(repr(label) for label in sorted(set(labels))[:10])
-        raise ValueError(f"{argument}.obs[{pert_key!r}] has no cell {level!r}; it holds {found}.")
-    return labels == level
-
-
-def _cells(adata: AnnData, argument: str, *, genes: list[str], context_keys: list[str]) -> _Cells:
-    """Read all cells, genes in the order of the prediction."""
-    columns = [_labels(adata, key, argument) for key in context_keys]
-    contexts = np.full(adata.n_obs, ALL_CONTEXTS, dtype=object)
-    if columns:
-        contexts = np.array([" | ".join(parts) for parts in zip(*columns, strict=True)], dtype=object)
-    is_predicted = "predict" in adata.uns.get(UNS_KEY, {})
-    found = [str(g) for g in adata.var_names] if is_predicted else Registry.from_adata(adata).var_names
-    position = {gene: i for i, gene in enumerate(found)}
-    for gene in genes:
-        if gene not in position:
-            missing = sum(g not in position for g in genes)
-            raise KeyError(
-                f"{missing} of the {len(genes)} genes of pred are not in {argument}, the first is {gene!r}. "
-                f"{did_you_mean(gene, found)}"
-            )
-    return _Cells(log_expression(adata)[:, [position[gene] for gene in genes]], contexts)
-
-
-def _contexts(predicted: _Cells, perturbed: _Cells, controls: _Cells) -> list[str]:
-    contexts = sorted(set(predicted.contexts) & set(perturbed.contexts))
-    if not contexts:
-        raise ValueError(
-            f"No context has both predicted and measured cells: pred has {sorted(set(predicted.contexts))[:10]}, "
-            f"real has {sorted(set(perturbed.contexts))[:10]}."
-        )
-    if ALL_CONTEXTS in contexts and len(contexts) > 1:
-        raise ValueError(f"A context is called {ALL_CONTEXTS!r}, the name of the average over contexts; rename it.")
-    lacking = sorted(set(contexts) - set(controls.contexts))
-    if lacking:
-        raise ValueError(
-            f"control has no measured control cells in {', '.join(lacking)}; a delta needs controls of its own "
-            "context. Add them, or leave these contexts out of pred."
-        )
-    return contexts
-
-
-def _warn_of_overlap(real: AnnData, train: AnnData, *, pert_key: str, target: str) -> None:
-    trained = set(train.obs_names[_labels(train, pert_key, "train") == target])
-    shared = len(trained & set(real.obs_names[_labels(real, pert_key, "real") == target]))
-    if shared:
-        warnings.warn(
-            f"{shared} cells {target!r} are in both real and train, by name: the scores are not of held-out cells.",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _attempt(metric: _Metric, cells: np.ndarray | None, real: np.ndarray, control: np.ndarray) -> tuple[float, str]:
+def _attempt(metric: _Metric, cells: np.ndarray | str, real: np.ndarray, control: np.ndarray) -> tuple[float, str]:
     """Return the value and no reason, or NaN and why it could not be computed."""
-    if cells is None:
-        return np.nan, "no training context with the needed cells: give train="
+    if isinstance(cells, str):
+        return np.nan, cells
     try:
         return metric.score(cells, real, control), ""
     except (ValueError, np.linalg.LinAlgError) as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 
+from scstate_lora.nn.hyper_connections import mhc_layers, mhc_parameters
 from scstate_lora.training.distributed import alone, mean_over_processes
 
 if TYPE_CHECKING:
@@ -41,12 +42,16 @@ class Plan(L.LightningModule):
 
     @abstractmethod
     def terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Compute the unweighted loss terms of a batch, scalars by name.
+        """Compute the unweighted loss terms of a batch, scalars by name. What has no weight is only logged.
 
         Where several processes train together, ``batch`` is this process' share. A term that is a mean over cells (or
         sets) needs nothing more: means over equal shares average to the mean over all. A term in which cells meet
         takes what it compares through :func:`~scstate_lora.training.distributed.gather` first.
         """
+
+    def weight(self, name: str) -> float:
+        """Give the weight of a term at the present step."""
+        return self.weights[name]
 
     def backbone(self) -> nn.Module:
         """Give the part where most is computed, which ``compile`` and ``gradient_checkpointing`` are about.
@@ -55,6 +60,14 @@ class Plan(L.LightningModule):
         """
         msg = f"{type(self).__name__} cannot be compiled or checkpointed: leave out these options."
         raise ValueError(msg)
+
+    def connections(self) -> dict[str, str] | None:
+        """Say what no tensor tells of the network's hyper-connections, by layer; None where there are none."""
+        told = {
+            where: f"{layer.kind}, {layer.mixing.sinkhorn.n_iters} iterations"
+            for where, layer in mhc_layers(self).items()
+        }
+        return told or None
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Lightning's hook: the weighted loss, and the terms for the history."""
@@ -67,16 +80,24 @@ class Plan(L.LightningModule):
 
     def _step(self, batch: dict[str, Any]) -> dict[str, Any]:
         terms = self.terms(batch)
-        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        loss = torch.stack([self.weight(name) * term for name, term in terms.items() if name in self.weights]).sum()
         logged = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
         averaged = mean_over_processes(torch.stack([value.float() for value in logged.values()]))
         logged = dict(zip(logged, averaged, strict=True))
         return {"loss": loss, "logged": logged}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW over what is trainable, with the schedule stepped once an optimiser step."""
+        """AdamW over what is trainable, with the schedule stepped once an optimiser step.
+
+        Hyper-connections are not decayed: it would pull their logits to even mixing of all streams, and of what each
+        layer reads and writes.
+        """
+        kept = {id(p) for p in mhc_parameters(self).values()}
         trainable = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=self.lr, weight_decay=self.weight_decay)
+        groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in kept]}]
+        if connections := [p for p in trainable if id(p) in kept]:
+            groups.append({"params": connections, "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
         total = max(1, int(self.trainer.estimated_stepping_batches))
         warmup = min(self.warmup_steps, total // 5)
 

@@ -267,6 +267,7 @@ def fit(
         batch_size=rows_of(train[0], shared=shared_keys(train)),
         accumulate_grad_batches=options.accumulate_grad_batches,
         gradient_clip_val=float(options.gradient_clip_val),
+        hyper_connections=plan.connections(),
         seed=seed,
     )
     record = History(history)

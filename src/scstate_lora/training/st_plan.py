@@ -4,42 +4,110 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scstate_lora.losses import energy_distance
+import torch.nn.functional as F
+
+from scstate_lora.losses import SET_DISTANCES, VelocityAlignmentLoss, VelocityRegularizationLoss, warmed_up
 from scstate_lora.training.plans import Plan
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from scstate_lora.nn.transition import StateTransition
+    from scstate_lora.config import STObjectiveConfig
+    from scstate_lora.nn.transition import Prediction, StateTransition
 
 
 class STPlan(Plan):
     """Training of a State Transition model.
 
-    Terms: ``energy``, the energy distance between predicted and real sets, unbiased so that training and validation
-    sets of different sizes compare; ``deviation``, the mean squared length of the cells' deviations from the shift.
+    Terms:
+
+    ``energy``, ``sinkhorn``, ``mmd``, ``mse``
+        Distances between predicted and measured sets, see :data:`scstate_lora.losses.SET_DISTANCES`.
+    ``deviation``
+        Mean squared length of the cells' change beyond their perturbation's shift.
+    ``l1``
+        Mean absolute change of a cell's features.
+    ``decoder``
+        Mean squared error of the expression decoded from the embedding of measured cells.
+    ``confidence``
+        Squared error of the predicted loss of a set, in units of the mean distance.
+    ``batch``
+        Cross-entropy of the batch of a set.
+    ``velocity``
+        :class:`~scstate_lora.losses.VelocityAlignmentLoss` of the change; its parts are logged as ``velocity_...``.
+    ``velocity_regularization``
+        :class:`~scstate_lora.losses.VelocityRegularizationLoss` of the change.
 
     Parameters
     ----------
     network
         The network.
+    objective
+        Options of the velocity terms.
     kwargs
         As in :class:`Plan`.
     """
 
-    def __init__(self, network: StateTransition, **kwargs: Any) -> None:
+    def __init__(self, network: StateTransition, *, objective: STObjectiveConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.network = network
+        self.velocity_warmup_steps = objective.velocity_warmup_steps
+        self.velocity = VelocityAlignmentLoss(
+            objective.velocity_beta, min_confidence=objective.velocity_min_confidence, kind=objective.velocity_kind
+        )
+        self.regularization = VelocityRegularizationLoss()
 
     def backbone(self) -> nn.Module:
         """Give the transformer."""
         return self.network.transformer_backbone
 
+    def weight(self, name: str) -> float:
+        """Weight of a term at the present step: that of the velocity rises."""
+        if name != "velocity" or not self.training:
+            return self.weights[name]
+        longest = int(self.trainer.estimated_stepping_batches) // 2
+        return warmed_up(
+            self.global_step, weight=self.weights[name], warmup_steps=min(self.velocity_warmup_steps, longest)
+        )
+
     def terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss terms of a :class:`~scstate_lora.data.sets.SetBatch`."""
-        deviation = self.network.deviation(batch["control"], batch["pert"], batch["covariates"])
-        predicted = self.network.move(batch["control"], batch["pert"], deviation)
-        return {
-            "energy": energy_distance(predicted, batch["target"], unbiased=True).mean(),
-            "deviation": deviation.square().sum(-1).mean(),
+        control, target = batch["control"], batch["target"]
+        predicted = self.network(control, batch["pert"], batch["covariates"])
+        distances = {
+            name: distance(predicted.cells, target) for name, distance in SET_DISTANCES.items() if name in self.weights
         }
+        terms = {name: by_set.mean() for name, by_set in distances.items()}
+        if "deviation" in self.weights:
+            terms["deviation"] = predicted.change.square().sum(-1).mean()
+        if "l1" in self.weights:
+            terms["l1"] = (predicted.cells - control).abs().mean()
+        if "decoder" in self.weights:
+            terms["decoder"] = F.mse_loss(self.network.decode(target), batch["target_genes"])
+        terms |= self._tokens(predicted, distances, batch)
+        if "velocity" in batch:
+            terms |= self._velocities(predicted.cells - control, batch)
+        return terms
+
+    def _tokens(self, predicted: Prediction, distances: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Terms of the tokens beside the cells."""
+        terms = {}
+        if predicted.confidence is not None and "confidence" in self.weights:
+            by_set = sum(self.weights[name] * distance for name, distance in distances.items())
+            terms["confidence"] = F.mse_loss(predicted.confidence, by_set.detach())  # type: ignore[union-attr]
+        if predicted.batch is not None and "batch" in self.weights:
+            known = batch["batch"] >= 0
+            entropy = F.cross_entropy(predicted.batch, batch["batch"].clamp(min=0), reduction="none")
+            terms["batch"] = (entropy * known).sum() / known.sum().clamp(min=1)
+        return terms
+
+    def _velocities(self, change: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Terms of the RNA velocity, and what they are made of."""
+        confidence = batch.get("velocity_confidence")
+        terms = {}
+        if "velocity" in self.weights:
+            terms["velocity"], parts = self.velocity(change, batch["velocity"], confidence)
+            terms |= {f"velocity_{name}": value for name, value in parts._asdict().items()}
+        if "velocity_regularization" in self.weights:
+            terms["velocity_regularization"] = self.regularization(change, confidence)
+        return terms

@@ -13,6 +13,7 @@ from scstate_lora import tl
 from scstate_lora._constants import OBS_SPLIT, UNS_KEY
 from scstate_lora._logging import logger
 from scstate_lora.model import Models
+from scstate_lora.workflow._features import read_features
 from scstate_lora.workflow._folder import PARTS, ResultsFolder
 from scstate_lora.workflow._train import train_models
 
@@ -85,7 +86,9 @@ def run(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume
     assert se is not None  # asked for
     predictions = []
     if st is not None:
-        predictions = [_predict_and_score(st, adata, target) for target in st.registry.targets]
+        path = config.st.pert_features if config.st is not None else None
+        features = None if path is None else read_features(path)
+        predictions = [_predict_and_score(st, adata, target, features) for target in st.registry.targets]
     _score_embeddings(adata)
 
     place.write_table("embeddings", adata.uns[UNS_KEY].get("evaluate"))
@@ -97,17 +100,22 @@ def run(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume
     return Run(adata, Models(se, st), predictions)
 
 
-def _predict_and_score(st: STTransition, adata: AnnData, target: str) -> AnnData:
+def _predict_and_score(st: STTransition, adata: AnnData, target: str, features: pd.DataFrame | None) -> AnnData:
     """Predict a target for all controls, and score the prediction where perturbed cells were held out."""
     predicted = st.predict(target=target)
     try:
-        _score_prediction(predicted, adata, st.registry, target)
+        _score_prediction(predicted, adata, st.registry, target, features)
     except (ValueError, KeyError) as error:  # hours of training must not end here
         logger.warning("The prediction of %r is not scored: %s", target, error.args[0])
     return predicted
 
 
-def _score_prediction(predicted: AnnData, adata: AnnData, registry: Registry, target: str) -> None:
+def _score_prediction(
+    predicted: AnnData, adata: AnnData, registry: Registry, target: str, features: pd.DataFrame | None
+) -> None:
+    if not predicted.n_vars:
+        msg = "it is an embedding without a gene decoder, and scores are of genes."
+        raise ValueError(msg)
     perts = registry.labels(adata, str(registry.pert_key))
     split = adata.obs[OBS_SPLIT].to_numpy()
     held_out = (split == "test") & (perts == target)
@@ -124,6 +132,7 @@ def _score_prediction(predicted: AnnData, adata: AnnData, registry: Registry, ta
         adata[(perts == registry.control) & np.isin(contexts, contexts[held_out])],
         train=adata[split == "train"],
         context_key=keys,
+        pert_features=features,
         name="STTransition",
     )
     predicted.uns[UNS_KEY]["evaluate_perturbation"] = part.uns[UNS_KEY]["evaluate_perturbation"]

@@ -14,6 +14,7 @@ from scstate_lora.data.splits import split_table
 from scstate_lora.model import LoRACovariateSE, SEBase, STTransition
 from scstate_lora.model._register import register
 from scstate_lora.training.runner import TrainerOptions
+from scstate_lora.workflow._features import read_features
 from scstate_lora.workflow._folder import ResultsFolder, is_first_process
 
 if TYPE_CHECKING:
@@ -177,8 +178,22 @@ def _make_se(adata: AnnData, config: RunConfig, place: ResultsFolder) -> LoRACov
 def _make_st(adata: AnnData, config: RunConfig, place: ResultsFolder) -> STTransition:
     assert config.st is not None  # the caller's condition
     if place.is_finished("st", config):
-        return STTransition.load(place.model("st"), adata=adata)
-    return STTransition(adata, model=config.st.model, seed=config.seed)
+        return STTransition.load(place.model("st"), adata=adata, pretrained=config.st.pretrained)
+    options = config.st
+    st = STTransition(
+        adata,
+        model=options.model,
+        objective=options.objective,
+        pretrained=options.pretrained,
+        reuse=options.reuse,
+        finetune=options.finetune,
+        lora=options.lora if options.has_adapters else None,
+        pert_features=None if options.pert_features is None else read_features(options.pert_features),
+        seed=config.seed,
+    )
+    # Cells that are held out are embedded and predicted, too: not to be found out after the training.
+    st.perts.encode(st.registry.targets, where=f"adata.obs[{st.registry.pert_key!r}]")
+    return st
 
 
 def _drop_earlier_embeddings(adata: AnnData) -> None:

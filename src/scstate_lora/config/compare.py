@@ -1,0 +1,124 @@
+"""Options of a comparison: the variants of STTransition, and what counts as a success."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from scstate_lora.config.load import read_yaml, with_overrides
+from scstate_lora.config.mhc import MHCConfig
+from scstate_lora.config.options import Options
+from scstate_lora.config.run import RunConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+
+class VariantConfig(Options):
+    """One variant of STTransition; what it does not say is as for all variants."""
+
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Sizes and form: options of STModelConfig."""
+    objective: dict[str, Any] = Field(default_factory=dict)
+    """Loss terms: options of STObjectiveConfig."""
+    pretrained: str | Literal[False] | None = None
+    """Folder or hub id of a published ST model; null as for all variants, false for none."""
+    reuse: Literal["all", "backbone"] | None = None
+    """What is taken from it; null as for all variants."""
+    finetune: Literal["lora", "full", "frozen"] | None = None
+    """How the backbone trains; null: adapters on a pretrained one, all of a new one."""
+    lora: dict[str, Any] = Field(default_factory=dict)
+    """Adapters: options of STLoraConfig."""
+    mhc: MHCConfig | bool = False
+    """Hyper-connections around the backbone's layers: true for the defaults, or their options."""
+    train: dict[str, Any] | Literal[False] = Field(default_factory=dict)
+    """Arguments of `train()`; false scores the model untrained, as it is."""
+
+
+class Thresholds(Options):
+    """What counts as a success."""
+
+    validation_improvement: float = 0.2
+    """The validation loss falls at least by this share, from the first epoch to the best one."""
+    loss_variance: float = 0.1
+    """The training loss of the last 10 % of the steps varies less."""
+    gradient_spikes: float = 5.0
+    """Fewer gradient spikes an epoch."""
+    pearson_delta: float = 0.5
+    """The Pearson correlation of the change is above: passed."""
+    pearson_delta_strong: float = 0.65
+    """The same: strong."""
+    pearson_delta_excellent: float = 0.75
+    """The same: excellent."""
+    cell_type_score: float = 0.7
+    """The Pearson correlation of the change is above in every cell type."""
+    nearest_distance: float = 0.3
+    """Predicted cells lie nearer to measured ones, as a share of the mean distance between those: passed."""
+    nearest_distance_strong: float = 0.2
+    """The same: strong."""
+    day_order: float = 1.0
+    """At least this share of the pairs of days is predicted in their order."""
+    markers_up: float = 1.0
+    """At least this share of the known markers is predicted to rise."""
+
+
+class CompareConfig(Options):
+    """What is compared with what."""
+
+    variants: dict[str, VariantConfig | None] | list[str] | None = None
+    """Further variants by name beside the usual ones, null leaving one out; or the names of those wanted; null: all."""
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Every variant is trained once with each."""
+    target: str | list[str] | None = None
+    """Perturbations that are scored; null: all that have test cells."""
+    context_key: str | list[str] | None = None
+    """Columns whose combinations are scored on their own; null: the cell type."""
+    time_key: str | None = None
+    """Column of the time, whose order predictions should keep."""
+    markers: dict[str, list[str]] | list[str] | None = None
+    """Genes that are known to rise, by perturbation or for all."""
+    thresholds: Thresholds = Thresholds()
+    """What counts as a success."""
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _named(cls, variants: Any) -> Any:
+        """Check each on its own, so that a message names it."""
+        if not isinstance(variants, dict):
+            return variants
+        return {name: None if v is None else VariantConfig.parse(v, name=repr(name)) for name, v in variants.items()}
+
+
+class CompareRunConfig(RunConfig):
+    """A run that compares: the data and, under `st`, what is alike in all variants; `se` and `base` are not used."""
+
+    compare: CompareConfig = CompareConfig()
+    """What is compared with what."""
+
+
+def load_compare(
+    path: str | Path | None = None, *, given: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()
+) -> CompareRunConfig:
+    """Make the options of a comparison, as :func:`scstate_lora.config.load_run` does those of a run.
+
+    Parameters
+    ----------
+    path
+        YAML file; None for none. One for ``scstate-lora train`` will do, and may have a section ``compare``.
+    given
+        Top-level options that go before those of the file.
+    overrides
+        ``section.key=value`` assignments.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file; near names are suggested.
+    ValueError
+        The file is not YAML, an option is unknown (near ones are suggested) or a value is not allowed.
+    """
+    loaded = {} if path is None else read_yaml(path)
+    merged = with_overrides({"data": {}, **loaded, **(given or {})}, overrides)
+    return CompareRunConfig.parse(merged, name="options" if path is None else str(path))

@@ -1,0 +1,97 @@
+"""Whether a predicted effect is more like the effect of its own perturbation than like those of the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
+
+_TIE = 1e-9  # similarities nearer than this, cosines of float32 effects, count as equal
+
+
+def discrimination_score(
+    pred_deltas: ArrayLike,
+    real_deltas: ArrayLike,
+    *,
+    excluded: Sequence[Sequence[int]] | None = None,
+    rank_by: Literal["others", "all"] = "others",
+) -> np.ndarray:
+    """Perturbation discrimination score by cosine, one number a perturbation.
+
+    The measured effects are ordered by their cosine with the effect that was predicted for one perturbation; the score
+    is 1 minus the share of the other perturbations whose effect is nearer than the true one. 1: the true effect is the
+    nearest. 0: it is the farthest. A tie counts half, so the same prediction for all perturbations, and a random one,
+    score 0.5 on average. The size of a predicted effect does not matter.
+
+    Parameters
+    ----------
+    pred_deltas, real_deltas
+        Predicted and measured change of the mean against control, shape ``(n_perturbations, n_genes)``, the same
+        perturbation in the same row.
+    excluded
+        For every perturbation the positions of genes that its score must not see: the perturbed gene itself, whose
+        change gives it away. None leaves out no gene.
+    rank_by
+        ``"others"`` divides the rank by the n - 1 other perturbations. ``"all"`` divides by n, as the cell-eval package
+        does: then the worst score is 1 / n, the chance level 0.5 + 1 / (2 n).
+
+    Returns
+    -------
+    float64 ``(n_perturbations,)``; NaN where the predicted effect is zero, which points nowhere.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, there are fewer than two perturbations, a number is not finite, or `excluded` has not one
+        entry a perturbation or leaves no gene.
+
+    References
+    ----------
+    Wu et al. (2024), PerturBench, the rank metric; the Virtual Cell Challenge (2025), the perturbation discrimination
+    score.
+    """
+    pred, real = np.asarray(pred_deltas, dtype=np.float64), np.asarray(real_deltas, dtype=np.float64)
+    if pred.shape != real.shape or pred.ndim != 2 or not pred.size:
+        raise ValueError(
+            "Effects must have shape (n_perturbations, n_genes), the same for both; found "
+            f"{pred.shape} predicted and {real.shape} measured."
+        )
+    n, n_genes = pred.shape
+    if n < 2:
+        raise ValueError("Telling perturbations apart needs at least two; there is 1.")
+    if not (np.isfinite(pred).all() and np.isfinite(real).all()):
+        raise ValueError("An effect is NaN or infinite.")
+    if rank_by not in ("others", "all"):
+        raise ValueError(f"rank_by={rank_by!r} is not possible; use 'others' or 'all'.")
+    if excluded is not None and len(excluded) != n:
+        raise ValueError(f"excluded has {len(excluded)} entries for {n} perturbations; give one each, maybe empty.")
+    squares = np.square(real).sum(axis=1)
+    scores = np.full(n, np.nan)
+    for i in range(n):
+        hidden = np.unique(np.asarray(() if excluded is None else excluded[i], dtype=np.intp))
+        if len(hidden) == n_genes:
+            raise ValueError(f"excluded leaves none of the {n_genes} genes to compare.")
+        seen = pred[i].copy()
+        seen[hidden] = 0
+        if not seen.any():
+            continue
+        similarity = _cosines(seen, real, squares, squares - np.square(real[:, hidden]).sum(axis=1))
+        gap = np.delete(similarity, i) - similarity[i]
+        nearer = float((gap > _TIE).sum()) + 0.5 * float((np.abs(gap) <= _TIE).sum())
+        scores[i] = 1 - nearer / (n - 1 if rank_by == "others" else n)
+    return scores
+
+
+def _cosines(pred: np.ndarray, real: np.ndarray, all_genes: np.ndarray, seen_genes: np.ndarray) -> np.ndarray:
+    """Cosine of a predicted effect, zero where it is not to be seen, with every measured one; 0 with a measured zero.
+
+    The sums of squares of the measured effects, over all and over the seen genes, are of shape ``(n_perturbations,)``.
+    """
+    is_zero = seen_genes <= 1e-12 * all_genes  # what the subtraction leaves of nothing
+    lengths = np.sqrt(np.where(is_zero, 1.0, seen_genes))
+    return np.where(is_zero, 0.0, real @ pred / (lengths * np.linalg.norm(pred)))

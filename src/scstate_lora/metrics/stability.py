@@ -1,0 +1,122 @@
+"""How steadily a training went: spread of the late loss, gradient spikes, gain in validation loss, time and memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+
+def loss_variance(loss: ArrayLike, *, share: float = 0.1) -> float:
+    """Variance of the training loss over the last steps.
+
+    Of the loss as it was minimised, in its squared units and divided by n: it tells trainings of one loss on one data
+    set apart, and says little across data sets. NaN if one of these losses is not finite, as of a training that broke.
+
+    Parameters
+    ----------
+    loss
+        Training loss of every optimiser step, in order, shape ``(n_steps,)``.
+    share
+        Share of the steps that count, rounded up, two at the least.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two steps, or `share` is not between 0 and 1.
+    """
+    losses = _vector(loss, "loss")
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share!r} must lie above 0 and be at most 1.")
+    if len(losses) < 2:
+        raise ValueError(f"A variance needs the loss of two steps; there are {len(losses)}.")
+    last = losses[-max(2, int(np.ceil(share * len(losses)))) :]
+    return float(last.var()) if np.isfinite(last).all() else float("nan")
+
+
+def spikes(grad_norm: ArrayLike, *, n_mad: float = 5.0) -> np.ndarray:
+    """Find the steps whose gradient norm lies above the median plus `n_mad` median absolute deviations.
+
+    Median and deviation are those of the whole training, and the deviation is not scaled to a standard one. A norm that
+    is not finite is a spike, and counts for neither.
+
+    Parameters
+    ----------
+    grad_norm
+        Norm of the gradient of every optimiser step, before it is clipped, shape ``(n_steps,)``.
+    n_mad
+        How many deviations.
+
+    Returns
+    -------
+    Boolean ``(n_steps,)``.
+
+    Raises
+    ------
+    ValueError
+        If there is no step.
+    """
+    norms = _vector(grad_norm, "grad_norm")
+    if not len(norms):
+        raise ValueError("There is no gradient norm: no step was made.")
+    finite = norms[np.isfinite(norms)]
+    if not len(finite):
+        return np.ones(len(norms), dtype=bool)
+    median = np.median(finite)
+    above = norms > median + n_mad * np.median(np.abs(finite - median))
+    return above | ~np.isfinite(norms)
+
+
+def gradient_spikes(grad_norm: ArrayLike, epoch: ArrayLike, *, n_mad: float = 5.0) -> float:
+    """Count gradient spikes (:func:`spikes`) an epoch, on average.
+
+    Parameters
+    ----------
+    grad_norm, epoch
+        Norm of the gradient and number of the epoch of every optimiser step, shape ``(n_steps,)``.
+    n_mad
+        As in :func:`spikes`.
+
+    Raises
+    ------
+    ValueError
+        If there is no step, or the shapes differ.
+    """
+    found, epochs = spikes(grad_norm, n_mad=n_mad), np.asarray(epoch)
+    if epochs.shape != found.shape:
+        raise ValueError(f"epoch has shape {epochs.shape}, grad_norm {found.shape}; they must be one a step.")
+    return float(found.sum() / len(np.unique(epochs)))
+
+
+def validation_improvement(val_loss: ArrayLike) -> float:
+    """Share by which the validation loss fell from the first epoch to the best one; 0.2 is 20 %.
+
+    The first epoch is the first that was validated: after it, not before it. So what a model gains within that epoch,
+    or by a good start, is not seen here.
+
+    Parameters
+    ----------
+    val_loss
+        Validation loss of every epoch, shape ``(n_epochs,)``.
+
+    Raises
+    ------
+    ValueError
+        If there is no epoch, or the first loss is not above 0, of which there is no share.
+    """
+    losses = _vector(val_loss, "val_loss")
+    if not len(losses):
+        raise ValueError("There is no validation loss: no cell validates.")
+    if not losses[0] > 0:
+        raise ValueError(f"The validation loss of the first epoch is {losses[0]:.3g}; a share needs one above 0.")
+    return float((losses[0] - np.nanmin(losses)) / losses[0])
+
+
+def _vector(values: ArrayLike, name: str) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be a vector with one number a step or epoch; its shape is {array.shape}.")
+    return array

@@ -1,0 +1,104 @@
+"""Predict many targets into a file, one at a time, so that memory holds one of them."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from scstate_lora._constants import UNS_KEY
+from scstate_lora._utils import progress_bar
+from scstate_lora.io.cells_file import in_place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from scstate_lora.model import STTransition
+
+_CHUNK_BYTES = 2**20
+
+
+def predict_to_file(
+    st: STTransition,
+    cells: AnnData,
+    out: Path,
+    *,
+    targets: Sequence[str],
+    contexts: Mapping[str, Any] | None = None,
+    covariates: Mapping[str, Any] | None = None,
+) -> tuple[int, int]:
+    """Write what :meth:`scstate_lora.STTransition.predict` gives for several targets, whole or not at all.
+
+    Parameters
+    ----------
+    st
+        The model.
+    cells
+        Cells whose controls are taken.
+    out
+        An ``.h5ad``; what was there is replaced.
+    targets, contexts, covariates
+        As for ``predict``.
+
+    Returns
+    -------
+    How many cells were predicted, and how many genes.
+
+    Raises
+    ------
+    ValueError, KeyError
+        As ``predict``, before anything is written.
+    OSError
+        Writing failed; what was at ``out`` is unchanged.
+    """
+    targets = list(dict.fromkeys(targets))
+    st.perts.encode(targets)  # refuses the last of them before the first is predicted
+    options: dict[str, Any] = {"contexts": contexts, "covariates": covariates}
+    if str(st.registry.control) in targets:
+        st.predict(cells, target=targets, **options)  # refuses it
+    first = st.predict(cells, target=targets[0], **options)
+    shown: dict[str, Any] = {"total": len(targets), "initial": 1, "disable": len(targets) == 1}
+    bar = progress_bar(targets[1:], desc="Predicting", unit="target", **shown)
+    _write(out, first, (st.predict(cells, target=target, **options) for target in bar), targets)
+    return first.n_obs * len(targets), first.n_vars
+
+
+def _write(out: Path, first: AnnData, others: Iterator[AnnData], targets: list[str]) -> None:
+    import h5py
+    from anndata.io import write_elem
+
+    uns = {UNS_KEY: {"predict": {**first.uns[UNS_KEY]["predict"], "target": ", ".join(targets)}}}
+    tables = []
+    with in_place(out) as temporary, h5py.File(temporary, "w") as file:
+        write_elem(file, "/", ad.AnnData(var=first.var, uns=uns))
+        for name, values in _arrays(first).items():
+            _make(file, name, (first.n_obs * len(targets), values.shape[1]))
+        for i, predicted in enumerate(chain([first], others)):
+            for name, values in _arrays(predicted).items():
+                file[name][i * first.n_obs : (i + 1) * first.n_obs] = values
+            tables.append(predicted.obs)
+        cells = ad.AnnData(obs=pd.concat(tables))
+        cells.strings_to_categoricals()
+        write_elem(file, "obs", cells.obs)
+
+
+def _arrays(predicted: AnnData) -> dict[str, np.ndarray]:
+    """Matrices of predicted cells by their place in the file."""
+    genes = {} if predicted.X is None else {"X": predicted.X}
+    return {**genes, **{f"obsm/{key}": values for key, values in predicted.obsm.items()}}
+
+
+def _make(file: Any, name: str, shape: tuple[int, int]) -> None:
+    """Make room for a matrix; anndata writes its description, with no rows."""
+    from anndata.io import write_elem
+
+    chunks = (max(1, min(shape[0], _CHUNK_BYTES // (4 * shape[1]))), shape[1])
+    options = {"chunks": chunks, "maxshape": (None, shape[1]), "compression": "gzip"}
+    write_elem(file, name, np.zeros((0, shape[1]), dtype=np.float32), dataset_kwargs=options)
+    file[name].resize(shape)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scstate_lora.data.perturbations import PerturbationTable
+
+FEATURES = pd.DataFrame(
+    {"a": [1.0, 2.0, 3.0, 9.0], "b": [0.0, 1.0, 0.0, 1.0], "same": 5.0}, index=["A", "B", "C", "new"]
+)
+
+
+def _features(**changed) -> PerturbationTable:
+    return PerturbationTable.of_features(FEATURES, **{"trained": ["A", "B", "C"], "control": "none", **changed})
+
+
+def test_one_hot_gives_every_perturbation_a_column_and_the_control_none() -> None:
+    table = PerturbationTable.one_hot(["A", "none", "B"], "none")
+    assert table.control == "none"
+    assert table.encode(["B", "none", "A"]).tolist() == [[0, 1], [0, 0], [1, 0]]
+
+
+def test_a_combination_is_the_sum_of_its_parts_unless_it_is_known() -> None:
+    table = PerturbationTable.one_hot(["none", "A", "B", "A+C"], "none")
+    assert table.encode(["A+B", "A + B", "A+C"]).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    with pytest.raises(ValueError, match=r"target='A\+D': its part 'D' was not seen in training"):
+        table.encode(["A+D"])
+
+
+def test_features_are_standardised_over_those_that_train_and_constant_ones_dropped() -> None:
+    table = _features()
+    assert table.dim == 3
+    trained = table.encode(["A", "B", "C"])
+    assert (trained[:, 0] == 1).all()
+    np.testing.assert_allclose(trained[:, 1:].mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(np.square(trained[:, 1:]).sum(axis=1).mean(), 1, rtol=1e-5)
+    assert table.encode(["none"]).tolist() == [[0, 0, 0]]
+    assert table.encode(["new"])[0, 1] > trained[:, 1].max()
+    np.testing.assert_allclose(table.encode(["A+new"]), table.encode(["A"]) + table.encode(["new"]))
+
+
+def test_an_unknown_perturbation_is_never_a_silent_zero_raises() -> None:
+    with pytest.raises(ValueError, match=r"target='nwe' has no row in pert_features. Did you mean 'new'"):
+        _features().encode(["nwe"])
+    with pytest.raises(ValueError, match=r"target='C' was not seen in training.*pert_features="):
+        PerturbationTable.one_hot(["none", "A"], "none").encode(["C"])
+
+
+def test_wrong_features_raises() -> None:
+    def of(frame):
+        return PerturbationTable.of_features(frame, trained=["A", "B"], control="none")
+
+    with pytest.raises(TypeError, match=r"must be a DataFrame.*found dict"):
+        of({"A": [1.0]})
+    with pytest.raises(TypeError, match="must hold numbers; 'b' does not"):
+        of(FEATURES.astype({"b": str}))
+    with pytest.raises(ValueError, match="'A' in several rows"):
+        of(pd.concat([FEATURES, FEATURES.loc[["A"]]]))
+    with pytest.raises(ValueError, match="missing or infinite for 'B'"):
+        of(FEATURES.replace({"a": {2.0: np.nan}}))
+    with pytest.raises(ValueError, match=r"1 of the 2 perturbations that train have no row in pert_features: 'B'"):
+        of(FEATURES.drop(index="B"))
+    with pytest.raises(ValueError, match="No column of pert_features differs"):
+        of(FEATURES[["same"]])
+
+
+def test_combinations_that_train_need_features_of_their_parts() -> None:
+    assert _features(trained=["A", "B+C"]).dim == 3
+    with pytest.raises(ValueError, match="'D'"):
+        _features(trained=["A", "B+D"])
+
+
+def test_survives_json_and_an_array() -> None:
+    table = _features()
+    again = PerturbationTable.from_dict(json.loads(json.dumps(table.to_dict())), table.values)
+    assert again.names == table.names
+    np.testing.assert_array_equal(again.encode(["A", "new"]), table.encode(["A", "new"]))
