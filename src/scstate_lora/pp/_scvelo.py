@@ -40,16 +40,10 @@ class Fit(NamedTuple):
 
 
 def import_scvelo() -> Any:
-    """Import scVelo, whose warnings of deprecations are others' affair; an ImportError says how to install it."""
+    """Import scVelo, whose warnings of deprecations are others' affair."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            import scvelo
-        except ModuleNotFoundError as error:
-            if error.name != "scvelo":
-                raise
-            msg = "RNA velocity needs scVelo, which is not installed: pip install 'scstate-lora[velocity]'."
-            raise ImportError(msg) from error
+        import scvelo
     return scvelo
 
 

@@ -60,8 +60,6 @@ def velocity(
     `adata` gains what is listed below and nothing else. Velocities that are there already are used as they are, and
     the log says so; delete them to have them computed anew.
 
-    Needs scVelo: ``pip install 'scstate-lora[velocity]'``.
-
     Parameters
     ----------
     adata
@@ -100,8 +98,6 @@ def velocity(
         `layers`, `basis` or `key_added` is no name, or a layer holds no numbers.
     ValueError
         An option makes no sense, a layer holds no counts, cells or genes are too few, or no gene has a fit.
-    ImportError
-        scVelo is not installed.
     RuntimeError
         ``mode="dynamical"`` does not run with the versions installed, as with pandas 3.
 
@@ -148,7 +144,6 @@ def velocity(
     if has_obsm or (has_layer and space is None):
         return
 
-    _scvelo.import_scvelo()  # whether it is there is known before any work
     spliced, unspliced = (_counts(adata, layer) for layer in options.layers)
     work, used = _prepared(adata, spliced, unspliced, options, given)
     values = given[:, used] if given is not None else None
