@@ -242,6 +242,31 @@ def test_nothing_is_printed_and_global_settings_stay(capsys):
     assert scvelo.settings.verbosity == verbosity
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mode": "dynamic"}, ValueError, "mode='dynamic' is unknown. Did you mean 'dynamical'"),
+        ({"basis": "X_corse"}, KeyError, "basis='X_corse' is not in adata.obsm. Did you mean 'X_course'"),
+        ({"basis": 3}, TypeError, "basis=3 must be the name"),
+        ({"use_rep": "X_pca"}, KeyError, "use_rep='X_pca'"),
+        ({"layers": ("splicd", "unspliced")}, KeyError, r"layers\['splicd'\].*Did you mean 'spliced'"),
+        ({"layers": "spliced"}, TypeError, "two names"),
+        ({"layers": ("spliced", "spliced")}, ValueError, "one layer twice"),
+        ({"n_neighbors": 1}, ValueError, "n_neighbors=1 must be a whole number, 2 or more"),
+        ({"n_neighbors": 200}, ValueError, "200 cells are too few.*201 or more"),
+        ({"n_top_genes": 3}, ValueError, "n_top_genes=3"),
+        ({"n_jobs": 0}, ValueError, "n_jobs=0"),
+        ({"min_shared_counts": 10**6}, ValueError, "0 of 60 genes have 1000000.*Lower min_shared_counts"),
+        ({"key_added": ""}, TypeError, "key_added=''"),
+    ],
+)
+def test_impossible_arguments_raise_and_nothing_is_written(options: dict, error: type[Exception], message: str):
+    adata = _cells()
+    with pytest.raises(error, match=message):
+        ssl.pp.velocity(adata, **options)
+    assert _contents(adata) == _contents(_cells())
+
+
 def _without_unspliced(adata: ad.AnnData) -> None:
     adata.layers["unspliced"] = sparse.csr_matrix(adata.shape, dtype=np.float32)
 
