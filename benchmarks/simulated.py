@@ -1,6 +1,6 @@
 """STTransition against the truth, on simulated cells: beside the mean shift and what the measured cells would score.
 
-    python benchmarks/simulated.py wound --cells 30000 --type macrophage --day 14
+    python benchmarks/simulated.py wound --cells 30000 --days 10 12 14 16 19 --day 14
     python benchmarks/simulated.py screen
     python benchmarks/simulated.py velocity --cells 6000
 
@@ -34,15 +34,16 @@ from scstate_lora.metrics import mean_shift, pearson_delta
 
 
 def wound(args: argparse.Namespace) -> None:
-    adata = ssl.datasets.wound_healing(args.cells, seed=args.data_seed)
-    type_left = {"cell_type": args.type, "condition": "burn"}
-    day_left = {"timepoint": f"day{args.day}", "condition": "burn"}
+    adata = ssl.datasets.wound_healing(args.cells, days=args.days, seed=args.data_seed)
+    folds = [("time", {"timepoint": f"day{args.day}", "condition": "burn"})]
+    folds += [("cell type", {"cell_type": cell_type, "condition": "burn"}) for cell_type in args.types]
     rows = []
-    for what, left in (("cell type", type_left), ("time", day_left)):
+    for what, left in folds:
         for seed in args.seeds:
             rows += _wound_fold(adata.copy(), what, left, seed=seed, prior=args.prior)
     table = pd.DataFrame(rows)
     print(f"\n{args.cells} cells; Pearson of delta with the noise-free one, mean over cell types and days")
+    table["left out"] = np.where(table["left out"] == "time", "time", table["cell_type"])
     print(table.groupby(["left out", "model"])["pearson"].agg(["mean", "std", "min", "size"]).round(3).to_string())
 
 
@@ -196,8 +197,9 @@ def main() -> None:
         if name != "screen":
             command.add_argument("--cells", type=int, default={"wound": 30_000, "velocity": 6000}[name])
         if name == "wound":
-            command.add_argument("--type", default="macrophage")
-            command.add_argument("--day", default="14")
+            command.add_argument("--types", nargs="+", default=["macrophage", "fibroblast", "keratinocyte"])
+            command.add_argument("--day", type=int, default=14)
+            command.add_argument("--days", type=int, nargs="+", default=[10, 12, 14, 16, 19])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.getLogger("scstate_lora").setLevel(logging.WARNING)

@@ -31,14 +31,20 @@ def _types(n_types: int, *, depends: float, seed: int = 0):
     return np.concatenate(cells), groups, np.array(deltas)
 
 
+def _nowhere(groups) -> np.ndarray:
+    return np.zeros((len(groups), 0))
+
+
 def _error(x, groups, deltas, left: int) -> tuple[float, float]:
     """Squared error for a type that was left out, of the fit and of the mean shift."""
     kept = [g for i, g in enumerate(groups) if i != left]
     perts = np.ones((1, 1))
     mean = perts @ mean_shifts(x, kept, perts)
-    fitted = fit_contexts(x, kept, perts, [g.context for g in kept])
+    fitted = fit_contexts(x, kept, perts, np.zeros((len(kept), 0)), [g.context for g in kept])
     control = x[groups[left].control].mean(axis=0)[None]
-    return tuple(np.square(p[0] - deltas[left]).sum() for p in (mean + fitted.predict(control, perts), mean))
+    return tuple(
+        np.square(p[0] - deltas[left]).sum() for p in (mean + fitted.predict(control, perts, np.zeros((1, 0))), mean)
+    )
 
 
 def test_a_type_that_was_left_out_is_predicted_better_than_by_the_mean_shift() -> None:
@@ -51,9 +57,9 @@ def test_a_type_that_was_left_out_is_predicted_better_than_by_the_mean_shift() -
 
 def test_types_that_respond_alike_get_the_mean_shift() -> None:
     x, groups, _ = _types(7, depends=0.0)
-    fitted = fit_contexts(x, groups, np.ones((1, 1)), [g.context for g in groups])
+    fitted = fit_contexts(x, groups, np.ones((1, 1)), _nowhere(groups), [g.context for g in groups])
     control = np.array([x[g.control].mean(axis=0) for g in groups])
-    assert np.abs(fitted.predict(control, np.ones((7, 1)))).max() < 0.15
+    assert np.abs(fitted.predict(control, np.ones((7, 1)), _nowhere(groups))).max() < 0.15
     if len(fitted.points) == 0:
         assert "respond alike" in fitted.note
 
@@ -61,9 +67,9 @@ def test_types_that_respond_alike_get_the_mean_shift() -> None:
 @pytest.mark.parametrize("n_types", [1, 2])
 def test_few_types_cannot_tell(n_types: int) -> None:
     x, groups, _ = _types(n_types, depends=1.0)
-    fitted = fit_contexts(x, groups, np.ones((1, 1)), [g.context for g in groups])
+    fitted = fit_contexts(x, groups, np.ones((1, 1)), _nowhere(groups), [g.context for g in groups])
     assert "too few cell types" in fitted.note
-    assert fitted.predict(x[:2], np.ones((2, 1))).tolist() == np.zeros((2, N_GENES)).tolist()
+    assert fitted.predict(x[:2], np.ones((2, 1)), np.zeros((2, 0))).tolist() == np.zeros((2, N_GENES)).tolist()
 
 
 def test_groups_of_one_type_are_left_out_together() -> None:
@@ -74,10 +80,10 @@ def test_groups_of_one_type_are_left_out_together() -> None:
     odd = {name: rng.normal(size=N_GENES) for name in names}
     for group, name in zip(groups, names, strict=True):
         x[group.perturbed] += odd[name]  # nothing in the controls tells it
-    together = fit_contexts(x, groups, np.ones((1, 1)), names)
-    apart = fit_contexts(x, groups, np.ones((1, 1)), [g.context for g in groups])
+    together = fit_contexts(x, groups, np.ones((1, 1)), _nowhere(groups), names)
+    apart = fit_contexts(x, groups, np.ones((1, 1)), _nowhere(groups), [g.context for g in groups])
     size = [
-        np.square(f.predict(np.array([x[g.control].mean(0) for g in groups]), np.ones((8, 1)))).sum()
+        np.square(f.predict(np.array([x[g.control].mean(0) for g in groups]), np.ones((8, 1)), _nowhere(groups))).sum()
         for f in (together, apart)
     ]
     assert size[0] < size[1]
@@ -85,11 +91,33 @@ def test_groups_of_one_type_are_left_out_together() -> None:
 
 def test_the_module_computes_what_was_solved_for() -> None:
     x, groups, _ = _types(6, depends=0.6)
-    fitted = fit_contexts(sparse.csr_matrix(x), groups, np.ones((1, 1)), [g.context for g in groups])
+    fitted = fit_contexts(sparse.csr_matrix(x), groups, np.ones((1, 1)), _nowhere(groups), [g.context for g in groups])
     assert len(fitted.points) == 6
     module = ContextShift(N_GENES, 1, n_references=6, n_directions=fitted.basis.shape[1])
-    names = ("centre", "basis", "points", "perts", "alpha", "width", "slope")
+    names = ("centre", "basis", "points", "perts", "alpha", "width", "slope", "reach")
     module.load_state_dict({n: torch.as_tensor(getattr(fitted, n), dtype=torch.float32) for n in names})
     means = np.random.default_rng(2).normal(size=(4, N_GENES))
-    got = module(torch.tensor(means, dtype=torch.float32), torch.ones(4, 1))
-    np.testing.assert_allclose(got.numpy(), fitted.predict(means, np.ones((4, 1))), atol=1e-4)
+    got = module(torch.tensor(means, dtype=torch.float32), torch.ones(4, 1), torch.zeros(0))
+    np.testing.assert_allclose(got.numpy(), fitted.predict(means, np.ones((4, 1)), np.zeros((4, 0))), atol=1e-4)
+
+
+def test_a_covariate_is_used_where_it_tells_contexts_of_left_out_types_apart() -> None:
+    """Types along a line, each on two days that differ in the response and not in the controls."""
+    x, groups, _ = _types(12, depends=0.0)
+    day = np.arange(12) % 2
+    response = np.random.default_rng(3).normal(size=N_GENES)
+    for group, later in zip(groups, day, strict=True):
+        x[group.perturbed] += (2 * later - 1) * response
+    names = [f"type{i // 2}" for i in range(12)]
+    where = (2.0 * day - 1)[:, None]
+    told = fit_contexts(x, groups, np.ones((1, 1)), where, names)
+    without = fit_contexts(x, groups, np.ones((1, 1)), np.zeros((12, 1)), names)
+    control = np.array([x[g.control].mean(axis=0) for g in groups])
+    assert told.reach > 0
+    assert "and their covariates" in told.note
+    wanted = where * response
+    error, other = (
+        np.square(f.predict(control, np.ones((12, 1)), w) - wanted).sum()
+        for f, w in ((told, where), (without, 0 * where))
+    )
+    assert error < 0.3 * other

@@ -20,6 +20,7 @@ from scstate_lora.model._se_inputs import batch_codes
 from scstate_lora.model._st_inputs import choose_genes, choose_set_len, expression, read_velocity
 from scstate_lora.model._st_network import MIN_GROUP, NetworkModel
 from scstate_lora.model._st_pretrained import Origin, Reuse, adopt
+from scstate_lora.nn.context_shift import places
 from scstate_lora.nn.hyper_connections import remove_mhc
 from scstate_lora.training.contexts import fit_contexts
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
@@ -211,7 +212,23 @@ class STTransition(NetworkModel):
         stats, codes = group_statistics(data.x, groups), np.array([g.pert for g in groups])
         control, perts = (torch.from_numpy(a.astype(np.float32)) for a in (stats.control, data.perts[codes]))
         with torch.no_grad():
-            return shrinkage(stats, codes, self.network.common_shift(control, perts).numpy())
+            expected = [
+                self.network.common_shift(
+                    control[i : i + 1],
+                    perts[i : i + 1],
+                    {name: torch.from_numpy(values[group.control])[None] for name, values in data.covariates.items()},
+                )
+                for i, group in enumerate(groups)
+            ]
+        return shrinkage(stats, codes, torch.cat(expected).numpy())
+
+    def _places(self, data: SetData, groups: list[Group]) -> np.ndarray:
+        """Coordinates of the covariates of each group's control cells, ``(n_groups, n_coordinates)``."""
+        found = []
+        for group in groups:
+            told = {name: torch.from_numpy(values[group.control])[None] for name, values in data.covariates.items()}
+            found.append(places(told, self.network.specs).numpy().reshape(-1))
+        return np.array(found, dtype=np.float64).reshape(len(groups), -1)
 
     def _start(self, data: SetData, groups: list[Group]) -> None:
         """Set the shift to what the training groups show."""
@@ -223,13 +240,14 @@ class STTransition(NetworkModel):
         types = self.registry.contexts(self.adata)
         if self.registry.cell_type_key is not None:
             types = self.registry.labels(self.adata, self.registry.cell_type_key)
-        fitted = fit_contexts(data.x, groups, data.perts, [str(types[g.control[0]]) for g in groups])
+        where = self._places(data, groups)
+        fitted = fit_contexts(data.x, groups, data.perts, where, [str(types[g.control[0]]) for g in groups])
         self.sizes = replace(self.sizes, n_references=len(fitted.points), n_directions=fitted.basis.shape[1])
         self.network.set_context_shift(
             self.sizes,
             {
                 name: torch.as_tensor(getattr(fitted, name), dtype=torch.float32)
-                for name in ("centre", "basis", "points", "perts", "alpha", "width", "slope")
+                for name in ("centre", "basis", "points", "perts", "alpha", "width", "slope", "reach")
             },
         )
         self.prior_note = fitted.note

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scstate_lora._constants import BATCHES
 from scstate_lora.nn.backbones import make_backbone
-from scstate_lora.nn.context_shift import ContextShift
+from scstate_lora.nn.context_shift import ContextShift, n_coordinates, places
 from scstate_lora.nn.covariates import MultiCovariateEncoder
 from scstate_lora.nn.gene_decoder import GeneDecoder
 from scstate_lora.nn.lora import train_adapters_only
@@ -143,6 +143,7 @@ class StateTransition(nn.Module):
     def __init__(self, config: STConfig, specs: Mapping[str, CovariateSpec]) -> None:
         super().__init__()
         c = self.config = config
+        self.specs = dict(specs)
         mlp = partial(_mlp, hidden=c.hidden, dropout=c.dropout, activation=c.activation)
         self.pert_encoder = mlp(c.pert_dim, c.hidden, c.n_encoder_layers)
         self.basal_encoder: nn.Module = (
@@ -166,7 +167,11 @@ class StateTransition(nn.Module):
             nn.init.zeros_(self.project_out[-1].bias)  # type: ignore[arg-type]
             self.shift = nn.Parameter(torch.zeros(c.pert_dim, c.n_inputs))
             self.context_shift = ContextShift(
-                c.n_inputs, c.pert_dim, n_references=c.n_references, n_directions=c.n_directions
+                c.n_inputs,
+                c.pert_dim,
+                n_references=c.n_references,
+                n_directions=c.n_directions,
+                n_coordinates=n_coordinates(specs),
             )
         narrow = c.n_inputs // 8
         self.final_down_then_up = (
@@ -189,7 +194,11 @@ class StateTransition(nn.Module):
         """Put in place what was solved for; `config` has its sizes."""
         self.config = config
         self.context_shift = ContextShift(
-            config.n_inputs, config.pert_dim, n_references=config.n_references, n_directions=config.n_directions
+            config.n_inputs,
+            config.pert_dim,
+            n_references=config.n_references,
+            n_directions=config.n_directions,
+            n_coordinates=n_coordinates(self.specs),
         )
         self.context_shift.load_state_dict(state)
 
@@ -243,7 +252,7 @@ class StateTransition(nn.Module):
         mixed, confidence, batch = self._mix(tokens)
         if self.shift is not None:
             change = self.project_out(mixed)
-            whole = self.common_shift(control.mean(dim=1), pert).unsqueeze(1) + change
+            whole = self.common_shift(control.mean(dim=1), pert, covariates).unsqueeze(1) + change
             cells = move_expression(control, whole) if self.config.non_negative else control + whole
         else:
             if self.final_down_then_up is not None:
@@ -255,10 +264,10 @@ class StateTransition(nn.Module):
             change = cells - control
         return Prediction(cells, change, confidence, batch)
 
-    def common_shift(self, control_mean: Tensor, pert: Tensor) -> Tensor:
-        """Shift of all cells of a set by the mean of its control cells and its perturbation, ``(n_sets, n_inputs)``."""
+    def common_shift(self, control_mean: Tensor, pert: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
+        """Shift of all cells of sets, ``(n_sets, n_inputs)``, by the mean of each set's control cells."""
         assert self.shift is not None  # only with an output residual
-        return pert @ self.shift + self.context_shift(control_mean, pert)
+        return pert @ self.shift + self.context_shift(control_mean, pert, places(covariates, self.specs))
 
     def decode(self, cells: Tensor) -> Tensor:
         """log1p expression of predicted cells, ``(..., n_decoded)``; a ValueError where there is no decoder."""
