@@ -9,10 +9,10 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import state.tx.models.state_transition  # noqa: F401  (otherwise imported, and counted, with the model)
 import torch
 from omegaconf import OmegaConf
 from state.__main__ import load_hydra_config
-from state.tx.models.state_transition import StateTransitionPerturbationModel  # counted among the imports
 from state.tx.utils import get_lightning_module
 
 from _random_sets import make_batches
@@ -20,6 +20,8 @@ from _serve import own_memory, peak_memory, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from state.tx.models.state_transition import StateTransitionPerturbationModel
 
 BACKBONE = "model.kwargs.transformer_backbone_kwargs."
 CLIP = 10.0

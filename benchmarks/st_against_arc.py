@@ -1,7 +1,7 @@
 """Our State Transition model beside that of arc-state 0.11.1: speed and memory of training, and accuracy.
 
-    python benchmarks/st_against_arc.py --arc-python PATH/TO/python speed [--repeats 5] [--threads 2]
-    python benchmarks/st_against_arc.py --arc-python PATH/TO/python kang kang_muscat.h5ad --seconds 60 \
+    python benchmarks/st_against_arc.py speed --arc-python PATH/TO/python [--repeats 5] [--threads 2]
+    python benchmarks/st_against_arc.py kang kang_muscat.h5ad --arc-python PATH/TO/python --seconds 60 \
         [--folds "B cells"] [--ours scores_of_leave_one_out.csv]
 
 ``--arc-python`` has arc-state and needs nothing of ours. Each side runs in a process of its own with the same number of
@@ -9,12 +9,13 @@ threads, on the CPU, in float32. Numbers that were taken while the machine had o
 
 speed
     One architecture on both sides, arc-state's ``state_sm`` made narrower: LLaMA without positions, a feed-forward four
-    times as wide as the rest, the residual in the latent space, the energy distance of predicted and measured sets. The
-    numbers of trained parameters are compared and must be equal. Timed is the step alone, that is ``training_step``
-    (forward and loss), backward and AdamW, in a plain loop after a few steps that are not timed; the batches, the same
-    on both sides, are in memory before. No clipping, logging or loading of data. The two take turns (arc, ours, arc,
-    ours, ...), each time in a fresh process; of the ratio the table has the median of the pairs' ratios and their
-    range. Memory is the most that was resident, less what the imports took; beside it that of the whole process.
+    times as wide as the rest, dropout in encoder and head only, the residual in the latent space, the energy distance
+    of predicted and measured sets. The numbers of trained parameters are compared and must be equal. Timed is the step
+    alone, that is ``training_step`` (forward and loss), backward and AdamW, in a plain loop after a few steps that are
+    not timed; the batches, the same on both sides, are in memory before. No clipping, logging or loading of data. The
+    two take turns (arc, ours, arc, ours, ...), each time in a fresh process; of the ratio the table has the median of
+    the pairs' ratios and their range. Memory is the most that was resident, less what the imports took; beside it that
+    of the whole process.
 kang
     One cell type's perturbed cells are left out, once for each type. arc-state's ``state_sm``, made narrower, trains
     for a given wall time on sets of the other cells, drawn as its own loader draws them (cell type by cell type, the
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 WARM_UP = 3
 MEMORY_BAR = 0.7
 METRICS = ["pearson_delta", "e_distance", "mae", "variance_ratio"]
-BESIDE = ["STTransition", "mean shift", "no change", "ceiling"]
+BESIDE = ["STTransition", "mean shift", "linear", "no change", "ceiling"]
 
 
 def speed(arguments: argparse.Namespace, work: Path) -> Iterator[Row]:
@@ -56,6 +57,7 @@ def speed(arguments: argparse.Namespace, work: Path) -> Iterator[Row]:
         "set_len": arguments.set_len,
         "n_genes": arguments.n_genes or 1500,
         "n_perts": 10,
+        "attention_dropout": arguments.attention_dropout,
         **network_sizes(arguments),
     }
     pairs = []
@@ -189,20 +191,22 @@ def score(predicted: np.ndarray, real: np.ndarray, control: np.ndarray) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arc-python", required=True, help="a Python that has arc-state")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sets", type=int, default=8, help="sets a step")
-    parser.add_argument("--set-len", type=int, default=64, help="cells a set")
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--n-genes", type=int, help="1500 for speed; for kang the most variable ones, by default all")
-    parser.add_argument("--out", type=Path, action="append", default=[], help=".csv or .json of speed, .csv of kang")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--arc-python", required=True, help="a Python that has arc-state")
+    common.add_argument("--threads", type=int, default=2)
+    common.add_argument("--sets", type=int, default=8, help="sets a step")
+    common.add_argument("--set-len", type=int, default=64, help="cells a set")
+    common.add_argument("--hidden", type=int, default=256)
+    common.add_argument("--layers", type=int, default=4)
+    common.add_argument("--heads", type=int, default=4)
+    common.add_argument("--n-genes", type=int, help="1500 for speed; for kang the most variable ones, by default all")
+    common.add_argument("--out", type=Path, action="append", default=[], help=".csv or .json of speed, .csv of kang")
     parts = parser.add_subparsers(dest="part", required=True)
-    timed = parts.add_parser("speed", help="time and memory of training")
+    timed = parts.add_parser("speed", parents=[common], help="time and memory of training")
     timed.add_argument("--repeats", type=int, default=5)
     timed.add_argument("--steps", type=int, default=20, help="steps that are timed")
-    scored = parts.add_parser("kang", help="accuracy on cell types left out")
+    timed.add_argument("--attention-dropout", type=float, default=0, help="ours; arc-state's state_sm has none")
+    scored = parts.add_parser("kang", parents=[common], help="accuracy on cell types left out")
     scored.add_argument("h5ad", type=Path, help="counts")
     scored.add_argument("--seconds", type=float, default=60, help="training, for each fold")
     scored.add_argument("--pert-key", default="condition")
