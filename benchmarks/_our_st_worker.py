@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,10 +27,12 @@ class Tasks:
         network = StateTransition(make_config(**{k: sizes[k] for k in _NETWORK}), {}).train()
         for block in network.transformer_backbone.blocks:
             block.self_attn.attention_dropout = sizes["attention_dropout"]
+        network.transformer_backbone.gradient_checkpointing = sizes["checkpointing"]
         self.plan = STPlan(
             network, objective=STObjectiveConfig(), lr=1e-4, weight_decay=0.01, warmup_steps=0, weights={"energy": 1.0}
         ).train()
-        self.optimizer = torch.optim.AdamW((p for p in network.parameters() if p.requires_grad), lr=1e-4)
+        self.plan.trainer = SimpleNamespace(estimated_stepping_batches=1000, precision="32-true")
+        self.optimizer = self.plan.configure_optimizers()["optimizer"]
         made = make_batches(**{k: sizes[k] for k in ("n_sets", "set_len", "n_genes", "n_perts")})
         self.batches = [{**to_tensors(batch), "covariates": {}} for batch in made]
         return {

@@ -11,11 +11,12 @@ speed
     One architecture on both sides, arc-state's ``state_sm`` made narrower: LLaMA without positions, a feed-forward four
     times as wide as the rest, dropout in encoder and head only, the residual in the latent space, the energy distance
     of predicted and measured sets. The numbers of trained parameters are compared and must be equal. Timed is the step
-    alone, that is ``training_step`` (forward and loss), backward and AdamW, in a plain loop after a few steps that are
-    not timed; the batches, the same on both sides, are in memory before. No clipping, logging or loading of data. The
-    two take turns (arc, ours, arc, ours, ...), each time in a fresh process; of the ratio the table has the median of
-    the pairs' ratios and their range. Memory is the most that was resident, less what the imports took; beside it that
-    of the whole process.
+    alone, that is ``training_step`` (forward and loss), backward and AdamW (ours as the plan makes it, arc-state's as
+    torch makes it, like the Adam of ``tx train``), in a plain loop after a few steps that are not timed; the batches,
+    the same on both sides, are in memory before. No clipping, logging or loading of data. The two take turns (arc,
+    ours, arc, ours, ...), each time in a fresh process; of the ratio the table has the median of the pairs' ratios and
+    their range. Memory is the most that was resident, less what the imports took; beside it that of the whole process.
+    ``--checkpointing`` has ours keep less for the gradient, as ``train(gradient_checkpointing=True)`` does.
 kang
     One cell type's perturbed cells are left out, once for each type. arc-state's ``state_sm``, made narrower, trains
     for a given wall time on sets of the other cells, drawn as its own loader draws them (cell type by cell type, the
@@ -58,6 +59,7 @@ def speed(arguments: argparse.Namespace, work: Path) -> Iterator[Row]:
         "n_genes": arguments.n_genes or 1500,
         "n_perts": 10,
         "attention_dropout": arguments.attention_dropout,
+        "checkpointing": arguments.checkpointing,
         **network_sizes(arguments),
     }
     pairs = []
@@ -206,6 +208,7 @@ def main() -> None:
     timed.add_argument("--repeats", type=int, default=5)
     timed.add_argument("--steps", type=int, default=20, help="steps that are timed")
     timed.add_argument("--attention-dropout", type=float, default=0, help="ours; arc-state's state_sm has none")
+    timed.add_argument("--checkpointing", action="store_true", help="ours computes blocks again for the gradient")
     scored = parts.add_parser("kang", parents=[common], help="accuracy on cell types left out")
     scored.add_argument("h5ad", type=Path, help="counts")
     scored.add_argument("--seconds", type=float, default=60, help="training, for each fold")
