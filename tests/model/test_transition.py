@@ -70,7 +70,7 @@ def test_before_training_the_network_predicts_the_controls_exactly(wound, setup,
 def test_training_reduces_the_loss_and_records_it(wound, setup, make_st):
     adata = wound.copy()
     ssl.STTransition.setup_anndata(adata, **setup)
-    st = make_st(adata, {"prior": "mean"})
+    st = make_st(adata, {"residual": "latent"})
     st.train(max_epochs=4, **QUICK)
     columns = list(st.history.columns)
     assert columns[:5] == ["phase", "epoch", "step", "loss", "energy"]

@@ -158,7 +158,7 @@ class NetworkModel(HyperConnected, Predicting):
             parts.append(("tokens beside the cells", nn.ModuleList(tokens), "confidence, batch"))
         if n.shift is not None:
             start = "ridge regression on features" if self.perts.from_features else "mean shift"
-            parts.append(("shift", nn.ParameterList([n.shift]), f"of each perturbation, starts at the {start}"))
+            parts.append(("shift", None, f"of each perturbation, solved for: the {start}"))
             if o.prior == "context":
                 parts.append(("shift by context", None, self.prior_note))
         return parts

@@ -140,6 +140,8 @@ class StateTransition(nn.Module):
         Covariates other than the perturbation, as in :class:`~scstate_lora.nn.covariates.MultiCovariateEncoder`.
     """
 
+    shift: Tensor | None
+
     def __init__(self, config: STConfig, specs: Mapping[str, CovariateSpec]) -> None:
         super().__init__()
         c = self.config = config
@@ -161,11 +163,11 @@ class StateTransition(nn.Module):
             head_dim=c.head_dim,
         )
         self.project_out = mlp(c.hidden, c.n_inputs, c.n_decoder_layers)
-        self.shift: nn.Parameter | None = None
+        # Solved for, and not trained by gradient, which would let the contexts that train draw it their way.
+        self.register_buffer("shift", torch.zeros(c.pert_dim, c.n_inputs) if c.residual == "output" else None)
         if c.residual == "output":
             nn.init.zeros_(self.project_out[-1].weight)  # type: ignore[arg-type]  # the last layer is linear
             nn.init.zeros_(self.project_out[-1].bias)  # type: ignore[arg-type]
-            self.shift = nn.Parameter(torch.zeros(c.pert_dim, c.n_inputs))
             self.context_shift = ContextShift(
                 c.n_inputs,
                 c.pert_dim,
