@@ -100,8 +100,8 @@ def load_network(network: StateTransition, checkpoint: STCheckpoint, *, own_pert
     """
     if network.covariate_encoder is not None:
         last = list(network.covariate_encoder.combination.modules())[-1]  # a LayerNorm, so that all of it can be learnt
-        torch.nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-        torch.nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        torch.nn.init.zeros_(last.weight)  # type: ignore[arg-type]  # a LayerNorm has both
+        torch.nn.init.zeros_(last.bias)  # type: ignore[arg-type]  # as above
     new = (_COVARIATES, _PERTURBATIONS) if own_perturbations else (_COVARIATES,)
     stored = {_our_name(name): tensor for name, tensor in checkpoint.state.items()}
     if own_perturbations:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -21,16 +22,16 @@ _GAINS = ("forward_gain", "backward_gain", "composite_forward_gain", "composite_
 _MEASURED = (*_GAINS, "distance_from_identity", "row_error", "column_error")
 
 
-class HyperConnected:
+class HyperConnected(ABC):
     """A model whose transformer may have hyper-connections."""
 
+    @abstractmethod
     def _transformer(self) -> nn.Module | None:
         """Give the transformer whose layers may be wrapped; None while there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _on_some_cells(self) -> Callable[[], object] | None:
         """Give what computes the transformer on some of the model's own cells; None where it has none."""
-        raise NotImplementedError
 
     def mhc_diagnostics(self) -> pd.DataFrame:
         """Look at the hyper-connections' residual mixing H_res, layer by layer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anndata as ad
@@ -53,20 +54,22 @@ class Predicting(BaseModel):
     genes: list[str]
     set_len: int
 
+    @abstractmethod
     def _covariates(self) -> list[Covariate]:
-        raise NotImplementedError
+        """Give the covariates other than the perturbation."""
 
+    @abstractmethod
     def _cells_in_space(self, adata: AnnData) -> sparse.csr_matrix | np.ndarray:
         """Cells as the network reads them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _batch_codes(self, adata: AnnData) -> np.ndarray | None:
         """Codes of cells in the network's table of batches; None where it has none."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def _predicts_untrained(self) -> bool:
-        raise NotImplementedError
+        """Whether it predicts without any training here."""
 
     def _require_ready(self, what: str) -> None:
         if not self._predicts_untrained:

@@ -44,8 +44,9 @@ class STTransition(NetworkModel):
     """Predict what a perturbation does to a set of cells.
 
     Control cells of one context (cell type and covariates) and a perturbation enter a transformer over the set.
-    Prediction = control + mean shift of the perturbation + the cell's own deviation from it, in log1p expression or in
-    an embedding; an untrained model says exactly "no change". Trained by the energy distance between predicted and real
+    Prediction = control + shift of the perturbation in the context + the cell's own deviation, in log1p expression or
+    in an embedding; an untrained model says exactly "no change". The shift is solved for: the mean shift, and what
+    contexts alike showed besides. The rest is trained by the energy distance between predicted and real
     cells of the same context; deviations are held back as far as differences between the contexts are noise.
 
     Parameters
@@ -328,11 +329,12 @@ class STTransition(NetworkModel):
         val = WholeGroups(data, unseen, set_len=self.set_len, seed=self.seed) if unseen else None
         if not self.is_trained and self.network.shift is not None:
             self._start(data, groups)
-        connects = asked is not None and self.mhc is None
-        if connects:
+        connects = False
+        if asked is not None and self.mhc is None:
+            connects = True
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed + 2)
-                self._connect(asked)  # type: ignore[arg-type]  # not None here
+                self._connect(asked)
         n_rows = len(self.history)
         plan = STPlan(
             self.network,

@@ -167,7 +167,7 @@ class StateTransition(nn.Module):
         self.register_buffer("shift", torch.zeros(c.pert_dim, c.n_inputs) if c.residual == "output" else None)
         if c.residual == "output":
             nn.init.zeros_(self.project_out[-1].weight)  # type: ignore[arg-type]  # the last layer is linear
-            nn.init.zeros_(self.project_out[-1].bias)  # type: ignore[arg-type]
+            nn.init.zeros_(self.project_out[-1].bias)  # type: ignore[arg-type]  # as above
             self.context_shift = ContextShift(
                 c.n_inputs,
                 c.pert_dim,

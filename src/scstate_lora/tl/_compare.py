@@ -364,7 +364,7 @@ def _markers(markers: Mapping[str, Sequence[str]] | Sequence[str] | None, target
     for name in markers:
         if name not in targets:
             raise ValueError(f"markers: {name!r} is not scored. {did_you_mean(str(name), targets)}")
-    return {name: [str(gene) for gene in genes] for name, genes in markers.items()}  # type: ignore[union-attr]
+    return {name: [str(gene) for gene in genes] for name, genes in markers.items()}  # type: ignore[union-attr]  # has keys
 
 
 def _prepared(folder: Path) -> Path:
