@@ -83,7 +83,7 @@ class STObjectiveConfig(Options):
     mse: float = Field(default=0.0, ge=0)
     """Squared distance of the means."""
     shrinkage: float = Field(default=1.0, ge=0)
-    """Multiplies the weight, estimated from the data, that holds cells near the mean shift."""
+    """Multiplies the weight, estimated from the data, that holds cells near the shift of their context."""
     l1: float = Field(default=0.0, ge=0)
     """Mean absolute change of a cell."""
     decoder: float = Field(default=1.0, ge=0)
