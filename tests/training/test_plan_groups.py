@@ -21,6 +21,7 @@ def encoder():
 
 class Steps:
     estimated_stepping_batches = 10
+    precision = "32-true"
 
 
 @pytest.mark.parametrize("kind", ["streams", "features"])

@@ -89,7 +89,7 @@ def test_learning_rate_rises_over_the_warm_up_and_falls_along_a_cosine(encoder):
     plan = BasePlan(
         encoder, nn.Linear(10, 7), lr=0.1, weight_decay=0.0, warmup_steps=4, weights={"expression": 1.0, "readout": 1.0}
     )
-    plan.trainer = type("Trainer", (), {"estimated_stepping_batches": 40})()
+    plan.trainer = type("Trainer", (), {"estimated_stepping_batches": 40, "precision": "32-true"})()
     made = plan.configure_optimizers()
     optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
     rates = []
@@ -106,7 +106,7 @@ def test_learning_rate_rises_over_the_warm_up_and_falls_along_a_cosine(encoder):
 def test_only_what_is_trainable_is_optimised(encoder):
     encoder.transformer_encoder.requires_grad_(requires_grad=False)
     plan = BasePlan(encoder, nn.Linear(10, 7), weights={"expression": 1.0}, **COMMON)
-    plan.trainer = type("Trainer", (), {"estimated_stepping_batches": 4})()
+    plan.trainer = type("Trainer", (), {"estimated_stepping_batches": 4, "precision": "32-true"})()
     optimised = {id(p) for group in plan.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
     names = {name for name, p in plan.named_parameters() if id(p) in optimised}
     assert names == {n for n, _ in plan.named_parameters() if "transformer_encoder" not in n}

@@ -32,13 +32,14 @@ def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False) -> Tensor:
     """
     with torch.autocast(device_type=x.device.type, enabled=False):
         x, y = x.float(), y.float()
-        center = torch.cat([x, y], dim=-2).detach().mean(dim=-2, keepdim=True)
+        n, m = x.shape[-2], y.shape[-2]
+        center = (x.detach().sum(dim=-2, keepdim=True) + y.detach().sum(dim=-2, keepdim=True)) / (n + m)
         x, y = x - center, y - center
-        between = _distances(x, y).mean(dim=(-2, -1))
-        within_x = _distances(x, x, same=True).mean(dim=(-2, -1))
-        within_y = _distances(y, y, same=True).mean(dim=(-2, -1))
+        of_x, of_y = _squared_norms(x), _squared_norms(y)
+        between = _distances(x, y, of_x, of_y).mean(dim=(-2, -1))
+        within_x = _distances(x, x, of_x, of_x, same=True).mean(dim=(-2, -1))
+        within_y = _distances(y, y, of_y, of_y, same=True).mean(dim=(-2, -1))
         if unbiased:
-            n, m = x.shape[-2], y.shape[-2]
             return 2 * between - within_x * n / (n - 1) - within_y * m / (m - 1)
         return (2 * between - within_x - within_y).clamp(min=0)
 
@@ -67,18 +68,25 @@ def grouped_energy_distance(x: Tensor, y: Tensor, x_members: Tensor, y_members: 
         if not kept.any():
             return (x * 0).sum()
         in_x, in_y, n, m = x_members[:, kept].float(), y_members[:, kept].float(), n[kept], m[kept]
-        center = torch.cat([x, y]).detach().mean(dim=0)
+        center = (x.detach().sum(dim=0) + y.detach().sum(dim=0)) / (len(x) + len(y))
         x, y = x - center, y - center
-        between = torch.einsum("ng,nm,mg->g", in_x, _distances(x, y), in_y) / (n * m)
-        within_x = torch.einsum("ng,nm,mg->g", in_x, _distances(x, x, same=True), in_x) / (n * (n - 1))
-        within_y = torch.einsum("ng,nm,mg->g", in_y, _distances(y, y, same=True), in_y) / (m * (m - 1))
+        of_x, of_y = _squared_norms(x), _squared_norms(y)
+        between = torch.einsum("ng,nm,mg->g", in_x, _distances(x, y, of_x, of_y), in_y) / (n * m)
+        within_x = torch.einsum("ng,nm,mg->g", in_x, _distances(x, x, of_x, of_x, same=True), in_x) / (n * (n - 1))
+        within_y = torch.einsum("ng,nm,mg->g", in_y, _distances(y, y, of_y, of_y, same=True), in_y) / (m * (m - 1))
         return ((2 * between - within_x - within_y) * n / n.sum()).sum()
 
 
-def _distances(x: Tensor, y: Tensor, *, same: bool = False) -> Tensor:
-    """Euclidean distances ``(..., n, m)``, with gradient zero where the distance is zero."""
-    norms = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2)
-    squared = norms - 2 * x @ y.transpose(-1, -2)
+def _squared_norms(x: Tensor) -> Tensor:
+    """Squared lengths of cells, ``(..., n)``."""
+    return torch.linalg.vecdot(x, x)
+
+
+def _distances(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor, *, same: bool = False) -> Tensor:
+    """Euclidean distances ``(..., n, m)`` by the squared norms, with gradient zero where the distance is zero."""
+    norms = of_x.unsqueeze(-1) + of_y.unsqueeze(-2)
+    # The factor goes to the small product: twice x would be a copy of all cells, kept for the gradient.
+    squared = norms - 2 * (x @ y.mT)
     # What is left of the norms' digits is rounding: a cell and its copy in the other set are at distance zero.
     zero = squared <= 1e-6 * norms
     if same:
