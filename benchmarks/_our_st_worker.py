@@ -25,8 +25,6 @@ class Tasks:
         self.before = peak_memory()
         torch.manual_seed(0)
         network = StateTransition(make_config(**{k: sizes[k] for k in _NETWORK}), {}).train()
-        for block in network.transformer_backbone.blocks:
-            block.self_attn.attention_dropout = sizes["attention_dropout"]
         network.transformer_backbone.gradient_checkpointing = sizes["checkpointing"]
         self.plan = STPlan(
             network, objective=STObjectiveConfig(), lr=1e-4, weight_decay=0.01, warmup_steps=0, weights={"energy": 1.0}

@@ -58,7 +58,6 @@ def speed(arguments: argparse.Namespace, work: Path) -> Iterator[Row]:
         "set_len": arguments.set_len,
         "n_genes": arguments.n_genes or 1500,
         "n_perts": 10,
-        "attention_dropout": arguments.attention_dropout,
         "checkpointing": arguments.checkpointing,
         **network_sizes(arguments),
     }
@@ -207,7 +206,6 @@ def main() -> None:
     timed = parts.add_parser("speed", parents=[common], help="time and memory of training")
     timed.add_argument("--repeats", type=int, default=5)
     timed.add_argument("--steps", type=int, default=20, help="steps that are timed")
-    timed.add_argument("--attention-dropout", type=float, default=0, help="ours; arc-state's state_sm has none")
     timed.add_argument("--checkpointing", action="store_true", help="ours computes blocks again for the gradient")
     scored = parts.add_parser("kang", parents=[common], help="accuracy on cell types left out")
     scored.add_argument("h5ad", type=Path, help="counts")

@@ -28,7 +28,7 @@ class STModelConfig(Options):
     n_decoder_layers: int = Field(default=2, ge=1)
     """Linear layers of the head."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """In encoders, backbone and head, while training."""
+    """In encoders and head, while training."""
     residual: Literal["output", "latent"] = "output"
     """`output`: a cell is the control plus what is learned; `latent`: it is made anew, as by Arc's models."""
     prior: Literal["context", "mean"] = "context"

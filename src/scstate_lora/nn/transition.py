@@ -47,7 +47,7 @@ class STConfig:
     hidden, n_layers, n_heads, head_dim, intermediate, backbone
         Of the backbone, as in :func:`~scstate_lora.nn.backbones.make_backbone`.
     dropout
-        In backbone, encoders and head, while training.
+        In encoders and head, while training. The backbone has none, as in published models.
     n_encoder_layers, n_decoder_layers, activation
         Linear layers of the encoders and of the head, and what is between them.
     basal_mlp
@@ -158,7 +158,6 @@ class StateTransition(nn.Module):
             c.hidden,
             n_layers=c.n_layers,
             n_heads=c.n_heads,
-            dropout=c.dropout,
             intermediate=c.intermediate,
             head_dim=c.head_dim,
         )
