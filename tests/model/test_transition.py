@@ -311,6 +311,33 @@ def test_wrong_requests_raises(screened):
         st.predict(adata[~_controls(adata, "guide", "none")], target="g1")
     with pytest.raises(TypeError, match="Expected an AnnData, found DataFrame"):
         st.predict(adata.obs, target="g1")
+    with pytest.raises(ValueError, match="device='gpu' is unknown"):
+        st.predict(target="g1", device="gpu")
+    with pytest.raises(ValueError, match="device='cuda:99', but PyTorch sees"):
+        st.get_latent_representation(device="cuda:99")
+
+
+def test_network_is_on_the_device_while_it_predicts_and_then_on_the_cpu_again(screened, monkeypatch):
+    _, st = screened
+    moves = []
+    monkeypatch.setattr(st.network, "to", lambda device: moves.append(str(device)))
+    monkeypatch.setattr(st.network, "cpu", lambda: moves.append("back"))
+    st.predict(target=["g1", "g2"], device="cpu")
+    assert moves == ["cpu", "back"] * 2
+    monkeypatch.setattr(st.network, "forward", None)
+    with pytest.raises(TypeError):
+        st.predict(target="g1", device="cpu")
+    assert moves[-1] == "back"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_predicts_as_the_cpu(screened):
+    _, st = screened
+    exact, made = (st.predict(target="g1", device=device) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(made.X, exact.X, atol=1e-4)
+    h = st.get_latent_representation(key_added=None, device="cpu")
+    np.testing.assert_allclose(st.get_latent_representation(key_added=None), h, atol=1e-3)
 
 
 def test_cells_that_do_not_fit_raises(screened):

@@ -43,6 +43,7 @@ def predict(
         Path | None,
         typer.Option("--out", "-o", help="The .h5ad of predicted cells; <file>_predicted.h5ad by default."),
     ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; CUDA where there is one.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output where it exists.")] = False,
     pretrained: Annotated[
         str | None,
@@ -60,7 +61,9 @@ def predict(
 
     from scstate_lora.workflow import predict_to_file
 
-    n_cells, n_genes = predict_to_file(st, cells, path, targets=target, contexts=contexts, covariates=moved)
+    n_cells, n_genes = predict_to_file(
+        st, cells, path, targets=target, contexts=contexts, covariates=moved, device=device
+    )
     what = f"{n_cells:,} predicted cells x {n_genes:,} genes"
     typer.echo(f"Wrote {path}: {what}, {st.registry.pert_key} = {', '.join(dict.fromkeys(target))}.")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from scstate_lora._constants import BATCHES, OBSM_ST, UNS_KEY
 from scstate_lora._utils import did_you_mean, progress_bar
@@ -18,9 +20,10 @@ from scstate_lora.model._arc_st import GENE_RANGE
 from scstate_lora.model._base import BaseModel
 from scstate_lora.model._counterfactual import move
 from scstate_lora.training.batches import to_tensors
+from scstate_lora.training.embed import ComputeOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from anndata import AnnData
     from scipy import sparse
@@ -82,6 +85,7 @@ class Predicting(BaseModel):
         target: str | Sequence[str],
         contexts: Mapping[str, Any] | None = None,
         covariates: Mapping[str, Any] | None = None,
+        device: str | None = None,
     ) -> AnnData:
         """Predict the perturbed cells of control cells.
 
@@ -96,6 +100,8 @@ class Predicting(BaseModel):
             Take only control cells with these values, for instance ``{"cell_type": ["B cells", "NK cells"]}``.
         covariates
             Counterfactual values for all cells, for instance ``{"timepoint": "day19"}``; None withholds a covariate.
+        device
+            ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None: CUDA where there is one, else the CPU.
 
         Returns
         -------
@@ -109,12 +115,13 @@ class Predicting(BaseModel):
         Raises
         ------
         ValueError
-            The model is not trained, a target has neither been seen nor features, a level was never seen, or no
-            control cell is left.
+            The model is not trained, a target has neither been seen nor features, a level was never seen, no
+            control cell is left, or the device is absent.
         KeyError
             A column is missing.
         """
         self._require_ready("predict()")
+        on = ComputeOptions(device=device).resolved_device()
         adata = self._cells(adata)
         registry = self.registry
         targets = names_of(target)
@@ -138,7 +145,7 @@ class Predicting(BaseModel):
         for name, pert in progress_bar(
             list(zip(targets, described, strict=True)), desc="STTransition", unit="target", disable=len(targets) < 5
         ):
-            computed = self._run(data, context, np.broadcast_to(pert, (len(rows), self.perts.dim)))
+            computed = self._run(data, context, np.broadcast_to(pert, (len(rows), self.perts.dim)), on)
             made.append((self._prediction_obs(obs, name, computed.expected_loss), computed))
         return self._as_anndata(targets, made)
 
@@ -201,16 +208,25 @@ class Predicting(BaseModel):
         batches = self._batch_codes(adata)
         return SetData(self._cells_in_space(adata), self.perts.values[:0], own, table_of_batches=batches)
 
-    def _run(self, data: SetData, contexts: np.ndarray, perts: np.ndarray, *, represent: bool = False) -> _Computed:
+    def _run(
+        self,
+        data: SetData,
+        contexts: np.ndarray,
+        perts: np.ndarray,
+        device: torch.device,
+        *,
+        represent: bool = False,
+    ) -> _Computed:
         """Pass all cells through the network in sets of one context and perturbation; rows stay in order."""
         rng = np.random.default_rng(self.seed)
         groups = pd.DataFrame({"context": contexts, "pert": [row.tobytes() for row in perts]})
         by_group = groups.groupby(["context", "pert"], sort=True).indices
         sets = [rows for members in by_group.values() for rows in windows(np.asarray(members), self.set_len, rng)]
-        found = [
-            self._compute(data, rows, perts[rows[:1]], represent=represent)
-            for rows in progress_bar(sets, desc="STTransition", unit="set", disable=len(sets) < 50)
-        ]
+        with self._network_on(device):
+            found = [
+                self._compute(data, rows, perts[rows[:1]], represent=represent)
+                for rows in progress_bar(sets, desc="STTransition", unit="set", disable=len(sets) < 50)
+            ]
         back = np.argsort(np.concatenate(sets))
 
         def in_order(parts: list[np.ndarray | None]) -> np.ndarray | None:
@@ -220,6 +236,15 @@ class Predicting(BaseModel):
         cells = in_order([c.cells for c in found])
         assert cells is not None  # every set has cells
         return _Computed(cells, in_order([c.genes for c in found]), in_order([c.expected_loss for c in found]))
+
+    @contextmanager
+    def _network_on(self, device: torch.device) -> Iterator[None]:
+        """Have the network on a device for a while, and then on the CPU, where it is kept."""
+        self.network.to(device)
+        try:
+            yield
+        finally:
+            self.network.cpu()
 
     def _compute(self, data: SetData, rows: np.ndarray, pert: np.ndarray, *, represent: bool) -> _Computed:
         """Pass one set through the network; what describes its perturbation is ``(1, pert_dim)``."""
@@ -233,20 +258,23 @@ class Predicting(BaseModel):
         if data.table_of_batches is not None:
             batch["covariates"][BATCHES] = torch.from_numpy(data.table_of_batches[rows][None])
         network = self.network.eval()
+        batch = move_data_to_device(batch, next(network.parameters()).device)
         with torch.inference_mode():
             if represent:
                 shown = network.represent(batch["control"], batch["pert"], batch["covariates"])
-                return _Computed(shown[0].numpy(), None, None)
+                return _Computed(shown[0].cpu().numpy(), None, None)
             predicted = network(batch["control"], batch["pert"], batch["covariates"])
-            genes = None if network.gene_decoder is None else network.decode(predicted.cells)[0].numpy()
-            expected = None if predicted.confidence is None else predicted.confidence.expand(len(rows)).numpy()
-            cells = predicted.cells[0].numpy()
+            genes = None if network.gene_decoder is None else network.decode(predicted.cells)[0].cpu().numpy()
+            expected = None if predicted.confidence is None else predicted.confidence.expand(len(rows)).cpu().numpy()
+            cells = predicted.cells[0].cpu().numpy()
         if self._predicts_untrained:  # a published model's expression is cut as its own code does
             genes = None if genes is None else genes.clip(*GENE_RANGE)
             cells = cells.clip(*GENE_RANGE) if self.options.space == "genes" else cells
         return _Computed(cells, genes, expected)
 
-    def get_latent_representation(self, adata: AnnData | None = None, *, key_added: str | None = OBSM_ST) -> np.ndarray:
+    def get_latent_representation(
+        self, adata: AnnData | None = None, *, key_added: str | None = OBSM_ST, device: str | None = None
+    ) -> np.ndarray:
         """Represent cells under their own perturbation as the network sees them before its head.
 
         Parameters
@@ -255,6 +283,8 @@ class Predicting(BaseModel):
             Cells; the model's own by default.
         key_added
             Where it is written in ``adata.obsm``; None to write nothing.
+        device
+            As in :meth:`predict`.
 
         Returns
         -------
@@ -263,7 +293,7 @@ class Predicting(BaseModel):
         Raises
         ------
         ValueError
-            The model is not trained, or a level was never seen in training.
+            The model is not trained, a level was never seen in training, or the device is absent.
         KeyError
             A column is missing.
 
@@ -273,6 +303,7 @@ class Predicting(BaseModel):
         and perturbation. So it was told both, and finding the cell type in it is no evidence.
         """
         self._require_ready("get_latent_representation()")
+        on = ComputeOptions(device=device).resolved_device()
         adata = self._cells(adata)
         key = str(self.registry.pert_key)
         if key not in adata.obs:
@@ -284,6 +315,7 @@ class Predicting(BaseModel):
             self._data(adata),
             self.registry.contexts(adata),
             self.perts.encode(names.tolist(), where=f"adata.obs[{key!r}]")[codes],
+            on,
             represent=True,
         )
         if key_added is not None:

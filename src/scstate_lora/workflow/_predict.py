@@ -32,6 +32,7 @@ def predict_to_file(
     targets: Sequence[str],
     contexts: Mapping[str, Any] | None = None,
     covariates: Mapping[str, Any] | None = None,
+    device: str | None = None,
 ) -> tuple[int, int]:
     """Write what :meth:`scstate_lora.STTransition.predict` gives for several targets, whole or not at all.
 
@@ -43,7 +44,7 @@ def predict_to_file(
         Cells whose controls are taken.
     out
         An ``.h5ad``; what was there is replaced.
-    targets, contexts, covariates
+    targets, contexts, covariates, device
         As for ``predict``.
 
     Returns
@@ -59,7 +60,7 @@ def predict_to_file(
     """
     targets = list(dict.fromkeys(targets))
     st.perts.encode(targets)  # refuses the last of them before the first is predicted
-    options: dict[str, Any] = {"contexts": contexts, "covariates": covariates}
+    options: dict[str, Any] = {"contexts": contexts, "covariates": covariates, "device": device}
     if str(st.registry.control) in targets:
         st.predict(cells, target=targets, **options)  # refuses it
     first = st.predict(cells, target=targets[0], **options)
