@@ -78,12 +78,29 @@ def test_several_metrics_on_one_ax_raises(perturbation_table):
 
 
 def test_missing_tables_raise(evaluate_table, perturbation_table):
-    with pytest.raises(KeyError, match="holds neither"):
+    with pytest.raises(KeyError, match="holds none of"):
         pl.metrics(ad.AnnData(np.zeros((1, 1))))
     both = {"evaluate": evaluate_table, "evaluate_perturbation": perturbation_table}
-    with pytest.raises(ValueError, match="holds both"):
+    with pytest.raises(ValueError, match=r"holds .*Give the one to draw"):
         pl.metrics(ad.AnnData(np.zeros((1, 1)), uns={"scstate_lora": both}))
     with pytest.raises(ValueError, match=r"lacks the columns \['metric', 'context'"):
         pl.metrics(pd.DataFrame({"model": ["a"], "value": [1.0]}))
     with pytest.raises(ValueError, match="no rows"):
         pl.metrics(evaluate_table.iloc[:0])
+
+
+def test_of_discrimination_scores_the_averages_over_perturbations_are_drawn():
+    averages = {"direction": "higher", "metric": "discrimination", "ci_low": 0.4, "ci_high": 1.0, "reason": ""}
+    rows = [
+        {"model": model, "context": context, "perturbation": pert, "value": value, **averages}
+        for model, context, pert, value in [
+            ("ST", "B cells", "STAT1", 0.5),
+            ("ST", "B cells", "all", 0.75),
+            ("ST", "all", "all", 0.7),
+            ("mean effect", "all", "all", 0.5),
+        ]
+    ]
+    (ax,) = pl.metrics(pd.DataFrame(rows))
+    assert ax.get_title() == "discrimination score"
+    assert points(ax, "o") == [0.7, 0.75]  # and not that of one perturbation
+    assert points(ax, "s") == [0.5]

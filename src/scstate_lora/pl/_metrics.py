@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 REFERENCE_STYLES = {
     "no change": ("x", "#8c8c8c"),
     "perturbed mean": ("s", "#8c8c8c"),
+    "mean effect": ("s", "#8c8c8c"),
     "context mean": ("^", "#8c8c8c"),
     "linear": ("v", "#8c8c8c"),
     "mean shift": ("D", "#404040"),
@@ -37,12 +38,12 @@ _LONGEST_LABEL = 34
 def metrics(
     table: pd.DataFrame | AnnData, *, metric: str | None = None, ax: Axes | None = None
 ) -> Axes | np.ndarray[Any, np.dtype[Any]]:
-    """Draw the table of :func:`scstate_lora.tl.evaluate` or :func:`scstate_lora.tl.evaluate_perturbation`.
+    """Draw the table of :func:`~scstate_lora.tl.evaluate`, ``tl.evaluate_perturbation`` or ``tl.discrimination``.
 
     One panel a metric. A row is what was scored (a column of ``obs``, or a context, "all" being the average over
     contexts with its bootstrap interval); a marker is an embedding or model. Models are coloured dots, references grey
     or black: the naive baselines and, for perturbations, the replicate ceiling (``|``). The arrow under the panel
-    points to the better side.
+    points to the better side. Of discrimination scores the averages over the perturbations are drawn.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def metrics(
     KeyError
         If the AnnData holds no table, or the table no such metric.
     ValueError
-        If the AnnData holds both tables, columns are missing, or ``ax`` is given while there are several metrics.
+        If the AnnData holds several tables, columns are missing, or ``ax`` is given while there are several metrics.
     """
     long = _long(table if isinstance(table, pd.DataFrame) else _find_table(table))
     names = list(dict.fromkeys(long["metric"]))
@@ -107,22 +108,20 @@ def metrics(
 
 def _find_table(adata: AnnData) -> pd.DataFrame:
     kept = adata.uns.get(UNS_KEY, {})
-    found = [name for name in ("evaluate", "evaluate_perturbation") if name in kept]
+    found = [name for name in ("evaluate", "evaluate_perturbation", "discrimination") if name in kept]
     if not found:
         raise KeyError(
-            f"adata.uns[{UNS_KEY!r}] holds neither 'evaluate' nor 'evaluate_perturbation'. "
+            f"adata.uns[{UNS_KEY!r}] holds none of 'evaluate', 'evaluate_perturbation' and 'discrimination'. "
             "Call `scstate_lora.tl.evaluate(adata)` or `scstate_lora.tl.evaluate_perturbation(...)` first."
         )
-    if len(found) == 2:
-        raise ValueError(
-            f"adata.uns[{UNS_KEY!r}] holds both {found}. Give the one to draw: adata.uns[{UNS_KEY!r}][...]."
-        )
+    if len(found) > 1:
+        raise ValueError(f"adata.uns[{UNS_KEY!r}] holds {found}. Give the one to draw: adata.uns[{UNS_KEY!r}][...].")
     table: pd.DataFrame = kept[found[0]]
     return table
 
 
 def _long(table: pd.DataFrame) -> pd.DataFrame:
-    """Bring either table to one form: ``row`` says what was scored, ``series`` whose score it is."""
+    """Bring any of the tables to one form: ``row`` says what was scored, ``series`` whose score it is."""
     if "embedding" in table:
         _require(table, ["embedding", "metric", "key", "value", "baseline", "direction"])
         long = table.rename(columns={"embedding": "series", "key": "row"}).assign(low=np.nan, high=np.nan)
@@ -130,6 +129,8 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
         floor = floor.assign(series="baseline", value=floor["baseline"], reason="")
         return pd.concat([long, floor], ignore_index=True)
     _require(table, ["model", "metric", "context", "value", "direction"])
+    if "perturbation" in table:
+        table = table[table["perturbation"] == "all"]
     return table.rename(columns={"model": "series", "context": "row", "ci_low": "low", "ci_high": "high"})
 
 
@@ -138,7 +139,7 @@ def _require(table: pd.DataFrame, columns: Sequence[str]) -> None:
     if missing:
         raise ValueError(
             f"The table lacks the columns {missing}; it has {list(table.columns)}. "
-            "Give the table of `tl.evaluate` or of `tl.evaluate_perturbation`."
+            "Give the table of `tl.evaluate`, `tl.evaluate_perturbation` or `tl.discrimination`."
         )
     if table.empty:
         raise ValueError("The table has no rows: nothing was evaluated.")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 MISSING_COLOR = "lightgray"
 _METRIC_NAMES = {
+    "discrimination": "discrimination score",
     "e_distance": "E-distance",
     "knn_accuracy": "kNN accuracy",
     "mae": "MAE of means",
