@@ -9,6 +9,7 @@ from scstate_lora.tl._decode import decode_expression
 from scstate_lora.tl._discrimination import discrimination
 from scstate_lora.tl._embed import embed, embed_file
 from scstate_lora.tl._embeddings import evaluate
+from scstate_lora.tl._ensemble import ensemble
 from scstate_lora.tl._interpolate import interpolate
 from scstate_lora.tl._perturbation import evaluate_perturbation
 from scstate_lora.tl._stability import stability
@@ -22,6 +23,7 @@ __all__ = [
     "discrimination",
     "embed",
     "embed_file",
+    "ensemble",
     "evaluate",
     "evaluate_perturbation",
     "interpolate",
