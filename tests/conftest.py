@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import sys
 
 import pytest
 
@@ -31,3 +34,19 @@ def same_training():
         pd.testing.assert_frame_equal(first, second, rtol=tolerance, atol=tolerance)
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def call():
+    """Run the command line in this process with arguments; gives exit code, stdout, stderr."""
+    from scstate_lora import cli
+
+    def run(*arguments):
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["scstate-lora", *map(str, arguments)])
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stopped:
+                cli.main()
+        return stopped.value.code or 0, out.getvalue(), err.getvalue()
+
+    return run

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import contextlib
-import io
 import subprocess
 import sys
 import warnings
@@ -34,16 +32,6 @@ SMALL = [
 KEYS = ["--pert-key", "condition", "--control", "sham", "--cell-type-key", "cell_type"]
 
 
-def call(*arguments):
-    """Run the command line in this process; gives exit code, stdout, stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["scstate-lora", *map(str, arguments)])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stopped:
-            cli.main()
-    return stopped.value.code or 0, out.getvalue(), err.getvalue()
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A folder with a wound as h5ad and h5mu, and damaged files. Not to be changed."""
@@ -70,7 +58,7 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(files, tmp_path_factory):
+def finished(call, files, tmp_path_factory):
     """Folder, stdout, stderr and warnings of a run on a modality, with cells held out."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     held_out = ["--holdout", "cell_type=macrophage,condition=burn", "--holdout", "cell_type=fibroblast,condition=burn"]
@@ -108,7 +96,7 @@ def no_training(monkeypatch):
     monkeypatch.setattr(ssl.LoRACovariateSE, "train", train)
 
 
-def test_help_names_commands_and_options():
+def test_help_names_commands_and_options(call):
     code, out, _ = call("--help")
     assert code == 0
     assert "run" in out
@@ -165,7 +153,7 @@ def test_run_says_the_split_and_its_progress_on_stderr_and_the_results_on_stdout
         assert f"  {name} " in out
 
 
-def test_options_reach_the_configuration(files, only_options):
+def test_options_reach_the_configuration(call, files, only_options):
     options = ["--covariates", "condition,timepoint", "--layer", "raw", "--input-scale", "counts", "--gene-key", "id"]
     call("run", files / "wound.h5ad", *options, *KEYS, "data.context_keys=[cell_type]", "data.test_size=0.3")
     data = only_options["config"].data
@@ -176,7 +164,7 @@ def test_options_reach_the_configuration(files, only_options):
     assert str(only_options["folder"]) == "runs/wound"
 
 
-def test_a_configuration_is_taken_and_the_options_go_before_it(files, tmp_path, only_options):
+def test_a_configuration_is_taken_and_the_options_go_before_it(call, files, tmp_path, only_options):
     config = tmp_path / "mine.yaml"
     config.write_text(
         f"file: {files / 'wound.h5ad'}\n"
@@ -194,7 +182,7 @@ def test_a_configuration_is_taken_and_the_options_go_before_it(files, tmp_path, 
     assert str(only_options["folder"]) == "runs/human"
 
 
-def test_run_works_from_an_embedding(files, tmp_path):
+def test_run_works_from_an_embedding(call, files, tmp_path):
     adata = ad.read_h5ad(files / "wound.h5ad")[:300].copy()
     adata.obsm["X_mine"] = np.asarray(adata.X[:, :6].todense(), dtype=np.float32)
     adata.write_h5ad(tmp_path / "cells.h5ad")
@@ -240,7 +228,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.usefixtures("no_training")
-def test_refusal_is_one_message_and_leaves_nothing_raises(files, tmp_path, case):
+def test_refusal_is_one_message_and_leaves_nothing_raises(call, files, tmp_path, case):
     options, message = REFUSED[case]
     covariates = [] if "--covariates" in options else ["--covariates", "condition"]
     code, out, err = call("run", files / "wound.h5ad", *covariates, "--out", tmp_path / "out", *options)
@@ -267,7 +255,7 @@ def test_refusal_is_one_message_and_leaves_nothing_raises(files, tmp_path, case)
     ],
 )
 @pytest.mark.usefixtures("no_training")
-def test_file_that_cannot_be_used_raises(files, tmp_path, name, options, message):
+def test_file_that_cannot_be_used_raises(call, files, tmp_path, name, options, message):
     code, _, err = call("run", files / name, "--covariates", "condition", "--out", tmp_path / "out", *options)
     assert code == 2
     assert err.startswith("Error: ")
@@ -276,7 +264,7 @@ def test_file_that_cannot_be_used_raises(files, tmp_path, name, options, message
 
 
 @pytest.mark.usefixtures("no_training")
-def test_symbols_of_another_species_than_the_base_raise(files, finished, tmp_path):
+def test_symbols_of_another_species_than_the_base_raise(call, files, finished, tmp_path):
     base = ["--base", finished[0] / "models" / "se"]
     code, _, err = call("run", files / "human.h5ad", "--covariates", "condition", "--out", tmp_path / "out", *base)
     assert code == 2
@@ -285,7 +273,7 @@ def test_symbols_of_another_species_than_the_base_raise(files, finished, tmp_pat
 
 
 @pytest.mark.usefixtures("no_training")
-def test_out_that_cannot_be_written_raises(files, tmp_path):
+def test_out_that_cannot_be_written_raises(call, files, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
     for command in (["run", files / "wound.h5ad", "--covariates", "condition"], ["demo"]):
@@ -297,7 +285,7 @@ def test_out_that_cannot_be_written_raises(files, tmp_path):
 
 
 @pytest.mark.usefixtures("no_training")
-def test_input_in_the_place_of_the_results_raises(finished):
+def test_input_in_the_place_of_the_results_raises(call, finished):
     folder, *_ = finished
     before = (folder / "adata.h5ad").read_bytes()
     code, _, err = call("run", folder / "adata.h5ad", "--covariates", "condition", "--out", folder)
@@ -306,7 +294,7 @@ def test_input_in_the_place_of_the_results_raises(finished):
     assert (folder / "adata.h5ad").read_bytes() == before
 
 
-def test_missing_arguments_raise(files):
+def test_missing_arguments_raise(call, files):
     code, _, err = call("run", files / "wound.h5ad")
     assert code == 2
     assert "--covariates" in err
@@ -315,7 +303,7 @@ def test_missing_arguments_raise(files):
     assert "run" in err
 
 
-def test_demo_calls_the_demonstration_and_says_where(tmp_path, monkeypatch):
+def test_demo_calls_the_demonstration_and_says_where(call, tmp_path, monkeypatch):
     def write(folder):
         (folder / "wound_healing").mkdir()
         (folder / "report.html").write_text("page")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import sys
 from pathlib import Path
 
 import anndata as ad
@@ -13,21 +10,10 @@ import pytest
 import yaml
 
 import scstate_lora as ssl
-from scstate_lora import cli
 from scstate_lora.config.compare import CompareConfig, Thresholds, load_compare
 
 SHIPPED = Path(__file__).parents[1] / "configs" / "compare.yaml"
 SMALL = ["st.model.hidden=16", "st.model.n_layers=1", "st.model.n_heads=2", "st.train.max_epochs=1", "accelerator=cpu"]
-
-
-def call(*arguments):
-    """Run the command line in this process; gives exit code, stdout, stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["scstate-lora", *map(str, arguments)])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stopped:
-            cli.main()
-    return stopped.value.code or 0, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +27,7 @@ def wound(tmp_path_factory):
     return path
 
 
-def test_shipped_configuration_compares_the_simulated_wound(wound, tmp_path):
+def test_shipped_configuration_compares_the_simulated_wound(call, wound, tmp_path):
     variants = "compare.variants={ST: null, ST-LoRA: null, worse: {finetune: lora, lora: {r: 2}}}"
     code, out, err = call(
         "compare", wound, "--config", SHIPPED, "--out", tmp_path, *SMALL, "compare.seeds=[3]", variants
@@ -63,7 +49,7 @@ def test_shipped_configuration_compares_the_simulated_wound(wound, tmp_path):
     assert (folder / "logs" / "worse" / "seed3" / "metrics.csv").exists()
 
 
-def test_only_some_of_the_usual_and_again_into_the_same_folder(wound, tmp_path):
+def test_only_some_of_the_usual_and_again_into_the_same_folder(call, wound, tmp_path):
     plain = ["data.pert_key=condition", "data.control=sham", "data.cell_type_key=cell_type"]
     plain += ["data.context_keys=cell_type", "compare.variants=[zero-shot]", *SMALL]
     for _ in range(2):
@@ -83,7 +69,7 @@ def test_only_some_of_the_usual_and_again_into_the_same_folder(wound, tmp_path):
         (["compare.variants={a: {lore: {}}}"], "Did you mean 'lora'?"),
     ],
 )
-def test_mistake_is_a_message(wound, tmp_path, given, match):
+def test_mistake_is_a_message(call, wound, tmp_path, given, match):
     code, _, err = call("compare", wound, "--out", tmp_path / "out", *given)
     assert code == 2
     assert err.startswith("Error: ")

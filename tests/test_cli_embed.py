@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 import shutil
 import sys
@@ -20,16 +18,6 @@ from scstate_lora import cli, tl
 
 ARC = Path(__file__).parent / "data" / "arc"
 FOLDER = ARC / "folder"
-
-
-def call(*arguments):
-    """Run the command line in this process; gives exit code, stdout, stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["scstate-lora", *map(str, arguments)])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stopped:
-            cli.main()
-    return stopped.value.code or 0, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +55,7 @@ def expected(cells):
 
 
 @pytest.mark.parametrize("ending", ["h5ad", "zarr"])
-def test_embed_writes_the_cells_with_the_embedding(folder, expected, ending, tmp_path):
+def test_embed_writes_the_cells_with_the_embedding(call, folder, expected, ending, tmp_path):
     out = tmp_path / "results" / f"embedded.{ending}"
     code, printed, err = call("embed", folder / f"cells.{ending}", "--base", FOLDER, "--out", out)
     assert code == 0, err
@@ -81,7 +69,7 @@ def test_embed_writes_the_cells_with_the_embedding(folder, expected, ending, tmp
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
-def test_embed_writes_the_embedding_alone(folder, expected, tmp_path):
+def test_embed_writes_the_embedding_alone(call, folder, expected, tmp_path):
     out = tmp_path / "embedding.npy"
     code, printed, err = call("embed", folder / "cells.h5ad", "--base", FOLDER / "model.safetensors", "--out", out)
     assert code == 0, err
@@ -89,7 +77,7 @@ def test_embed_writes_the_embedding_alone(folder, expected, tmp_path):
     assert printed == f"Wrote {out}: the embedding.\n"
 
 
-def test_embed_options_are_those_of_the_function(folder, cells, tmp_path):
+def test_embed_options_are_those_of_the_function(call, folder, cells, tmp_path):
     options = ["--layer", "doubled", "--input-scale", "counts", "--gene-key", "symbol", "--key-added", "X_mine"]
     computed = ["--batch-size", "7", "--n-workers", "2", "--device", "cpu", "--precision", "fp32"]
     out = tmp_path / "embedded.h5ad"
@@ -126,7 +114,7 @@ def test_embed_options_are_those_of_the_function(folder, cells, tmp_path):
         (["--arc-per-cell-scale"], {"arc_per_cell_scale": True}),
     ],
 )
-def test_embed_switches(folder, cells, expected, option, arguments, tmp_path):
+def test_embed_switches(call, folder, cells, expected, option, arguments, tmp_path):
     out = tmp_path / "embedding.npy"
     code, _, err = call("embed", folder / "cells.h5ad", "--base", FOLDER, "--out", out, *option)
     assert code == 0, err
@@ -135,13 +123,13 @@ def test_embed_switches(folder, cells, expected, option, arguments, tmp_path):
     assert np.abs(found - expected).max() > 1e-4
 
 
-def test_a_bar_is_a_line_in_a_log(folder, tmp_path):
+def test_a_bar_is_a_line_in_a_log(call, folder, tmp_path):
     _, _, err = call("embed", folder / "cells.h5ad", "--base", FOLDER, "--out", tmp_path / "embedding.npy")
     bars = [line for line in re.split(r"[\n\r]", err) if "%|" in line]
     assert len(bars) <= 4
 
 
-def test_convert_gives_a_base_of_the_same_embedding(folder, expected, tmp_path):
+def test_convert_gives_a_base_of_the_same_embedding(call, folder, expected, tmp_path):
     published = tmp_path / "published"
     shutil.copytree(FOLDER, published)
     code, printed, err = call("convert", published, "--out", tmp_path / "converted")
@@ -159,7 +147,7 @@ def test_convert_gives_a_base_of_the_same_embedding(folder, expected, tmp_path):
     assert "ssl.tl.embed(adata, " in printed
 
 
-def test_inspect_says_what_a_checkpoint_is_and_its_uses():
+def test_inspect_says_what_a_checkpoint_is_and_its_uses(call):
     code, printed, err = call("inspect", FOLDER)
     assert code == 0, err
     assert printed.startswith("folder (se_tiny_epoch16.ckpt): an SE (state embedding) checkpoint\n")
@@ -178,7 +166,7 @@ def test_inspect_says_what_a_checkpoint_is_and_its_uses():
     assert "Problems" not in printed
 
 
-def test_inspect_says_what_is_missing(tmp_path):
+def test_inspect_says_what_is_missing(call, tmp_path):
     shutil.copytree(FOLDER, tmp_path / "se")
     (tmp_path / "se" / "protein_embeddings.pt").unlink()
     code, printed, err = call("inspect", tmp_path / "se")
@@ -188,7 +176,7 @@ def test_inspect_says_what_is_missing(tmp_path):
     assert "Use:" not in printed
 
 
-def test_inspect_protein_embeddings():
+def test_inspect_protein_embeddings(call):
     code, printed, err = call("inspect", FOLDER / "protein_embeddings.pt")
     assert code == 0, err
     assert printed.startswith("protein_embeddings.pt: protein embeddings")
@@ -227,7 +215,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_wrong_input_is_one_line_and_leaves_nothing(what, folder, tmp_path):
+def test_wrong_input_is_one_line_and_leaves_nothing(call, what, folder, tmp_path):
     arguments, message = REFUSED[what]
     (tmp_path / "empty").mkdir()
     before = sorted(folder.iterdir()), (folder / "cells.h5ad").read_bytes()
@@ -273,7 +261,7 @@ def model(conditioned):
 
 
 @pytest.mark.parametrize("ending", ["h5ad", "zarr"])
-def test_model_embeds_under_the_cells_own_covariates(conditioned, model, ending, tmp_path):
+def test_model_embeds_under_the_cells_own_covariates(call, conditioned, model, ending, tmp_path):
     out = tmp_path / f"embedded.{ending}"
     given = conditioned / f"cells.{ending}"
     code, printed, err = call("embed", given, "--model", conditioned / "model", "--out", out)
@@ -292,7 +280,7 @@ def test_model_embeds_under_the_cells_own_covariates(conditioned, model, ending,
         (["day="], {"day": None}),
     ],
 )
-def test_model_embeds_under_other_covariates(conditioned, model, given, values, tmp_path):
+def test_model_embeds_under_other_covariates(call, conditioned, model, given, values, tmp_path):
     out = tmp_path / "embedded.h5ad"
     options = [part for text in given for part in ("--covariates", text)]
     code, _, err = call("embed", conditioned / "cells.h5ad", "--model", conditioned / "model", "--out", out, *options)
@@ -307,7 +295,7 @@ def test_model_embeds_under_other_covariates(conditioned, model, given, values, 
     assert record == {name: "withheld" if value is None else value for name, value in values.items()}
 
 
-def test_covariates_that_the_cells_lack_may_be_given(conditioned, model, tmp_path):
+def test_covariates_that_the_cells_lack_may_be_given(call, conditioned, model, tmp_path):
     cells = ad.read_h5ad(conditioned / "cells.h5ad")
     del cells.obs["condition"]
     cells.write_h5ad(tmp_path / "cells.h5ad")
@@ -321,7 +309,7 @@ def test_covariates_that_the_cells_lack_may_be_given(conditioned, model, tmp_pat
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
 
 
-def test_base_that_moved_is_named(conditioned, model, tmp_path):
+def test_base_that_moved_is_named(call, conditioned, model, tmp_path):
     shutil.copytree(conditioned / "model", tmp_path / "model")
     described = tmp_path / "model" / "model.json"
     described.write_text(described.read_text().replace(str(conditioned / "base"), str(tmp_path / "gone")))
@@ -358,7 +346,7 @@ MODEL = ("--model", "{model}")
         (("--model", "{base}"), "is not a saved model|holds no saved model|model.json"),
     ],
 )
-def test_model_that_cannot_embed_is_one_line_and_leaves_nothing(conditioned, tmp_path, options, message):
+def test_model_that_cannot_embed_is_one_line_and_leaves_nothing(call, conditioned, tmp_path, options, message):
     places = {"model": conditioned / "model", "base": conditioned / "base", "folder": conditioned}
     command = ("embed", conditioned / "cells.h5ad", "--out", tmp_path / "out.h5ad")
     code, printed, err = call(*command, *(option.format(**places) for option in options))
@@ -370,7 +358,7 @@ def test_model_that_cannot_embed_is_one_line_and_leaves_nothing(conditioned, tmp
 
 
 @pytest.mark.parametrize("option", ["--base", "--out"])
-def test_a_missing_option_is_named(option, folder, tmp_path):
+def test_a_missing_option_is_named(call, option, folder, tmp_path):
     given = {"--base": str(FOLDER), "--out": str(tmp_path / "out.h5ad")}
     del given[option]
     code, _, err = call("embed", folder / "cells.h5ad", *given.popitem())
@@ -391,7 +379,7 @@ def test_a_missing_option_is_named(option, folder, tmp_path):
         ("convert", "--out --traceback"),
     ],
 )
-def test_help_lists_the_options(command, options, monkeypatch):
+def test_help_lists_the_options(call, command, options, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     code, printed, _ = call(command, "--help")
     plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
-import sys
 from pathlib import Path
 
 import anndata as ad
@@ -14,19 +11,9 @@ import pandas as pd
 import pytest
 
 import scstate_lora as ssl
-from scstate_lora import cli, workflow
+from scstate_lora import workflow
 
 PUBLISHED = Path(__file__).parent / "data" / "arc_st" / "trained"
-
-
-def call(*arguments):
-    """Run the command line in this process; gives exit code, stdout, stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["scstate-lora", *map(str, arguments)])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stopped:
-            cli.main()
-    return stopped.value.code or 0, out.getvalue(), err.getvalue()
 
 
 def _train(adata, **data):
@@ -74,7 +61,7 @@ def model(folder):
     return ssl.STTransition.load(folder / "run" / "models" / "st")
 
 
-def test_predicts_from_the_controls_of_a_file_beside_it_by_default(folder, model, cells, tmp_path):
+def test_predicts_from_the_controls_of_a_file_beside_it_by_default(call, folder, model, cells, tmp_path):
     shutil.copy(folder / "cells.h5ad", tmp_path)
     code, out, err = call("predict", tmp_path / "cells.h5ad", "--model", folder / "run", "--target", "burn")
     assert code == 0, err
@@ -89,7 +76,7 @@ def test_predicts_from_the_controls_of_a_file_beside_it_by_default(folder, model
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cells.h5ad", "cells_predicted.h5ad"]
 
 
-def test_several_targets_contexts_and_covariates(folder, model, cells, tmp_path):
+def test_several_targets_contexts_and_covariates(call, folder, model, cells, tmp_path):
     out = tmp_path / "new" / "cells.h5ad"
     code, _, err = call(
         *("predict", folder / "cells.zarr", "--model", folder / "run" / "models" / "st", "-o", out),
@@ -111,14 +98,14 @@ def test_several_targets_contexts_and_covariates(folder, model, cells, tmp_path)
     assert written.uns["scstate_lora"]["predict"]["target"] == "burn, scald"
 
 
-def test_cells_without_the_column_are_controls(folder, model, cells, tmp_path):
+def test_cells_without_the_column_are_controls(call, folder, model, cells, tmp_path):
     out = tmp_path / "out.h5ad"
     code, _, err = call("predict", folder / "controls.h5ad", "--model", folder / "run", "--target", "scald", "-o", out)
     assert code == 0, err
     np.testing.assert_allclose(ad.read_h5ad(out).X, model.predict(cells, target="scald").X, atol=1e-5)
 
 
-def test_embedding_and_decoded_genes_are_written(folder, cells, tmp_path):
+def test_embedding_and_decoded_genes_are_written(call, folder, cells, tmp_path):
     out = tmp_path / "out.h5ad"
     targets = ("--target", "burn", "--target", "scald")
     code, _, err = call("predict", folder / "cells.h5ad", "--model", folder / "embedded", *targets, "-o", out)
@@ -130,7 +117,7 @@ def test_embedding_and_decoded_genes_are_written(folder, cells, tmp_path):
     assert written.obsm["X_own"].shape == (240, 6)
 
 
-def test_existing_output_is_replaced_when_asked_alone(folder, tmp_path):
+def test_existing_output_is_replaced_when_asked_alone(call, folder, tmp_path):
     out = tmp_path / "out.h5ad"
     out.write_text("mine")
     command = ("predict", folder / "cells.h5ad", "--model", folder / "run", "--target", "burn", "--out", out)
@@ -162,7 +149,7 @@ def test_interrupted_writing_leaves_what_was_there(cells, model, tmp_path):
     assert (tmp_path / "out.h5ad").read_text() == "mine"
 
 
-def test_model_trained_on_a_published_one_finds_it_where_it_is_now(tmp_path):
+def test_model_trained_on_a_published_one_finds_it_where_it_is_now(call, tmp_path):
     """The whole way: trained from a configuration, saved without the published weights, which then move."""
     rng = np.random.default_rng(0)
     obs = pd.DataFrame({"gene": rng.choice(["non-targeting", "TP53", "IFNG"], 90), "batch": rng.choice(["batch0"], 90)})
@@ -217,7 +204,7 @@ BURN = ("--target", "burn")
         ("cells.h5ad", (*RUN, *BURN, "-o", "{folder}/cells.h5ad", "--overwrite"), "is the file of the cells itself"),
     ],
 )
-def test_what_cannot_be_raises(folder, file, options, message):
+def test_what_cannot_be_raises(call, folder, file, options, message):
     before = sorted(folder.rglob("*"))
     code, out, err = call("predict", folder / file, *[option.format(folder=folder) for option in options])
     assert code == 2

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
-import sys
 from pathlib import Path
 
 import anndata as ad
@@ -15,7 +12,6 @@ import pytest
 import yaml
 
 import scstate_lora as ssl
-from scstate_lora import cli
 from scstate_lora.cli._experiment import _split
 from scstate_lora.training.checkpoints import Checkpoints
 
@@ -37,16 +33,6 @@ se:
 """
 
 
-def call(*arguments):
-    """Run the command line in this process; gives exit code, stdout, stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["scstate-lora", *map(str, arguments)])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stopped:
-            cli.main()
-    return stopped.value.code or 0, out.getvalue(), err.getvalue()
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """A configuration beside the cells it names. Not to be changed."""
@@ -61,7 +47,7 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
+def finished(call, config, tmp_path_factory):
     """Folder, stdout and stderr of a training. Not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     code, out, err = call("train", "--config", config, "--out", folder)
@@ -135,7 +121,7 @@ def test_covariates_of_the_file_are_inputs_with_the_sizes_asked(finished):
     assert (12, 14) in shapes.values()  # both together
 
 
-def test_resolved_configuration_trains_the_same_again(finished, tmp_path):
+def test_resolved_configuration_trains_the_same_again(call, finished, tmp_path):
     folder, *_ = finished
     code, _, err = call("train", "--config", folder / "config.yaml", "--out", tmp_path / "again")
     assert code == 0, err
@@ -144,7 +130,7 @@ def test_resolved_configuration_trains_the_same_again(finished, tmp_path):
     assert (tmp_path / "again" / "config.yaml").read_text() == (folder / "config.yaml").read_text()
 
 
-def test_the_command_line_goes_before_the_file(config, tmp_path):
+def test_the_command_line_goes_before_the_file(call, config, tmp_path):
     code, _, err = call(
         *("train", config.parent / "fewer.h5ad", "--config", config, "--out", tmp_path / "out"),
         *("se.train.max_epochs=1", "se.lora=false", "st={train: {max_epochs: 1}}", "st.model.hidden=16"),
@@ -160,7 +146,7 @@ def test_the_command_line_goes_before_the_file(config, tmp_path):
     assert (tmp_path / "out" / "tables" / "history_st.csv").exists()
 
 
-def test_the_other_model_alone(config, tmp_path):
+def test_the_other_model_alone(call, config, tmp_path):
     def change(options):
         del options["se"]
         options["data"].update(pert_key="condition", control="sham", context_keys=[])
@@ -186,7 +172,7 @@ def _st_alone(**st):
     return change
 
 
-def test_every_section_of_the_other_model_arrives(config, tmp_path):
+def test_every_section_of_the_other_model_arrives(call, config, tmp_path):
     """Adapters, hyper-connections, loss terms and features of the perturbation."""
     (tmp_path / "perts.csv").write_text("name,heat,time\nburn,1.5,2\nscald,0.5,1\nsham,0,0\n")
     change = _st_alone(
@@ -217,7 +203,7 @@ def test_every_section_of_the_other_model_arrives(config, tmp_path):
     assert ad.read_h5ad(tmp_path / "out" / "adata.h5ad").obsm["X_scstate_st"].shape == (260, 16)
 
 
-def test_hyper_connections_go_on_after_an_interruption(config, tmp_path, stop_after_epoch):
+def test_hyper_connections_go_on_after_an_interruption(call, config, tmp_path, stop_after_epoch):
     st = _write(config, tmp_path / "st.yaml", _st_alone(train={"max_epochs": 2, "mhc": True}))
     go_on = stop_after_epoch("STPlan", 0)
     command = ("train", "--config", st, "--out")
@@ -247,7 +233,7 @@ def test_hyper_connections_go_on_after_an_interruption(config, tmp_path, stop_af
     ],
 )
 @pytest.mark.usefixtures("no_training")
-def test_section_of_the_other_model_that_cannot_be_raises(config, tmp_path, st, message):
+def test_section_of_the_other_model_that_cannot_be_raises(call, config, tmp_path, st, message):
     written = _write(config, tmp_path / "mine.yaml", _st_alone(**st))
     code, out, err = call("train", "--config", written, "--out", tmp_path / "out")
     assert code == 2
@@ -256,7 +242,7 @@ def test_section_of_the_other_model_that_cannot_be_raises(config, tmp_path, st, 
     assert not (tmp_path / "out").exists()
 
 
-def test_interrupted_training_goes_on_to_the_same_result(config, tmp_path, stop_after_epoch, monkeypatch):
+def test_interrupted_training_goes_on_to_the_same_result(call, config, tmp_path, stop_after_epoch, monkeypatch):
     out = tmp_path / "out"
     go_on = stop_after_epoch("SEPlan", 0)
     command = ("train", "--config", config, "--out", out, "se.conditioning.n_steps=0")
@@ -291,7 +277,7 @@ def test_interrupted_training_goes_on_to_the_same_result(config, tmp_path, stop_
 
 
 def test_a_model_that_was_finished_before_the_interruption_is_not_trained_again(
-    config, tmp_path, stop_after_epoch, monkeypatch
+    call, config, tmp_path, stop_after_epoch, monkeypatch
 ):
     small = ["st.model.hidden=16", "st.model.n_layers=1", "st.model.n_heads=2", "st.train.max_epochs=2"]
     data = ["data.pert_key=condition", "data.control=sham", "data.context_keys=[]"]
@@ -307,7 +293,7 @@ def test_a_model_that_was_finished_before_the_interruption_is_not_trained_again(
     assert pd.read_csv(tmp_path / "out" / "tables" / "history_st.csv")["epoch"].nunique() == 2
 
 
-def test_finished_training_goes_further(config, finished, tmp_path):
+def test_finished_training_goes_further(call, config, finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
     before = pd.read_csv(out / "tables" / "history_se.csv")
@@ -323,7 +309,7 @@ def test_finished_training_goes_further(config, finished, tmp_path):
     assert ssl.LoRACovariateSE.load(out / "models" / "se").history["epoch"].max() == after["epoch"].max()
 
 
-def test_resume_without_a_run_starts_one(config, tmp_path, only_call):
+def test_resume_without_a_run_starts_one(call, config, tmp_path, only_call):
     code, _, _ = call("train", "--config", config, "--out", tmp_path / "new", "--resume")
     assert only_call["resume"] is True
     assert only_call["folder"] == tmp_path / "new"
@@ -343,7 +329,7 @@ def only_call(monkeypatch):
     return caught
 
 
-def test_results_lie_under_the_name_of_the_file(config, only_call):
+def test_results_lie_under_the_name_of_the_file(call, config, only_call):
     call("train", "--config", config, "se.train.lr=1e-4")
     assert str(only_call["folder"]) == "runs/wound"
     assert only_call["config"].se.train.lr == 1e-4
@@ -359,7 +345,7 @@ def test_results_lie_under_the_name_of_the_file(config, only_call):
     ],
 )
 @pytest.mark.usefixtures("no_training")
-def test_resume_of_another_run_raises(config, finished, options, message):
+def test_resume_of_another_run_raises(call, config, finished, options, message):
     folder, *_ = finished
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     places = {"out": folder, "fewer": config.parent / "fewer.h5ad"}
@@ -407,7 +393,7 @@ def _set(section, **values):
     ],
 )
 @pytest.mark.usefixtures("no_training")
-def test_configuration_that_cannot_be_raises(config, tmp_path, change, message):
+def test_configuration_that_cannot_be_raises(call, config, tmp_path, change, message):
     written = _write(config, tmp_path / "mine.yaml", change)
     code, out, err = call("train", "--config", written, "--out", tmp_path / "out")
     assert code == 2
@@ -428,7 +414,7 @@ def test_configuration_that_cannot_be_raises(config, tmp_path, change, message):
     ],
 )
 @pytest.mark.usefixtures("no_training")
-def test_override_that_cannot_be_raises(config, tmp_path, override, message):
+def test_override_that_cannot_be_raises(call, config, tmp_path, override, message):
     code, _, err = call("train", "--config", config, "--out", tmp_path / "out", "se.train.lr=0.1", override)
     assert code == 2
     assert message in err
@@ -443,7 +429,7 @@ def test_override_that_cannot_be_raises(config, tmp_path, override, message):
         (None, "There is no configuration {config}. Did you mean 'mine.yml'?"),
     ],
 )
-def test_file_that_is_no_configuration_raises(tmp_path, text, message):
+def test_file_that_is_no_configuration_raises(call, tmp_path, text, message):
     (tmp_path / "mine.yml").touch()
     path = tmp_path / "mine.yaml"
     if text is not None:
