@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, GPT2Config, LlamaConfig
 from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaRMSNorm
 
 from scstate_lora._utils import did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _STD = 0.02
 """Standard deviation of new weights, in all three architectures."""
@@ -61,16 +59,11 @@ class Backbone(nn.Module, ABC):
     def forward(self, cells: Tensor) -> Tensor:
         """Mix the cells of each set, ``(n_sets, n_cells, hidden)`` to the same shape."""
         again = self.gradient_checkpointing and torch.is_grad_enabled()
-        arguments = self._arguments(cells)
         for block in self.blocks:
-            mixed = checkpoint(block, cells, use_reentrant=False, **arguments) if again else block(cells, **arguments)
+            mixed = checkpoint(block, cells, use_reentrant=False) if again else block(cells)
             # Some layers return what else they computed beside it.
             cells = mixed if isinstance(mixed, Tensor) else mixed[0]
         return self._finish(cells)
-
-    def _arguments(self, cells: Tensor) -> Mapping[str, Any]:
-        """Say what every block is called with besides the cells."""
-        return {}
 
     def _finish(self, cells: Tensor) -> Tensor:
         """Compute what follows the last block."""
@@ -135,6 +128,17 @@ class GPT2Backbone(Backbone):
         return self._branch_std if "c_proj" in name else _STD
 
 
+class _SetAttention(LlamaAttention):
+    """LLaMA's attention without its rotation, for a set has no positions: every cell attends to every other."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        q, k, v = (p(hidden_states).view(heads).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # (n_sets, n_heads, n_cells, head_dim)
+        return self.o_proj(mixed.transpose(1, 2).flatten(-2)), None
+
+
 class LlamaBackbone(Backbone):
     """The blocks of LLaMA (Touvron et al. 2023, arXiv:2302.13971) without its rotation: ``layers`` and ``norm``.
 
@@ -166,7 +170,7 @@ class LlamaBackbone(Backbone):
     ) -> None:
         super().__init__(hidden, n_heads)
         self.head_dim = hidden // n_heads if head_dim is None else head_dim
-        if self.head_dim % 2:  # LLaMA's rotation, though here by no angle, takes it in halves
+        if self.head_dim % 2:  # the rotation, which is left out here, takes it in halves: weights are to fit both
             msg = f"LLaMA needs heads of an even width, found head_dim={self.head_dim}. Give another, or other n_heads."
             raise ValueError(msg)
         config = LlamaConfig(
@@ -181,8 +185,8 @@ class LlamaBackbone(Backbone):
             attn_implementation="sdpa",
         )
         blocks = [LlamaDecoderLayer(config, layer_idx=i) for i in range(n_layers)]
-        for block in blocks:
-            block.self_attn.is_causal = False
+        for i, block in enumerate(blocks):
+            block.self_attn = _SetAttention(config, layer_idx=i)
         self.layers = nn.ModuleList(blocks)
         self.norm = LlamaRMSNorm(hidden, eps=eps)
         self._initialise()
@@ -191,11 +195,6 @@ class LlamaBackbone(Backbone):
     def blocks(self) -> nn.ModuleList:
         """The blocks, ``layers``."""
         return self.layers
-
-    def _arguments(self, cells: Tensor) -> Mapping[str, Any]:
-        # Cosine and sine of no angle, for every cell: a set has no positions.
-        cosine = cells.new_ones(1, 1, self.head_dim)
-        return {"position_embeddings": (cosine, torch.zeros_like(cosine))}
 
     def _finish(self, cells: Tensor) -> Tensor:
         return self.norm(cells)
