@@ -134,7 +134,6 @@ def velocity(args: argparse.Namespace) -> None:
             ("direction", {"velocity_key": "velocity", "velocity_beta": 0.0}),
             ("direction and length", {"velocity_key": "velocity"}),
             ("direction, weight 1", {"velocity_key": "velocity", "velocity_beta": 0.0, "velocity": 1.0}),
-            ("direction, weight 10", {"velocity_key": "velocity", "velocity_beta": 0.0, "velocity": 10.0}),
         ):
             adata = ssl.datasets.wound_healing(args.cells, seed=args.data_seed)
             ssl.STTransition.setup_anndata(
