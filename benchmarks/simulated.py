@@ -7,9 +7,10 @@
 wound
     Burned cells of a cell type, on all days, are left out; and of a day, in all cell types. Scored by the correlation
     of the predicted delta with the noise-free one: the mean of the same control cells under burn minus their own, both
-    log1p of counts per 10,000 without sampling. "by day": the mean over cell types and days of their correlations. "days
-    together": of a left-out type all control cells and all that is predicted of them make one delta. "measured": the
-    difference of the cells that were left out, which sampling and the logarithm of noisy counts keep from 1.
+    log1p of counts per 10,000 without sampling. "by day": the mean over cell types and days of their correlations.
+    "days together": of a left-out type all control cells and all that is predicted of them make one delta.
+    "measured": the difference of the cells that were left out, which sampling and the logarithm of noisy counts keep
+    from 1.
 screen
     A fifth of the perturbations is left out and predicted from features. Discrimination score by cosine, correlation
     with the measured and with the noise-free delta.
