@@ -11,11 +11,18 @@ if TYPE_CHECKING:
 
 MISSING_COLOR = "lightgray"
 _METRIC_NAMES = {
+    "de_direction50": "direction of the top 50 DE genes",
+    "de_overlap50": "overlap of the top 50 DE genes",
+    "de_precision50": "precision of the top 50 DE genes",
     "discrimination": "discrimination score",
     "e_distance": "E-distance",
     "knn_accuracy": "kNN accuracy",
     "mae": "MAE of means",
+    "mmd": "MMD",
     "mse": "MSE of means",
+    "mse_de_weighted": "MSE of means, weighted by DE",
+    "nearest_distance": "distance to the nearest cell",
+    "nearest_distance_relative": "distance to the nearest cell, relative",
     "pearson_delta": "Pearson of delta",
     "pearson_delta_top20": "Pearson of delta, top 20 genes",
     "pearson_delta_top50": "Pearson of delta, top 50 genes",
