@@ -56,7 +56,7 @@ class Tasks:
         start = time.perf_counter()
         for i in range(n_steps):
             loss = self.model.training_step(self.batches[i % len(self.batches)], i)
-            self.optimizer.zero_grad()
+            self.optimizer.zero_grad()  # here, as Lightning has it, which `tx train` leaves alone
             loss.backward()
             self.optimizer.step()
         seconds = time.perf_counter() - start

@@ -43,9 +43,9 @@ class Tasks:
         start = time.perf_counter()
         for i in range(n_steps):
             loss = self.plan.training_step(self.batches[i % len(self.batches)], i)["loss"]
-            self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+            self.optimizer.zero_grad()  # here, as the plan has it
         seconds = time.perf_counter() - start
         if not torch.isfinite(loss):
             raise ValueError("The loss is not finite.")

@@ -88,6 +88,31 @@ def test_weights_of_the_library_load_and_compute_the_same(kind: str) -> None:
     assert (mixed - expected).abs().max() <= (0 if kind == "bert" else 1e-5)
 
 
+def test_llama_has_the_librarys_gradient_and_keeps_less_for_it() -> None:
+    library, _, arguments = _of_the_library("llama")
+    backbone = _backbone("llama", dropout=0.0, head_dim=6)
+    backbone.load_state_dict({k: v for k, v in library.state_dict().items() if k != "embed_tokens.weight"})
+    kept: dict[str, int] = {}
+    for name, run in (
+        ("library", lambda: library(inputs_embeds=_cells(), use_cache=False, **arguments).last_hidden_state),
+        ("backbone", lambda: backbone(_cells())),
+    ):
+        storages: dict[int, int] = {}
+
+        def note(saved: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
+            storages[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+            loss = _loss(run())
+        kept[name] = sum(storages.values())
+        loss.backward()
+    wide = 4 * _cells()[..., 0].numel() * INTERMEDIATE  # bytes of one activation of the feed-forward
+    assert kept["library"] - kept["backbone"] >= 2 * N_LAYERS * wide
+    for name, parameter in backbone.named_parameters():
+        assert torch.allclose(parameter.grad, library.get_parameter(name).grad, atol=1e-4), name
+
+
 def test_names_are_those_of_the_whole_bert_but_for_its_tables_and_pooler() -> None:
     config = BertConfig(vocab_size=5, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=N_HEADS)
     names = {name for name, _ in BertModel(config).named_parameters()}

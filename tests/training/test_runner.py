@@ -122,6 +122,21 @@ def test_accumulated_batches_make_one_row():
     assert train["fit"].iloc[0] == pytest.approx(np.mean([t["fit"].item() for t in first]), rel=1e-5)
 
 
+def test_gradients_are_not_kept_through_the_next_forward_pass():
+    kept = []
+
+    class Looking(LinearPlan):
+        def terms(self, batch):
+            kept.append(self.linear.weight.grad is not None)
+            return super().terms(batch)
+
+    _fit(Looking(), val=False)
+    assert kept == [False] * 8
+    kept.clear()
+    _fit(Looking(), options=TrainerOptions(**QUIET, accumulate_grad_batches=2), val=False)
+    assert kept == [False, True] * 4  # two batches make one step
+
+
 def test_early_stopping_ends_training_that_no_longer_helps():
     options = TrainerOptions(**QUIET, early_stopping=2)
     plan = LinearPlan()

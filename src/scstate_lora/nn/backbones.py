@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, GPT2Config, LlamaConfig
 from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
 from scstate_lora._utils import did_you_mean
 
@@ -139,6 +139,20 @@ class _SetAttention(LlamaAttention):
         return self.o_proj(mixed.transpose(1, 2).flatten(-2)), None
 
 
+class _GatedUnit(LlamaMLP):
+    """LLaMA's feed-forward, which computes what is between its matrix products again for the gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if not torch.is_grad_enabled():
+            return self._down(gate, up)
+        # Stops before the last product, so it costs little, and half of the widest activations are not kept.
+        return checkpoint(self._down, gate, up, use_reentrant=False, preserve_rng_state=False)
+
+    def _down(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(gate) * up)
+
+
 class LlamaBackbone(Backbone):
     """The blocks of LLaMA (Touvron et al. 2023, arXiv:2302.13971) without its rotation: ``layers`` and ``norm``.
 
@@ -187,6 +201,7 @@ class LlamaBackbone(Backbone):
         blocks = [LlamaDecoderLayer(config, layer_idx=i) for i in range(n_layers)]
         for i, block in enumerate(blocks):
             block.self_attn = _SetAttention(config, layer_idx=i)
+            block.mlp = _GatedUnit(config)
         self.layers = nn.ModuleList(blocks)
         self.norm = LlamaRMSNorm(hidden, eps=eps)
         self._initialise()

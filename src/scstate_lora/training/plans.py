@@ -86,6 +86,11 @@ class Plan(L.LightningModule):
         logged = dict(zip(logged, averaged, strict=True))
         return {"loss": loss, "logged": logged}
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's hook: gradients go as soon as they are used, not after the next batch's forward pass."""
+        super().optimizer_step(*args, **kwargs)
+        self.zero_grad()
+
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over what is trainable, with the schedule stepped once an optimiser step.
 
