@@ -1,6 +1,6 @@
 """Train arc-state's ``state_sm``, made narrower, by its own ``tx train``: run by a Python that has arc-state.
 
-    path/to/python _arc_pretrain.py CELLS_FOLDER SPLIT.toml OUT --steps 300 --control ctrl ...
+    path/to/python _arc_pretrain.py SPLIT.toml OUT --steps 300 --control ctrl ...
 
 ``OUT`` is then a model folder as ``tx train`` leaves it. With ``--steps 1 --lr 0`` it holds the weights it starts from.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from state.__main__ import load_hydra_config
 from state._cli import run_tx_train
 
-BACKBONE = "model.kwargs.transformer_backbone_kwargs."
+from _arc_st_worker import BACKBONE, narrower
 
 
 def main() -> None:
@@ -42,16 +42,12 @@ def main() -> None:
         load_hydra_config(
             "tx",
             [
-                *("model=state_sm", "data.kwargs.embed_key=X_hvg", "data.kwargs.output_space=gene"),
-                *(f"model.kwargs.hidden_dim={a.hidden}", f"model.kwargs.cell_set_len={a.set_len}"),
-                *(f"{BACKBONE}hidden_size={a.hidden}", f"{BACKBONE}intermediate_size={4 * a.hidden}"),
-                *(f"{BACKBONE}num_hidden_layers={a.layers}", f"{BACKBONE}num_attention_heads={a.heads}"),
-                *(f"{BACKBONE}num_key_value_heads={a.heads}", f"{BACKBONE}head_dim={a.hidden // a.heads}"),
+                *narrower(set_len=a.set_len, hidden=a.hidden, layers=a.layers, heads=a.heads, lr=a.lr),
                 f"+{BACKBONE}vocab_size=8",  # of a table that is never read: 32,000 rows of zeros otherwise
                 *(f"data.kwargs.toml_config_path={a.split}", f"data.kwargs.control_pert={a.control}"),
                 *(f"data.kwargs.pert_col={a.pert_key}", f"data.kwargs.cell_type_key={a.cell_type_key}"),
                 *(f"data.kwargs.batch_col={a.batch_key}", "data.kwargs.num_workers=0", "data.kwargs.pin_memory=false"),
-                *(f"training.max_steps={a.steps}", f"training.val_freq={a.steps}", f"training.lr={a.lr}"),
+                *(f"training.max_steps={a.steps}", f"training.val_freq={a.steps}"),
                 *(f"training.batch_size={a.sets}", "use_wandb=false"),
                 *(f"output_dir={a.out.parent}", f"name={a.out.name}"),
             ],

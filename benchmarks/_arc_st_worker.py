@@ -124,17 +124,22 @@ class Tasks:
 _NETWORK = ("set_len", "hidden", "layers", "heads", "lr")
 
 
-def make_model(
-    *, n_genes: int, n_perts: int, set_len: int, hidden: int, layers: int, heads: int, lr: float = 1e-4
-) -> StateTransitionPerturbationModel:
-    """Make ``state_sm`` in other sizes, as ``tx train`` makes it for cells in ``X_hvg``."""
-    overrides = [
+def narrower(*, set_len: int, hidden: int, layers: int, heads: int, lr: float) -> list[str]:
+    """Say to ``tx train`` that it is ``state_sm`` in other sizes, for cells in ``X_hvg``."""
+    return [
         *("model=state_sm", "data.kwargs.embed_key=X_hvg", "data.kwargs.output_space=gene"),
         *(f"model.kwargs.hidden_dim={hidden}", f"model.kwargs.cell_set_len={set_len}", f"training.lr={lr}"),
         *(f"{BACKBONE}num_hidden_layers={layers}", f"{BACKBONE}intermediate_size={4 * hidden}"),
         *(f"{BACKBONE}num_attention_heads={heads}", f"{BACKBONE}num_key_value_heads={heads}"),
         f"{BACKBONE}head_dim={hidden // heads}",
     ]
+
+
+def make_model(
+    *, n_genes: int, n_perts: int, set_len: int, hidden: int, layers: int, heads: int, lr: float = 1e-4
+) -> StateTransitionPerturbationModel:
+    """Make ``state_sm`` in other sizes, as ``tx train`` makes it for cells in ``X_hvg``."""
+    overrides = narrower(set_len=set_len, hidden=hidden, layers=layers, heads=heads, lr=lr)
     cfg = OmegaConf.to_container(load_hydra_config("tx", overrides), resolve=True)
     dims = {"input_dim": n_genes, "output_dim": n_genes, "hvg_dim": n_genes, "gene_dim": n_genes, "pert_dim": n_perts}
     model = get_lightning_module(

@@ -23,8 +23,8 @@ import scanpy as sc
 import torch
 
 import scstate_lora as ssl
+from leave_one_out import METRICS
 
-METRICS = ["pearson_delta", "e_distance", "mae", "variance_ratio"]
 BESIDE = ["mean shift", "no change"]
 
 

@@ -24,19 +24,27 @@ import scstate_lora as ssl
 METRICS = ["pearson_delta", "e_distance", "mae", "variance_ratio"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def data_arguments() -> argparse.ArgumentParser:
+    """Arguments that say what an experiment's file holds."""
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("h5ad", type=Path)
     parser.add_argument("--pert-key", required=True)
     parser.add_argument("--control", required=True)
     parser.add_argument("--cell-type-key", required=True)
     parser.add_argument("--covariates", required=True, help="comma-separated columns of obs")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--csv", type=Path, help="write all scores here")
+    return parser
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[data_arguments()]
+    )
     parser.add_argument("--folds", help="comma-separated cell types to leave out; all by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--model", type=yaml.safe_load, default={}, help="options of the model, {prior: mean}")
     parser.add_argument("--objective", type=yaml.safe_load, default={}, help="of the objective, {shrinkage: 0}")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--csv", type=Path, help="write all scores here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.getLogger("scstate_lora").setLevel(logging.WARNING)

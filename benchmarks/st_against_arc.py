@@ -13,10 +13,12 @@ speed
     of predicted and measured sets. The numbers of trained parameters are compared and must be equal. Timed is the step
     alone, that is ``training_step`` (forward and loss), backward and AdamW (ours as the plan makes it, arc-state's as
     torch makes it, like the Adam of ``tx train``), in a plain loop after a few steps that are not timed; the batches,
-    the same on both sides, are in memory before. No clipping, logging or loading of data. The two take turns (arc,
-    ours, arc, ours, ...), each time in a fresh process; of the ratio the table has the median of the pairs' ratios and
-    their range. Memory is the most that was resident, less what the imports took; beside it that of the whole process.
-    ``--checkpointing`` has ours keep less for the gradient, as ``train(gradient_checkpointing=True)`` does.
+    the same on both sides, are in memory before. Each frees its gradients where its own training does: ours after the
+    step, arc-state's after the next forward pass, as Lightning has it. No clipping, logging or loading of data. The two
+    take turns (arc, ours, arc, ours, ...), each time in a fresh process; of the ratio the table has the median of the
+    pairs' ratios and their range. Memory is the most that was resident, less what the imports took; beside it that of
+    the whole process. ``--checkpointing`` has ours keep less for the gradient, as
+    ``train(gradient_checkpointing=True)`` does.
 kang
     One cell type's perturbed cells are left out, once for each type. arc-state's ``state_sm``, made narrower, trains
     for a given wall time on sets of the other cells, drawn as its own loader draws them (cell type by cell type, the
@@ -40,6 +42,7 @@ import numpy as np
 
 from _serve import Worker
 from against_arc import Row, compare, line, write
+from leave_one_out import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +51,6 @@ if TYPE_CHECKING:
 
 WARM_UP = 3
 MEMORY_BAR = 0.7
-METRICS = ["pearson_delta", "e_distance", "mae", "variance_ratio"]
 BESIDE = ["STTransition", "mean shift", "linear", "no change", "ceiling"]
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,25 +19,21 @@ import torch
 from scipy import stats
 
 import scstate_lora as ssl
+from leave_one_out import data_arguments
 
 SCORES = ["pearson_delta", "e_distance", "mae"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("h5ad", type=Path)
-    parser.add_argument("--pert-key", required=True)
-    parser.add_argument("--control", required=True)
-    parser.add_argument("--cell-type-key", required=True)
-    parser.add_argument("--covariates", required=True, help="comma-separated columns of obs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[data_arguments()]
+    )
     parser.add_argument("--leave", required=True, help="cell type whose perturbed cells are left out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 1e-2])
     parser.add_argument("--kinds", nargs="+", default=["streams", "features"])
     parser.add_argument("--prior", default="mean", help="'context' solves for nearly all, so that little is trained")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.getLogger("scstate_lora").setLevel(logging.WARNING)
