@@ -142,11 +142,12 @@ class Predicting(BaseModel):
         data = self._data(cells, encoded)
         context = registry.contexts(cells)  # cells are grouped as they were measured, whatever they are moved to
         made = []
-        for name, pert in progress_bar(
-            list(zip(targets, described, strict=True)), desc="STTransition", unit="target", disable=len(targets) < 5
-        ):
-            computed = self._run(data, context, np.broadcast_to(pert, (len(rows), self.perts.dim)), on)
-            made.append((self._prediction_obs(obs, name, computed.expected_loss), computed))
+        with self._network_on(on):
+            for name, pert in progress_bar(
+                list(zip(targets, described, strict=True)), desc="STTransition", unit="target", disable=len(targets) < 5
+            ):
+                computed = self._run(data, context, np.broadcast_to(pert, (len(rows), self.perts.dim)))
+                made.append((self._prediction_obs(obs, name, computed.expected_loss), computed))
         return self._as_anndata(targets, made)
 
     def _as_anndata(self, targets: list[str], made: list[tuple[pd.DataFrame, _Computed]]) -> AnnData:
@@ -208,25 +209,16 @@ class Predicting(BaseModel):
         batches = self._batch_codes(adata)
         return SetData(self._cells_in_space(adata), self.perts.values[:0], own, table_of_batches=batches)
 
-    def _run(
-        self,
-        data: SetData,
-        contexts: np.ndarray,
-        perts: np.ndarray,
-        device: torch.device,
-        *,
-        represent: bool = False,
-    ) -> _Computed:
+    def _run(self, data: SetData, contexts: np.ndarray, perts: np.ndarray, *, represent: bool = False) -> _Computed:
         """Pass all cells through the network in sets of one context and perturbation; rows stay in order."""
         rng = np.random.default_rng(self.seed)
         groups = pd.DataFrame({"context": contexts, "pert": [row.tobytes() for row in perts]})
         by_group = groups.groupby(["context", "pert"], sort=True).indices
         sets = [rows for members in by_group.values() for rows in windows(np.asarray(members), self.set_len, rng)]
-        with self._network_on(device):
-            found = [
-                self._compute(data, rows, perts[rows[:1]], represent=represent)
-                for rows in progress_bar(sets, desc="STTransition", unit="set", disable=len(sets) < 50)
-            ]
+        found = [
+            self._compute(data, rows, perts[rows[:1]], represent=represent)
+            for rows in progress_bar(sets, desc="STTransition", unit="set", disable=len(sets) < 50)
+        ]
         back = np.argsort(np.concatenate(sets))
 
         def in_order(parts: list[np.ndarray | None]) -> np.ndarray | None:
@@ -311,13 +303,10 @@ class Predicting(BaseModel):
             raise KeyError(msg)
         labels = self.registry.labels(adata, key)
         names, codes = np.unique(labels.astype(str), return_inverse=True)
-        computed = self._run(
-            self._data(adata),
-            self.registry.contexts(adata),
-            self.perts.encode(names.tolist(), where=f"adata.obs[{key!r}]")[codes],
-            on,
-            represent=True,
-        )
+        data, contexts = self._data(adata), self.registry.contexts(adata)
+        perts = self.perts.encode(names.tolist(), where=f"adata.obs[{key!r}]")[codes]
+        with self._network_on(on):
+            computed = self._run(data, contexts, perts, represent=True)
         if key_added is not None:
             adata.obsm[key_added] = computed.cells
         return computed.cells

@@ -214,21 +214,14 @@ class STTransition(NetworkModel):
         control, perts = (torch.from_numpy(a.astype(np.float32)) for a in (stats.control, data.perts[codes]))
         with torch.no_grad():
             expected = [
-                self.network.common_shift(
-                    control[i : i + 1],
-                    perts[i : i + 1],
-                    {name: torch.from_numpy(values[group.control])[None] for name, values in data.covariates.items()},
-                )
+                self.network.common_shift(control[i : i + 1], perts[i : i + 1], _told(data, group))
                 for i, group in enumerate(groups)
             ]
         return shrinkage(stats, codes, torch.cat(expected).numpy())
 
     def _places(self, data: SetData, groups: list[Group]) -> np.ndarray:
         """Coordinates of the covariates of each group's control cells, ``(n_groups, n_coordinates)``."""
-        found = []
-        for group in groups:
-            told = {name: torch.from_numpy(values[group.control])[None] for name, values in data.covariates.items()}
-            found.append(places(told, self.network.specs).numpy().reshape(-1))
+        found = [places(_told(data, group), self.network.specs).numpy().reshape(-1) for group in groups]
         return np.array(found, dtype=np.float64).reshape(len(groups), -1)
 
     def _start(self, data: SetData, groups: list[Group]) -> None:
@@ -360,6 +353,11 @@ class STTransition(NetworkModel):
             if connects and len(self.history) == n_rows:  # nothing was trained
                 remove_mhc(self.network.transformer_backbone)
                 self.mhc = None
+
+
+def _told(data: SetData, group: Group) -> dict[str, torch.Tensor]:
+    """Covariates of a group's control cells, as of one set: ``(1, n_cells)`` each."""
+    return {name: torch.from_numpy(values[group.control])[None] for name, values in data.covariates.items()}
 
 
 def _check_finetune(finetune: str) -> Literal["lora", "full", "frozen"]:

@@ -94,7 +94,7 @@ class STPlan(Plan):
         terms = {}
         if predicted.confidence is not None and "confidence" in self.weights:
             by_set = sum(self.weights[name] * distance for name, distance in distances.items())
-            terms["confidence"] = F.mse_loss(predicted.confidence, by_set.detach())  # type: ignore[union-attr]
+            terms["confidence"] = F.mse_loss(predicted.confidence, by_set.detach())  # type: ignore[union-attr]  # never empty
         if predicted.batch is not None and "batch" in self.weights:
             known = batch["batch"] >= 0
             entropy = F.cross_entropy(predicted.batch, batch["batch"].clamp(min=0), reduction="none")
