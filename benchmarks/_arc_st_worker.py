@@ -61,7 +61,8 @@ class Tasks:
             self.optimizer.step()
         seconds = time.perf_counter() - start
         if not torch.isfinite(loss):
-            raise ValueError("The loss is not finite.")
+            msg = "The loss is not finite."
+            raise ValueError(msg)
         return {"seconds": seconds, "before": self.before, "peak": peak_memory(), "own": own_memory()}
 
     def fold(self, path: str, out: str, sizes: dict[str, Any], seconds: float, seed: int) -> dict[str, float]:

@@ -96,7 +96,8 @@ class Tasks:
         embedding = self.inference.encode_adata(path, batch_size=batch_size)
         seconds = time.perf_counter() - start
         if not np.isfinite(embedding).all():
-            raise ValueError(f"The embedding of {path} is not finite.")
+            msg = f"The embedding of {path} is not finite."
+            raise ValueError(msg)
         return seconds
 
 

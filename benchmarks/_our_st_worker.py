@@ -12,9 +12,9 @@ import torch
 from _random_sets import make_batches
 from _serve import own_memory, peak_memory, serve
 from scstate_lora.config import STObjectiveConfig
+from scstate_lora.inference.arrays import to_tensors
 from scstate_lora.nn.transition import StateTransition, STConfig
-from scstate_lora.training.batches import to_tensors
-from scstate_lora.training.st_plan import STPlan
+from scstate_lora.training.st.plan import STPlan
 
 
 class Tasks:
@@ -48,7 +48,8 @@ class Tasks:
             self.optimizer.zero_grad()  # here, as the plan has it
         seconds = time.perf_counter() - start
         if not torch.isfinite(loss):
-            raise ValueError("The loss is not finite.")
+            msg = "The loss is not finite."
+            raise ValueError(msg)
         return {"seconds": seconds, "before": self.before, "peak": peak_memory(), "own": own_memory()}
 
 

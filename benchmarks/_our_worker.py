@@ -19,7 +19,7 @@ from scstate_lora.data.genes import match_vocabulary
 from scstate_lora.data.matrix import log_raw
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import Tokenizer, cell_seeds
-from scstate_lora.training.embed import ComputeOptions
+from scstate_lora.inference.embed import ComputeOptions
 
 if TYPE_CHECKING:
     from scstate_lora.nn.se_encoder import SEConfig
@@ -78,7 +78,8 @@ class Tasks:
         embedding = ssl.tl.embed(ad.read_h5ad(path), self.base, key_added=None, progress_bar=False)
         seconds = time.perf_counter() - start
         if not np.isfinite(embedding).all():
-            raise ValueError(f"The embedding of {path} is not finite.")
+            msg = f"The embedding of {path} is not finite."
+            raise ValueError(msg)
         return seconds
 
     def embed_file(self, path: str, model: str, out: str) -> dict[str, float]:

@@ -42,7 +42,8 @@ def _status(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}: this needs Linux.")
+    msg = f"/proc/self/status has no {field}: this needs Linux."
+    raise RuntimeError(msg)
 
 
 class Worker:
@@ -85,5 +86,6 @@ class Worker:
         print(json.dumps({"task": task, "arguments": arguments}), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"The worker stopped at {task!r}; see the end of {self.log}.")
+            msg = f"The worker stopped at {task!r}; see the end of {self.log}."
+            raise RuntimeError(msg)
         return json.loads(line)

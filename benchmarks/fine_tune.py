@@ -85,7 +85,8 @@ def _pretrain(held_out: str, perts: list[str], args: argparse.Namespace, work: P
         command += [f"--{name.replace('_', '-')}", getattr(args, name)]
     done = subprocess.run([str(part) for part in command], check=False, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"arc-state stopped:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
+        msg = f"arc-state stopped:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        raise RuntimeError(msg)
     return out
 
 

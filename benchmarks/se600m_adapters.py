@@ -140,7 +140,8 @@ def train(network: ConditionedSE, batch: Batch, *, n_steps: int) -> float:
     network.eval()
     still = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None and "unknown" not in n]
     if still:
-        raise RuntimeError(f"No gradient reached {', '.join(still)}.")
+        msg = f"No gradient reached {', '.join(still)}."
+        raise RuntimeError(msg)
     return seconds
 
 
@@ -172,7 +173,8 @@ def check_files(network: ConditionedSE) -> None:
     for name, size in sizes.items():
         print(f"{name}.safetensors: {size / 1e6:.1f} MB", flush=True)
     if sizes["adapters"] > LIMIT:
-        raise RuntimeError(f"The file of adapters takes more than {LIMIT / 1e6:.0f} MB.")
+        msg = f"The file of adapters takes more than {LIMIT / 1e6:.0f} MB."
+        raise RuntimeError(msg)
     same = all(map(torch.equal, before, after))
     moved = not any(map(torch.equal, before, started))
     print(f"saved and loaded, the embedding is {'the same, bit for bit' if same and moved else 'ANOTHER'}", flush=True)

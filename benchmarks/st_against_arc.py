@@ -68,7 +68,8 @@ def speed(arguments: argparse.Namespace, work: Path) -> Iterator[Row]:
         theirs, ours = (measure(side, arguments, sizes, work) for side in ("arc", "our"))
         if ours["trained"] != theirs["trained"]:
             counts = f"{ours['trained']} trained parameters, arc-state {theirs['trained']}"
-            raise ValueError(f"Not one architecture: {counts}.")
+            msg = f"Not one architecture: {counts}."
+            raise ValueError(msg)
         pairs.append((ours, theirs))
         print(f"  ours {ours['rate']:.0f} cells/s, arc-state {theirs['rate']:.0f}", file=sys.stderr, flush=True)
     ours, theirs = pairs[0]
@@ -122,7 +123,8 @@ def kang(arguments: argparse.Namespace, work: Path) -> pd.DataFrame:
     for held_out in arguments.folds.split(",") if arguments.folds else sorted(set(types)):
         train = ~((types == held_out) & (perts != arguments.control))
         if train.all():
-            raise ValueError(f"{held_out!r} has no perturbed cells: it cannot be left out.")
+            msg = f"{held_out!r} has no perturbed cells: it cannot be left out."
+            raise ValueError(msg)
         x = genes_of(adata, train, arguments.n_genes)
         fold, out = work / "fold.npz", work / "predicted.npz"
         kinds = np.unique(types, return_inverse=True)[1]

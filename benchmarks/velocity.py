@@ -27,7 +27,7 @@ from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
 import scstate_lora as ssl
-from scstate_lora.pp import _scvelo
+from scstate_lora.pp import scvelo_steps
 
 PCA = "X_pca"
 
@@ -52,7 +52,9 @@ def add_pca(adata: AnnData, n_top_genes: int | None) -> np.ndarray:
 
 def oracle(adata: AnnData, n_neighbors: int) -> np.ndarray:
     """Velocity by the true rates from noisy counts averaged over neighbours, ``(n_cells, n_genes)``."""
-    work = _scvelo.working_copy(adata.layers["spliced"], adata.layers["unspliced"], adata.obs_names, adata.var_names)
+    work = scvelo_steps.working_copy(
+        adata.layers["spliced"], adata.layers["unspliced"], adata.obs_names, adata.var_names
+    )
     index = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(adata.obsm[PCA])
     mean = index.kneighbors_graph(adata.obsm[PCA]) / n_neighbors
     spliced, unspliced = ((mean @ work.layers[name]).toarray() for name in ("spliced", "unspliced"))
@@ -92,11 +94,11 @@ def simulated(n_cells: int, depth: float, modes: list[str], n_neighbors: int, se
 def transition_matrix(adata: AnnData, key: str, n_neighbors: int) -> sparse.csr_matrix:
     """Transition probabilities of velocities in a layer, among the cells in which a walk may go."""
     used = np.isfinite(adata.layers[key]).all(axis=0)
-    work = _scvelo.working_copy(adata.layers["spliced"], adata.layers["unspliced"], adata.obs_names, adata.var_names)[
-        :, used
-    ].copy()
-    _scvelo.add_neighbors(work, space=adata.obsm[PCA][:, :30], n_pcs=30, n_neighbors=n_neighbors, seed=0)
-    matrix = _scvelo.transitions(work, adata.layers[key][:, used], n_jobs=1)[1]
+    work = scvelo_steps.working_copy(
+        adata.layers["spliced"], adata.layers["unspliced"], adata.obs_names, adata.var_names
+    )[:, used].copy()
+    scvelo_steps.add_neighbors(work, space=adata.obsm[PCA][:, :30], n_pcs=30, n_neighbors=n_neighbors, seed=0)
+    matrix = scvelo_steps.transitions(work, adata.layers[key][:, used], n_jobs=1)[1]
     matrix.setdiag(0)
     matrix.eliminate_zeros()
     return sparse.csr_matrix(sparse.diags(1 / np.asarray(matrix.sum(axis=1)).ravel()) @ matrix)
@@ -110,7 +112,8 @@ def real(
     types = adata.obs[label].astype(str).to_numpy()
     unknown = {name for course in courses for name in course} - set(types)
     if unknown:
-        raise SystemExit(f"{path}: adata.obs[{label!r}] has no {sorted(unknown)}; it has {sorted(set(types))}.")
+        msg = f"{path}: adata.obs[{label!r}] has no {sorted(unknown)}; it has {sorted(set(types))}."
+        raise SystemExit(msg)
     steps, walks = [], []
     for mode in modes:
         start = time.perf_counter()

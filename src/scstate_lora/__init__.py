@@ -52,7 +52,8 @@ def __getattr__(name: str) -> Any:
     elif name in _DEFINED_IN:
         value = getattr(importlib.import_module(_DEFINED_IN[name]), name)
     else:
-        raise AttributeError(f"module 'scstate_lora' has no attribute {name!r}")
+        msg = f"module 'scstate_lora' has no attribute {name!r}"
+        raise AttributeError(msg)
     globals()[name] = value
     return value
 

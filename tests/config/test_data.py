@@ -9,7 +9,7 @@ import yaml
 from scstate_lora import setup_anndata
 from scstate_lora.config import ContinuousEncoderConfig, CovariateConfig, DataConfig, to_yaml
 from scstate_lora.config.data import declared_covariates
-from scstate_lora.model._register import register
+from scstate_lora.data.register import register
 
 
 def _read(text):

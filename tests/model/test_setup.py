@@ -11,7 +11,7 @@ from scipy import sparse
 import scstate_lora as ssl
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
-from scstate_lora.model._register import register
+from scstate_lora.data.register import register
 
 WOUND = {"datasets": {"wound": "wound.h5ad"}, "training": {"wound": "train"}}
 ZEROSHOT = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scstate_lora.io.safe_pickle import load_torch
+from scstate_lora.io.pickle.reader import load_torch
 from scstate_lora.nn.gene_decoder import GeneDecoder
 
 ARC = Path(__file__).parents[1] / "data" / "arc_st"

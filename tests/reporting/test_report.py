@@ -11,8 +11,8 @@ import pytest
 
 import scstate_lora as ssl
 from scstate_lora.data import Registry
-from scstate_lora.reporting._parts import text
-from scstate_lora.reporting._verdicts import embedding_verdicts, perturbation_verdicts
+from scstate_lora.reporting.parts import text
+from scstate_lora.reporting.verdicts import embedding_verdicts, perturbation_verdicts
 
 mpl.use("agg")
 

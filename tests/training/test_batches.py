@@ -8,8 +8,9 @@ import torch
 from scipy import sparse
 
 from scstate_lora.data.tokens import Tokenizer, cell_seeds
-from scstate_lora.training.batches import make_loader, take, to_tensors
-from scstate_lora.training.cell_batches import CellBatches
+from scstate_lora.inference.arrays import take, to_tensors
+from scstate_lora.training.batches import make_loader
+from scstate_lora.training.se.cell_batches import CellBatches
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from torch import nn
 
 from scstate_lora.nn.hyper_connections import apply_mhc_to_transformer, mhc_parameters
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
-from scstate_lora.training.compact import BasePlan
+from scstate_lora.training.se.compact_base import BasePlan
 
 SIZES = SEConfig(token_dim=6, d_model=8, n_layers=1, n_heads=2, d_hid=12, output_dim=10, n_tokens=5)
 

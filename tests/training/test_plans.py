@@ -9,8 +9,8 @@ from scstate_lora.config import STObjectiveConfig
 from scstate_lora.nn.covariates import CovariateSpec
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 from scstate_lora.nn.transition import StateTransition, STConfig
-from scstate_lora.training.compact import BasePlan
-from scstate_lora.training.st_plan import STPlan
+from scstate_lora.training.se.compact_base import BasePlan
+from scstate_lora.training.st.plan import STPlan
 
 SIZES = SEConfig(token_dim=6, d_model=8, n_layers=1, n_heads=2, d_hid=12, output_dim=10, n_tokens=5)
 COMMON = {"lr": 1e-3, "weight_decay": 0.0, "warmup_steps": 0}

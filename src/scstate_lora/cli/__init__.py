@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from scstate_lora.cli._app import app, main
+from scstate_lora.cli.application import app, main
 
 __all__ = ["app", "main"]

@@ -170,7 +170,8 @@ def _check_conditions(value: Any) -> Any:
                 try:
                     _check_level(level)
                 except ValueError as error:
-                    raise ValueError(f"{key} {error}") from error
+                    msg_0 = f"{key} {error}"
+                    raise ValueError(msg_0) from error
     return list(conditions)
 
 

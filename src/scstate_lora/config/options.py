@@ -42,7 +42,8 @@ class Options(BaseModel):
         try:
             return cls.model_validate(options)
         except ValidationError as error:
-            raise ValueError(f"{name}: {cls._explain(error)}") from error
+            msg_0 = f"{name}: {cls._explain(error)}"
+            raise ValueError(msg_0) from error
 
     @classmethod
     def _explain(cls, error: ValidationError) -> str:

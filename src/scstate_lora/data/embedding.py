@@ -58,7 +58,8 @@ def read_embedding(adata: AnnData, key: str, *, width: int | None = None) -> np.
         raise ValueError(msg)
     try:
         if np.iscomplexobj(values):
-            raise TypeError("complex numbers")
+            msg_0 = "complex numbers"
+            raise TypeError(msg_0)
         with np.errstate(over="ignore"):
             numbers = values.astype(np.float32)
     except (TypeError, ValueError) as error:

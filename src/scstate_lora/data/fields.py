@@ -261,7 +261,8 @@ def _numbers(column: pd.Series, name: str, *, allow_missing: bool) -> np.ndarray
     plain = column.astype(object).where(column.notna(), np.nan)
     try:
         if pdt.is_complex_dtype(column):
-            raise TypeError("complex numbers")
+            msg = "complex numbers"
+            raise TypeError(msg)
         values = pd.to_numeric(plain).to_numpy(dtype=np.float64)
     except (ValueError, TypeError) as error:
         msg = f"adata.obs[{name!r}] is declared continuous, but is not numeric: {error}. Declare it 'categorical'."

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from scstate_lora._constants import UNS_KEY
 from scstate_lora._utils import did_you_mean
@@ -31,7 +32,6 @@ from scstate_lora.data.stream import check_not_empty, matrix_name, open_source, 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from scipy import sparse
 
@@ -171,6 +171,14 @@ class Registry:
     def contexts(self, adata: AnnData) -> np.ndarray:
         """Name the context of every cell, shape ``(n_cells,)``; ``"all"`` without context keys."""
         return _contexts(adata, self.context_keys, self._may_miss)
+
+    def batch_codes(self, obs: pd.DataFrame) -> np.ndarray:
+        """Codes of the cells' batches, int64 ``(n_cells,)``; -1 for one that is missing or was never seen."""
+        batch = self.batch
+        if batch is None or batch.name not in obs:
+            return np.full(len(obs), -1, dtype=np.int64)
+        labels = as_labels(obs[batch.name]).where(obs[batch.name].notna(), None)
+        return pd.Categorical(labels, categories=list(batch.categories)).codes.astype(np.int64)
 
     @property
     def _may_miss(self) -> set[str]:

@@ -261,7 +261,8 @@ class SplitFile(Options):
             msg = (
                 f"{self.source}, {section}, names {unknown[0]!r}, which adata.obs[{registry.pert_key!r}] does not hold."
             )
-            raise ValueError(f"{msg}{more} {near}")
+            msg_0 = f"{msg}{more} {near}"
+            raise ValueError(msg_0)
         if registry.control in named:
             msg = (
                 f"{self.source}, {section}, names the control {registry.control!r}: controls of a cell type of which "

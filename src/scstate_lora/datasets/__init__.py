@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scstate_lora.datasets._real import pbmc68k
-from scstate_lora.datasets._screen import perturbation_screen, perturbation_screen_truth
-from scstate_lora.datasets._wound_healing import wound_healing, wound_healing_truth
+from scstate_lora.datasets.real import pbmc68k
+from scstate_lora.datasets.screen import perturbation_screen, perturbation_screen_truth
+from scstate_lora.datasets.wound import wound_healing, wound_healing_truth
 
 __all__ = ["pbmc68k", "perturbation_screen", "perturbation_screen_truth", "wound_healing", "wound_healing_truth"]

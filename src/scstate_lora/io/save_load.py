@@ -121,9 +121,11 @@ def load_directory(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"There is no directory {path}.{_interrupted(path)} Check the path given to load().")
+        msg = f"There is no directory {path}.{_interrupted(path)} Check the path given to load()."
+        raise FileNotFoundError(msg)
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} is a file; a saved model is a directory that holds {_METADATA}. Give that.")
+        msg = f"{path} is a file; a saved model is a directory that holds {_METADATA}. Give that."
+        raise FileNotFoundError(msg)
     if not (path / _METADATA).is_file():
         msg = (
             f"{path} holds no {_METADATA}, so it is not a saved model. Give the directory that save() was called with."
@@ -133,9 +135,8 @@ def load_directory(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str
     present = {file.name for file in path.iterdir()}
     missing = sorted(set(metadata["files"]) - present)
     if missing:
-        raise FileNotFoundError(
-            f"{path} lacks {', '.join(missing)}. Copy the whole directory, or save the model again."
-        )
+        msg_0 = f"{path} lacks {', '.join(missing)}. Copy the whole directory, or save the model again."
+        raise FileNotFoundError(msg_0)
     tensors = {}
     for name in metadata["files"]:
         if name.endswith(".safetensors"):
@@ -220,7 +221,8 @@ def _read_metadata(file: Path) -> dict[str, Any]:
         raise ValueError(msg)
     files = metadata.get("files")
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-        raise ValueError(f"{file} does not list its files under 'files'. Copy it again, or save the model again.")
+        msg_0 = f"{file} does not list its files under 'files'. Copy it again, or save the model again."
+        raise ValueError(msg_0)
     return metadata
 
 

@@ -233,9 +233,11 @@ def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
 def _check_not_negative(**numbers: float) -> None:
     for name, number in numbers.items():
         if not number >= 0:
-            raise ValueError(f"{name}={number!r} must be 0 or more.")
+            msg = f"{name}={number!r} must be 0 or more."
+            raise ValueError(msg)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown. There are: {', '.join(map(repr, choices))}.")
+        msg = f"{name}={value!r} is unknown. There are: {', '.join(map(repr, choices))}."
+        raise ValueError(msg)

@@ -47,7 +47,8 @@ def mean_shift(control: np.ndarray, deltas: Sequence[np.ndarray]) -> np.ndarray:
         If there is no training context.
     """
     if not len(deltas):
-        raise ValueError("The mean shift needs a training context with control and perturbed cells; there is none.")
+        msg = "The mean shift needs a training context with control and perturbed cells; there is none."
+        raise ValueError(msg)
     return shifted(control, np.asarray(np.mean(deltas, axis=0, dtype=np.float64)))
 
 
@@ -82,7 +83,8 @@ def perturbed_mean(control: np.ndarray, means: Sequence[np.ndarray]) -> np.ndarr
         If there is no training context.
     """
     if not len(means):
-        raise ValueError("The perturbed mean needs a training context with perturbed cells; there is none.")
+        msg = "The perturbed mean needs a training context with perturbed cells; there is none."
+        raise ValueError(msg)
     return np.tile(np.mean(means, axis=0, dtype=np.float64).astype(control.dtype), (len(control), 1))
 
 
@@ -102,7 +104,8 @@ def context_mean(control: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
         If there is no training cell.
     """
     if mean is None:
-        raise ValueError("The context mean needs training cells of the context; there is none.")
+        msg = "The context mean needs training cells of the context; there is none."
+        raise ValueError(msg)
     return np.tile(mean.astype(control.dtype), (len(control), 1))
 
 
@@ -177,7 +180,8 @@ class LinearEffects:
             training has no features.
         """
         if not deltas:
-            raise ValueError("The linear baseline needs a training context with control and perturbed cells.")
+            msg = "The linear baseline needs a training context with control and perturbed cells."
+            raise ValueError(msg)
         pairs = _Pairs.of(control_means, deltas)
         penalty = _choose_context_penalty(pairs)
         origin, axes, slopes, own = _fit_contexts(pairs, [penalty])
@@ -185,7 +189,8 @@ class LinearEffects:
         if features is not None:
             lacking = [name for name in pairs.names if name not in features]
             if lacking:
-                raise ValueError(f"There are no features of {lacking[0]!r}, a perturbation of the training cells.")
+                msg = f"There are no features of {lacking[0]!r}, a perturbation of the training cells."
+                raise ValueError(msg)
             x = np.array([features[name] for name in pairs.names], dtype=np.float64)
             feature_penalty = _choose_feature_penalty(x, own[0])
             weights = _ridge_on_features(x, own[0], [feature_penalty])[0]
@@ -216,7 +221,8 @@ class LinearEffects:
         elif self.feature_weights is not None and features is not None:
             effect = np.asarray(features, dtype=np.float64) @ self.feature_weights
         else:
-            raise ValueError(f"{perturbation!r} is not among the training cells, and there are no features to go by.")
+            msg = f"{perturbation!r} is not among the training cells, and there are no features to go by."
+            raise ValueError(msg)
         return np.asarray(effect + (control_mean - self.origin) @ self.axes.T @ self.slopes)
 
 
@@ -235,7 +241,8 @@ class _Pairs(NamedTuple):
         names, contexts = sorted({name for name, _ in keys}), sorted({context for _, context in keys})
         for context in contexts:
             if context not in control_means:
-                raise ValueError(f"There is no control mean of the context {context!r}.")
+                msg = f"There is no control mean of the context {context!r}."
+                raise ValueError(msg)
         return cls(
             names=names,
             points=np.array([control_means[context] for context in contexts], dtype=np.float64),
@@ -309,7 +316,8 @@ def _ridge_on_features(x: np.ndarray, y: np.ndarray, penalties: Sequence[float])
     first, rest = x[:, :1], x[:, 1:]
     scale = float(np.square(first).sum())
     if scale == 0:
-        raise ValueError("The first feature is 0 for every perturbation; it must be 1, or the number of parts.")
+        msg = "The first feature is 0 for every perturbation; it must be 1, or the number of parts."
+        raise ValueError(msg)
     apart, outcome = (values - first @ (first.T @ values) / scale for values in (rest, y))
     gram, moments = apart.T @ apart, apart.T @ outcome
     unit = float(np.trace(gram)) / max(1, len(gram)) or 1.0

@@ -51,7 +51,8 @@ def mmd(
     cells, others = _same_genes(x, y)
     width = mean_distance_between(others, chunk=chunk) if bandwidth is None else float(bandwidth)
     if not width > 0:
-        raise ValueError(f"The bandwidth must be above 0, found {width}.")
+        msg = f"The bandwidth must be above 0, found {width}."
+        raise ValueError(msg)
     total = 0.0
     for a, b, weight in ((cells, cells, 1.0), (others, others, 1.0), (cells, others, -2.0)):
         found = sum(
@@ -123,7 +124,8 @@ def mean_distance_between(x: ArrayLike, *, chunk: int = 1024) -> float:
     cells = checked_cells(x, "the set")
     distance = mean_distance(cells, chunk=chunk) * len(cells) / max(1, len(cells) - 1)
     if not distance > 0:
-        raise ValueError(f"Distances between cells need two that differ; found {len(cells)} equal ones.")
+        msg = f"Distances between cells need two that differ; found {len(cells)} equal ones."
+        raise ValueError(msg)
     return distance
 
 
@@ -131,7 +133,8 @@ def _same_genes(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Check two sets of cells and centre them, which keeps the digits of distances far away from the origin."""
     cells, others = checked_cells(x, "x"), checked_cells(y, "y")
     if cells.shape[1] != others.shape[1]:
-        raise ValueError(f"x has {cells.shape[1]} genes and y has {others.shape[1]}; they must be the same genes.")
+        msg = f"x has {cells.shape[1]} genes and y has {others.shape[1]}; they must be the same genes."
+        raise ValueError(msg)
     origin = others.mean(axis=0, dtype=np.float64)
     return cells - origin, others - origin
 

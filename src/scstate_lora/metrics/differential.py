@@ -47,9 +47,11 @@ def gene_changes(cells: ArrayLike, control: ArrayLike) -> GeneChanges:
 
     sides = [checked_cells(cells, "cells"), checked_cells(control, "control")]
     if sides[0].shape[1] != sides[1].shape[1]:
-        raise ValueError(f"cells have {sides[0].shape[1]} genes and control {sides[1].shape[1]}.")
+        msg = f"cells have {sides[0].shape[1]} genes and control {sides[1].shape[1]}."
+        raise ValueError(msg)
     if min(map(len, sides)) < 2:
-        raise ValueError(f"A t-test needs two cells on either side; there are {len(sides[0])} and {len(sides[1])}.")
+        msg = f"A t-test needs two cells on either side; there are {len(sides[0])} and {len(sides[1])}."
+        raise ValueError(msg)
     (mean, part), (before, other) = (
         (side.mean(axis=0, dtype=np.float64), side.var(axis=0, dtype=np.float64, ddof=1) / len(side)) for side in sides
     )
@@ -90,7 +92,8 @@ def weighted_mse(pred: ArrayLike, real: ArrayLike, control: ArrayLike) -> float:
     largest = float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
     weights = np.square(np.minimum(t, largest) / largest)
     if not weights.sum() > 0:
-        raise ValueError("No gene differs between the measured and the control cells: there is nothing to weigh by.")
+        msg = "No gene differs between the measured and the control cells: there is nothing to weigh by."
+        raise ValueError(msg)
     return float(np.average(np.square(guess - np.asarray(real).mean(axis=0, dtype=np.float64)), weights=weights))
 
 
@@ -133,7 +136,8 @@ def de_precision(pred: ArrayLike, real: ArrayLike, control: ArrayLike, *, n_top:
     changed = np.flatnonzero(_measured(real, control).fdr < FDR)
     found = gene_changes(pred, control).strongest(n_top)
     if not len(found):
-        raise ValueError("No gene changes in the predicted cells (FDR under 5 %).")
+        msg = "No gene changes in the predicted cells (FDR under 5 %)."
+        raise ValueError(msg)
     return len(np.intersect1d(changed, found)) / len(found)
 
 
@@ -161,5 +165,6 @@ def de_direction(pred: ArrayLike, real: ArrayLike, control: ArrayLike, *, n_top:
 def _measured(real: ArrayLike, control: ArrayLike) -> GeneChanges:
     changes = gene_changes(real, control)
     if not (changes.fdr < FDR).any():
-        raise ValueError("No gene changes in the measured cells (FDR under 5 %): there is nothing to find.")
+        msg = "No gene changes in the measured cells (FDR under 5 %): there is nothing to find."
+        raise ValueError(msg)
     return changes

@@ -57,25 +57,31 @@ def discrimination_score(
     """
     pred, real = np.asarray(pred_deltas, dtype=np.float64), np.asarray(real_deltas, dtype=np.float64)
     if pred.shape != real.shape or pred.ndim != 2 or not pred.size:
-        raise ValueError(
+        msg = (
             "Effects must have shape (n_perturbations, n_genes), the same for both; found "
             f"{pred.shape} predicted and {real.shape} measured."
         )
+        raise ValueError(msg)
     n, n_genes = pred.shape
     if n < 2:
-        raise ValueError("Telling perturbations apart needs at least two; there is 1.")
+        msg = "Telling perturbations apart needs at least two; there is 1."
+        raise ValueError(msg)
     if not (np.isfinite(pred).all() and np.isfinite(real).all()):
-        raise ValueError("An effect is NaN or infinite.")
+        msg = "An effect is NaN or infinite."
+        raise ValueError(msg)
     if rank_by not in ("others", "all"):
-        raise ValueError(f"rank_by={rank_by!r} is not possible; use 'others' or 'all'.")
+        msg = f"rank_by={rank_by!r} is not possible; use 'others' or 'all'."
+        raise ValueError(msg)
     if excluded is not None and len(excluded) != n:
-        raise ValueError(f"excluded has {len(excluded)} entries for {n} perturbations; give one each, maybe empty.")
+        msg = f"excluded has {len(excluded)} entries for {n} perturbations; give one each, maybe empty."
+        raise ValueError(msg)
     squares = np.square(real).sum(axis=1)
     scores = np.full(n, np.nan)
     for i in range(n):
         hidden = np.unique(np.asarray(() if excluded is None else excluded[i], dtype=np.intp))
         if len(hidden) == n_genes:
-            raise ValueError(f"excluded leaves none of the {n_genes} genes to compare.")
+            msg = f"excluded leaves none of the {n_genes} genes to compare."
+            raise ValueError(msg)
         seen = pred[i].copy()
         seen[hidden] = 0
         if not seen.any():

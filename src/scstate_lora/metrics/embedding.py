@@ -109,10 +109,11 @@ def knn_accuracy(
     cells = _checked_embedding(x, kept)[kept]
     n_voters = len(cells) - -(-len(cells) // n_folds)
     if n_voters < n_neighbors:
-        raise ValueError(
+        msg = (
             f"n_neighbors={n_neighbors} needs as many cells outside a fold; {len(cells)} labelled cells in {n_folds} "
             f"folds leave {n_voters}. Use a smaller n_neighbors."
         )
+        raise ValueError(msg)
     exact = len(cells) <= EXACT_UP_TO if search == "auto" else search == "exact"
     right = 0
     for fit, held_out in StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(cells, codes):
@@ -184,9 +185,11 @@ def continuous_probe(x: ArrayLike, values: ArrayLike, *, n_folds: int = 5, seed:
     kept = np.isfinite(y)
     cells, y = _checked_embedding(x, kept)[kept], y[kept]
     if len(y) < n_folds:
-        raise ValueError(f"{len(y)} cells have a value; {n_folds} folds need at least {n_folds}.")
+        msg = f"{len(y)} cells have a value; {n_folds} folds need at least {n_folds}."
+        raise ValueError(msg)
     if np.ptp(y) == 0:
-        raise ValueError(f"All {len(y)} cells have the value {y[0]:g}: there is nothing to predict.")
+        msg = f"All {len(y)} cells have the value {y[0]:g}: there is nothing to predict."
+        raise ValueError(msg)
     residual = total = 0.0
     for fit, held_out in KFold(n_folds, shuffle=True, random_state=seed).split(cells):
         probe = make_pipeline(StandardScaler(), Ridge(alpha=1.0)).fit(cells[fit], y[fit])
@@ -199,13 +202,16 @@ def _checked_embedding(x: ArrayLike, kept: np.ndarray) -> np.ndarray:
     """Return `x` as a matrix of floats with a row for each element of `kept`, or say what is wrong with it."""
     cells = np.asarray(x)
     if cells.ndim != 2 or not cells.size:
-        raise ValueError(f"An embedding has shape (n_cells, n_dims), neither of them 0; this one has {cells.shape}.")
+        msg = f"An embedding has shape (n_cells, n_dims), neither of them 0; this one has {cells.shape}."
+        raise ValueError(msg)
     if len(cells) != len(kept):
-        raise ValueError(f"The embedding has {len(cells)} cells and there are {len(kept)} labels.")
+        msg = f"The embedding has {len(cells)} cells and there are {len(kept)} labels."
+        raise ValueError(msg)
     cells = cells.astype(np.result_type(cells.dtype, np.float32), copy=False)
     n_bad = int(np.sum(~np.isfinite(cells).all(axis=1)))
     if n_bad:
-        raise ValueError(f"The embedding has NaN or infinite numbers in {n_bad} of {len(cells)} cells.")
+        msg = f"The embedding has NaN or infinite numbers in {n_bad} of {len(cells)} cells."
+        raise ValueError(msg)
     return cells
 
 
@@ -216,9 +222,8 @@ def _class_codes(labels: ArrayLike, *, n_folds: int) -> tuple[np.ndarray, np.nda
     names, codes = np.unique(everyone[kept].astype(str), return_inverse=True)
     if len(names) < 2:
         sizes = ", ".join(f"{name!r} ({size})" for name, size in pd.Series(everyone).value_counts().items())
-        raise ValueError(
-            f"{n_folds} folds need two classes with at least {n_folds} cells each; found {sizes or 'none'}."
-        )
+        msg = f"{n_folds} folds need two classes with at least {n_folds} cells each; found {sizes or 'none'}."
+        raise ValueError(msg)
     return codes, kept
 
 

@@ -78,10 +78,12 @@ def held_out_categorical_probe(
     scored = [str(name) for name in names[sizes >= FEWEST_HELD_OUT]]
     if len(scored) < 2:
         found = ", ".join(f"'{name}' ({size})" for name, size in zip(names, sizes, strict=True))
-        raise ValueError(f"two classes with {FEWEST_HELD_OUT} held-out cells each are needed; found {found or 'none'}")
+        msg = f"two classes with {FEWEST_HELD_OUT} held-out cells each are needed; found {found or 'none'}"
+        raise ValueError(msg)
     absent = sorted(set(scored) - set(train))
     if absent:
-        raise ValueError(f"no cell of the fit is of the class {absent[0]!r}")
+        msg = f"no cell of the fit is of the class {absent[0]!r}"
+        raise ValueError(msg)
     fit, held_out = _checked_pair(x_train, x_test, len(train), len(known))
     right = _balanced_logistic(_best_c(fit, train, seed=seed)).fit(fit, train).predict(held_out) == known
     n = np.array([np.sum(known == name) for name in scored])
@@ -125,7 +127,8 @@ def held_out_continuous_probe(
     fit, held_out = _checked_pair(x_train, x_test, len(train), len(known))
     for values, what in ((train, "the fit"), (known, "those held out")):
         if len(values) < 2 or np.ptp(values) == 0:
-            raise ValueError(f"two different values are needed among the cells of {what}; {len(values)} cells have one")
+            msg = f"two different values are needed among the cells of {what}; {len(values)} cells have one"
+            raise ValueError(msg)
     probe = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 13))).fit(fit, train)
     residual = (known - probe.predict(held_out)) ** 2
     total = (known - train.mean()) ** 2

@@ -33,7 +33,8 @@ def pearson_delta(pred_mean: ArrayLike, real_mean: ArrayLike, control_mean: Arra
     for name, delta in (("predicted", pred - control), ("measured", real - control)):
         deviation = delta - delta.mean()
         if np.abs(deviation).max() <= 1e-6 * max(1.0, np.abs(control).max()):
-            raise ValueError(f"The {name} delta is the same in all {len(delta)} genes: it correlates with nothing.")
+            msg = f"The {name} delta is the same in all {len(delta)} genes: it correlates with nothing."
+            raise ValueError(msg)
         deviations.append(deviation / np.linalg.norm(deviation))
     return float(np.clip(deviations[0] @ deviations[1], -1.0, 1.0))
 
@@ -55,7 +56,8 @@ def pearson_delta_top(pred_mean: ArrayLike, real_mean: ArrayLike, control_mean: 
     """
     pred, real, control = _checked_means(pred_mean, real_mean, control_mean)
     if len(real) < n_top:
-        raise ValueError(f"The top {n_top} genes were asked for and there are {len(real)}.")
+        msg = f"The top {n_top} genes were asked for and there are {len(real)}."
+        raise ValueError(msg)
     top = np.argsort(-np.abs(real - control), kind="stable")[:n_top]
     return pearson_delta(pred[top], real[top], control[top])
 
@@ -115,7 +117,8 @@ def mean_distance(x: ArrayLike, y: ArrayLike | None = None, *, chunk: int = 1024
     cells = checked_cells(x, "x")
     others = cells if y is None else checked_cells(y, "y")
     if cells.shape[1] != others.shape[1]:
-        raise ValueError(f"x has {cells.shape[1]} genes and y has {others.shape[1]}; they must be the same genes.")
+        msg = f"x has {cells.shape[1]} genes and y has {others.shape[1]}; they must be the same genes."
+        raise ValueError(msg)
     return _mean_distance(cells, others, within=y is None, chunk=chunk)
 
 
@@ -166,10 +169,12 @@ def variance_ratio(pred: ArrayLike, real: ArrayLike) -> float:
     for name, given in (("pred", pred), ("real", real)):
         cells = checked_cells(given, name)
         if len(cells) < 2:
-            raise ValueError(f"A variance needs at least two cells; {name} has {len(cells)}.")
+            msg = f"A variance needs at least two cells; {name} has {len(cells)}."
+            raise ValueError(msg)
         totals.append(float(np.var(cells, axis=0, dtype=np.float64).sum()))
     if totals[1] == 0:
-        raise ValueError("The measured cells are all equal: their variance is 0.")
+        msg = "The measured cells are all equal: their variance is 0."
+        raise ValueError(msg)
     return totals[0] / totals[1]
 
 
@@ -198,7 +203,8 @@ def ceiling(
         If there are fewer than two cells, or `score` raises it for a half.
     """
     if len(real) < 2:
-        raise ValueError(f"Two halves need at least two measured cells; there is {len(real)}.")
+        msg = f"Two halves need at least two measured cells; there is {len(real)}."
+        raise ValueError(msg)
     rng = np.random.default_rng(seed)
     scores = []
     for _ in range(n_splits):
@@ -288,11 +294,11 @@ def _checked_means(*means: ArrayLike) -> list[np.ndarray]:
     arrays = [np.asarray(m, dtype=np.float64) for m in means]
     shapes = [a.shape for a in arrays]
     if arrays[0].ndim != 1 or not arrays[0].size or len(set(shapes)) > 1:
-        raise ValueError(
-            f"Means must be vectors with one number a gene, the same genes in each; found shapes {shapes}."
-        )
+        msg = f"Means must be vectors with one number a gene, the same genes in each; found shapes {shapes}."
+        raise ValueError(msg)
     if not all(np.isfinite(a).all() for a in arrays):
-        raise ValueError("A mean expression is NaN or infinite.")
+        msg = "A mean expression is NaN or infinite."
+        raise ValueError(msg)
     return arrays
 
 
@@ -300,9 +306,9 @@ def checked_cells(cells: ArrayLike, name: str) -> np.ndarray:
     """Return cells as an array of shape ``(n_cells, n_genes)``; a ValueError if they are none, or not finite."""
     cells = np.asarray(cells)
     if cells.ndim != 2 or not cells.size:
-        raise ValueError(
-            f"{name} must have shape (n_cells, n_genes) and at least one cell; its shape is {cells.shape}."
-        )
+        msg = f"{name} must have shape (n_cells, n_genes) and at least one cell; its shape is {cells.shape}."
+        raise ValueError(msg)
     if not np.isfinite(cells).all():
-        raise ValueError(f"{name} has NaN or infinite numbers.")
+        msg = f"{name} has NaN or infinite numbers."
+        raise ValueError(msg)
     return cells

@@ -30,9 +30,11 @@ def loss_variance(loss: ArrayLike, *, share: float = 0.1) -> float:
     """
     losses = _vector(loss, "loss")
     if not 0 < share <= 1:
-        raise ValueError(f"share={share!r} must lie above 0 and be at most 1.")
+        msg = f"share={share!r} must lie above 0 and be at most 1."
+        raise ValueError(msg)
     if len(losses) < 2:
-        raise ValueError(f"A variance needs the loss of two steps; there are {len(losses)}.")
+        msg = f"A variance needs the loss of two steps; there are {len(losses)}."
+        raise ValueError(msg)
     last = losses[-max(2, int(np.ceil(share * len(losses)))) :]
     return float(last.var()) if np.isfinite(last).all() else float("nan")
 
@@ -61,7 +63,8 @@ def spikes(grad_norm: ArrayLike, *, n_mad: float = 5.0) -> np.ndarray:
     """
     norms = _vector(grad_norm, "grad_norm")
     if not len(norms):
-        raise ValueError("There is no gradient norm: no step was made.")
+        msg = "There is no gradient norm: no step was made."
+        raise ValueError(msg)
     finite = norms[np.isfinite(norms)]
     if not len(finite):
         return np.ones(len(norms), dtype=bool)
@@ -87,7 +90,8 @@ def gradient_spikes(grad_norm: ArrayLike, epoch: ArrayLike, *, n_mad: float = 5.
     """
     found, epochs = spikes(grad_norm, n_mad=n_mad), np.asarray(epoch)
     if epochs.shape != found.shape:
-        raise ValueError(f"epoch has shape {epochs.shape}, grad_norm {found.shape}; they must be one a step.")
+        msg = f"epoch has shape {epochs.shape}, grad_norm {found.shape}; they must be one a step."
+        raise ValueError(msg)
     return float(found.sum() / len(np.unique(epochs)))
 
 
@@ -109,14 +113,17 @@ def validation_improvement(val_loss: ArrayLike) -> float:
     """
     losses = _vector(val_loss, "val_loss")
     if not len(losses):
-        raise ValueError("There is no validation loss: no cell validates.")
+        msg = "There is no validation loss: no cell validates."
+        raise ValueError(msg)
     if not losses[0] > 0:
-        raise ValueError(f"The validation loss of the first epoch is {losses[0]:.3g}; a share needs one above 0.")
+        msg = f"The validation loss of the first epoch is {losses[0]:.3g}; a share needs one above 0."
+        raise ValueError(msg)
     return float((losses[0] - np.nanmin(losses)) / losses[0])
 
 
 def _vector(values: ArrayLike, name: str) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
-        raise ValueError(f"{name} must be a vector with one number a step or epoch; its shape is {array.shape}.")
+        msg = f"{name} must be a vector with one number a step or epoch; its shape is {array.shape}."
+        raise ValueError(msg)
     return array

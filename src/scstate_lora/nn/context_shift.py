@@ -54,8 +54,8 @@ class ContextShift(nn.Module):
         shift = sum_g k(g) (p . p_g) alpha_g + slope (c - centre)
         k(g) = exp(-(|B (c - c_g)|^2 + |reach (z - z_g)|^2) / width)
 
-    Nothing in it is trained by gradient: :func:`scstate_lora.training.contexts.fit_contexts` solves for it. Without
-    references it is zero.
+    Nothing in it is trained by gradient: :func:`scstate_lora.training.st.context_prior.fit_contexts` solves for
+    it. Without references it is zero.
 
     Parameters
     ----------

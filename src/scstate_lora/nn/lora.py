@@ -385,7 +385,8 @@ def check_adapter_name(name: str) -> None:
 
 def _check_known(module: nn.Module, name: str) -> None:
     if name not in adapter_names(module):
-        raise KeyError(f"There is no adapter {name!r}. {did_you_mean(name, adapter_names(module))}")
+        msg = f"There is no adapter {name!r}. {did_you_mean(name, adapter_names(module))}"
+        raise KeyError(msg)
 
 
 def _refuse_merged(module: nn.Module, what: str) -> None:

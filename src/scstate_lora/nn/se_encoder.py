@@ -75,7 +75,7 @@ class SEEncoder(nn.Module):
     """STATE embedding network (Adduri et al. 2025, STATE, doi:10.1101/2025.06.26.661135).
 
     Module names follow the published checkpoints, but for the attention: there queries, keys and values are stored as
-    one stacked ``qkv_proj`` (see :mod:`scstate_lora.io.arc`).
+    one stacked ``qkv_proj`` (see :mod:`scstate_lora.io.published.se_tensors`).
 
     Parameters
     ----------

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from scstate_lora.pl._compare import compare
-from scstate_lora.pl._covariates import covariate_effects
-from scstate_lora.pl._embedding import embedding
-from scstate_lora.pl._loss_curves import loss_curves
-from scstate_lora.pl._metrics import metrics
-from scstate_lora.pl._mhc import mhc_mixing
-from scstate_lora.pl._velocity import velocity_alignment
+from scstate_lora.pl.comparison import compare
+from scstate_lora.pl.covariates import covariate_effects
+from scstate_lora.pl.embeddings import embedding
+from scstate_lora.pl.history import loss_curves
+from scstate_lora.pl.mhc import mhc_mixing
+from scstate_lora.pl.scores import metrics
+from scstate_lora.pl.velocity import velocity_alignment
 
 __all__ = [
     "compare",

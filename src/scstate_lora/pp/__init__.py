@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from scstate_lora.pp._velocity import velocity
+from scstate_lora.pp.rna_velocity import velocity
 
 __all__ = ["velocity"]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from scstate_lora.tl._compare import compare
-from scstate_lora.tl._comparison import Comparison
-from scstate_lora.tl._covariates import covariate_information
-from scstate_lora.tl._decode import decode_expression
-from scstate_lora.tl._discrimination import discrimination
-from scstate_lora.tl._embed import embed, embed_file
-from scstate_lora.tl._embeddings import evaluate
-from scstate_lora.tl._ensemble import ensemble
-from scstate_lora.tl._interpolate import interpolate
-from scstate_lora.tl._perturbation import evaluate_perturbation
-from scstate_lora.tl._stability import stability
-from scstate_lora.tl._velocity import velocity_alignment
+from scstate_lora.tl.comparison.compare_variants import compare
+from scstate_lora.tl.comparison.result import Comparison
+from scstate_lora.tl.covariates import covariate_information
+from scstate_lora.tl.decoding import decode_expression
+from scstate_lora.tl.embedding_scores import evaluate
+from scstate_lora.tl.ensembles import ensemble
+from scstate_lora.tl.interpolation import interpolate
+from scstate_lora.tl.perturbation import evaluate_perturbation
+from scstate_lora.tl.perturbation_discrimination import discrimination
+from scstate_lora.tl.plain_embedding import embed, embed_file
+from scstate_lora.tl.training_stability import stability
+from scstate_lora.tl.velocity import velocity_alignment
 
 __all__ = [
     "Comparison",

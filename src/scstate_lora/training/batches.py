@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from scstate_lora.inference.arrays import to_tensors
 from scstate_lora.training.distributed import place, share
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
-
-    import numpy as np
 
 
 class BatchSource(Protocol):
@@ -86,22 +84,3 @@ def make_loader(source: BatchSource, *, train: bool, start: int = 0, progress: A
     dataset: Dataset = _Shares(source) if train else source  # type: ignore[assignment]  # anything indexable serves
     sampler = _StepSampler(source.steps_per_epoch, start=start, progress=progress)
     return DataLoader(dataset, sampler=sampler, batch_size=None, collate_fn=to_tensors)
-
-
-def to_tensors(batch: Any) -> Any:
-    """Numpy arrays in nested dicts to tensors."""
-    if isinstance(batch, dict):
-        return {key: to_tensors(value) for key, value in batch.items()}
-    return torch.from_numpy(batch)
-
-
-def take(arrays: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
-    """Rows of every array in a nested dict; sparse matrices become dense."""
-    taken: dict[str, Any] = {}
-    for key, value in arrays.items():
-        if isinstance(value, dict):
-            taken[key] = take(value, rows)
-        else:
-            picked = value[rows]
-            taken[key] = picked.toarray() if hasattr(picked, "toarray") else picked
-    return taken

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scstate_lora.workflow._folder import is_first_process
-from scstate_lora.workflow._predict import predict_to_file
-from scstate_lora.workflow._run import Run, run
-from scstate_lora.workflow._train import Trained, train
+from scstate_lora.workflow.folder import is_first_process
+from scstate_lora.workflow.main_job import Run, run
+from scstate_lora.workflow.one_model import Trained, train
+from scstate_lora.workflow.prediction import predict_to_file
 
 __all__ = ["Run", "Trained", "is_first_process", "predict_to_file", "run", "train"]

@@ -1,0 +1,37 @@
+"""The commands that look into checkpoints and convert them."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003  # typer reads the annotations
+from typing import Annotated
+
+import typer
+
+from scstate_lora.cli.shared import BaseConfig, Proteins, Traceback, check_base
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A checkpoint, a folder of one, or a saved model.")],
+    *,
+    traceback: Traceback = False,
+) -> None:
+    """Say what a model file or folder is, its sizes, genes and licence, and what it can be used for."""
+    from scstate_lora.io.published.inspect import inspect_path
+
+    typer.echo(inspect_path(path).text())
+
+
+def convert(
+    base: Annotated[str, typer.Argument(help="A published SE checkpoint: folder, .ckpt, model.safetensors or hub id.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    config: BaseConfig = None,
+    protein_embeddings: Proteins = None,
+    traceback: Traceback = False,
+) -> None:
+    """Convert a published SE checkpoint to safetensors and JSON, which hold no code and load fastest."""
+    check_base(base)
+    from scstate_lora.model import SEBase
+
+    SEBase.load(base, config=config, protein_embeddings=protein_embeddings).save(out)
+    typer.echo(f"Wrote {out}: use it as base={str(out)!r}.")

@@ -1,0 +1,1 @@
+"""Networks run over cells without gradient: blocks are read while others are computed."""

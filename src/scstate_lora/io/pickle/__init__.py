@@ -1,0 +1,1 @@
+"""Pickles read without running code: a table of allowed names, and the records they describe."""

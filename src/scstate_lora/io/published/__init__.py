@@ -1,0 +1,1 @@
+"""Published checkpoints: their files, read without running anything in them, and their layout of tensors."""

@@ -1,0 +1,370 @@
+"""Read a published state transition (ST) model: its folder, its tensors, and the names that belong to them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from scstate_lora._logging import logger
+from scstate_lora.io.published.contents import Contents, open_contents
+from scstate_lora.io.published.hub import fetch_snapshot
+from scstate_lora.io.published.se_checkpoint import UNKNOWN_LICENCE, licence_beside, name_of
+from scstate_lora.io.published.st_files import (
+    codes,
+    files_to_fetch,
+    find_st_file,
+    read_config,
+    read_map,
+    read_var_dims,
+    split_hub_id,
+)
+from scstate_lora.io.published.st_tensors import BACKBONE, take_backbone, take_network
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+UNKNOWN_ST_LICENCE = (
+    "unknown; Arc's published ST weights are non-commercial (Arc Research Institute State Model Non-Commercial License)"
+)
+"""Licence of a model that no licence lies beside."""
+GENE_KEYS = (None, "X_hvg")
+"""Inputs of published models that are genes; every other one is an embedding in ``obsm``."""
+_SHOWN = 5
+
+
+@dataclass(frozen=True, eq=False)
+class STCheckpoint:
+    """A published ST model as it was read, in plain values and tensors.
+
+    Parameters
+    ----------
+    path
+        The file of the weights.
+    source
+        Where it was read from: a path, or the id on the Hub.
+    name
+        Folder and file, such as ``ST-Tahoe (final.ckpt)``.
+    licence
+        What lies beside the file, or that it is unknown.
+    hyper_parameters
+        What the checkpoint says that it was built with.
+    sizes
+        Those of :func:`~scstate_lora.io.published.st_tensors.take_network`, or of the backbone alone.
+    state
+        Tensors by published name, float32, adapters merged; without those that nothing reads.
+    genes
+        Names of the genes of its gene space, ``gene_names``; empty where they are not stored.
+    perturbations
+        One-hot or feature vector of each perturbation, float32 ``(pert_dim,)``; empty for the backbone alone.
+    cell_types
+        Cell types that it was trained on; empty where they are not stored.
+    batches
+        Code of each batch in the batch encoder; empty where they are not stored.
+    control
+        Name of the perturbation that is none.
+    embed_key
+        Its input: ``X_hvg`` (variable genes), None (all genes of ``X``), or an embedding's name in ``obsm``.
+    output_space
+        ``gene``, ``all`` or ``embedding``, as Arc calls what it predicts.
+    cell_set_len
+        Cells in a set of its training.
+    notes
+        What was not there, or was taken for granted.
+    """
+
+    path: Path
+    source: str
+    name: str
+    licence: str
+    hyper_parameters: dict[str, Any]
+    sizes: dict[str, Any]
+    state: dict[str, Tensor]
+    genes: list[str] = field(default_factory=list)
+    perturbations: dict[str, Tensor] = field(default_factory=dict)
+    cell_types: list[str] = field(default_factory=list)
+    batches: dict[str, int] = field(default_factory=dict)
+    control: str = "non-targeting"
+    embed_key: str | None = None
+    output_space: str = "gene"
+    cell_set_len: int = 256
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file of the weights, hexadecimal; computed when it is first asked for."""
+        with self.path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    @property
+    def reads_genes(self) -> bool:
+        """Whether its input is the expression of genes, rather than an embedding."""
+        return self.embed_key in GENE_KEYS
+
+    @property
+    def input_genes(self) -> list[str]:
+        """Names of the genes that it reads, in its order; empty where it reads none or they are not stored."""
+        return self.genes if self.reads_genes and len(self.genes) == self.sizes["n_inputs"] else []
+
+
+def read_st_folder(
+    path: str | Path,
+    *,
+    reuse: Literal["all", "backbone"] = "all",
+    offline: bool | None = None,
+) -> STCheckpoint:
+    """Read a published ST model without running code that is in it.
+
+    Parameters
+    ----------
+    path
+        Folder with ``config.yaml`` and ``checkpoints/final.ckpt`` (or ``last``, ``best``, ``step=N``; older ones:
+        ``final.ckpt`` at the top), the checkpoint itself, or a repository on the Hub: ``owner/name``, or
+        ``owner/name/folder`` where it holds several models, each with ``@revision`` behind it if another is wanted.
+    reuse
+        ``"backbone"`` reads the transformer alone and needs no files beside the checkpoint.
+    offline
+        Look for a hub id on this machine only; None: as the Hub's own settings say.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is nothing, no checkpoint in the folder, or a file is missing without which it cannot predict.
+    ValueError
+        It is something else than an ST model, is damaged, contradicts itself, holds more than data, or has an option
+        that is not supported.
+    OSError
+        The Hub cannot be reached.
+    """
+    source, hub = str(path), split_hub_id(path)
+    if hub is None:
+        source = str(Path(path).expanduser().resolve())
+    else:
+        hub_id, within = hub
+        choose = partial(files_to_fetch, hub_id=hub_id, folder=within)
+        path = fetch_snapshot(hub_id, choose=choose, offline=offline) / within
+    folder, file = find_st_file(path)
+    checkpoint = read_st_file(file, folder, source=source, reuse=reuse)
+    logger.info("ST model %s: %s.", checkpoint.name, "; ".join([describe(checkpoint), *checkpoint.notes]))
+    return checkpoint
+
+
+def read_st_file(file: Path, folder: Path, *, source: str, reuse: Literal["all", "backbone"] = "all") -> STCheckpoint:
+    """Read a checkpoint, and of its folder what belongs to it. As :func:`read_st_folder`, where the files are known."""
+    contents = open_contents(file)
+    hyper = _require_st(contents)
+    options = _section(_section(read_config(folder), "data"), "kwargs")
+    notes: list[str] = []
+    take = take_backbone if reuse == "backbone" else take_network
+    sizes, state = take(contents.state, hyper, what=str(file))
+    if sizes["backbone"] == "gpt2":
+        # With transformers 4.52 to 4.57 arc-state asks for attention among all cells and, under SDPA, gets another.
+        notes.append("every cell attends to every other, as arc-state means it; its own GPT-2 may have run causally")
+    elif "bidirectional_attention" not in _section(hyper, "transformer_backbone_kwargs"):
+        # Older versions knew no other attention and did not write it down.
+        notes.append("that every cell attends to every other is taken for granted: the checkpoint does not say")
+    maps: dict[str, dict[str, Tensor]] = {}
+    dims: Mapping[str, Any] = {}
+    if reuse == "all":
+        dims = read_var_dims(folder)
+        maps = {name: found for name in ("pert", "cell_type", "batch") if (found := read_map(folder, name)) is not None}
+        _check_perturbations(maps.get("pert"), sizes["pert_dim"], folder)
+    batches = codes(maps.get("batch", {})) or {}
+    if sizes.get("n_batches") and (not batches or max(batches.values()) >= sizes["n_batches"]):
+        notes.append(f"names of its {sizes['n_batches']} batches are not stored: give their codes")
+        batches = {}
+    genes = _names(hyper.get("gene_names")) or _names(dims.get("gene_names"))
+    output_space = str(hyper.get("output_space", "gene"))
+    if reuse == "all" and len(genes) not in {sizes["n_inputs"], sizes["n_genes"]}:
+        if output_space != "embedding":  # there they are of genes that it neither reads nor predicts
+            notes.append(f"the {len(genes):,} gene names in it are neither its input's nor its output's: not used")
+        genes = []
+    return STCheckpoint(
+        path=file,
+        source=source,
+        name=name_of(folder / file.name),
+        licence=st_licence(folder),
+        hyper_parameters=dict(hyper),
+        sizes=sizes,
+        state=state,
+        genes=genes,
+        perturbations=maps.get("pert", {}),
+        cell_types=list(maps.get("cell_type", {})),
+        batches=batches,
+        control=str(hyper.get("control_pert") or options.get("control_pert") or "non-targeting"),
+        embed_key=hyper.get("embed_key"),
+        output_space=output_space,
+        cell_set_len=int(hyper.get("cell_set_len", 256)),
+        notes=notes,
+    )
+
+
+def describe(checkpoint: STCheckpoint) -> str:
+    """Say in one line what a model is and reads."""
+    sizes = checkpoint.sizes
+    text = f"{sizes['backbone']}, {sizes['n_layers']} layer(s) of {sizes['hidden']}"
+    if "n_inputs" not in sizes:
+        return f"{text}, its backbone alone"
+    return f"{text}, reads {input_meaning(checkpoint)}, knows {len(checkpoint.perturbations):,} perturbations"
+
+
+def input_meaning(checkpoint: STCheckpoint) -> str:
+    """Say what a cell is to a model, such as ``2,000 genes (HVGs)``."""
+    n, key = checkpoint.sizes["n_inputs"], checkpoint.embed_key
+    if checkpoint.reads_genes:
+        return f"{n:,} genes" + (" (HVGs)" if key == "X_hvg" else "")
+    return f"{n:,} numbers of adata.obsm[{key!r}]"
+
+
+def backbone_state(checkpoint: STCheckpoint) -> dict[str, Tensor]:
+    """Tensors of the transformer alone, by their names in it, such as ``layers.0.self_attn.q_proj.weight``."""
+    return {n.removeprefix(BACKBONE): t for n, t in checkpoint.state.items() if n.startswith(BACKBONE)}
+
+
+def st_licence(folder: Path) -> str:
+    """Name the licence that lies beside a model, or say that it is unknown."""
+    found = licence_beside(folder / "config.yaml")
+    return UNKNOWN_ST_LICENCE if found == UNKNOWN_LICENCE else found
+
+
+def compare_sizes(
+    checkpoint: STCheckpoint,
+    *,
+    n_inputs: int | None = None,
+    n_outputs: int | None = None,
+    genes: Sequence[str] | None = None,
+    key: str | None = None,
+) -> np.ndarray | None:
+    """Check that a model's sizes are those of some data, and find its genes among theirs.
+
+    Parameters
+    ----------
+    checkpoint
+        The model, read whole.
+    n_inputs, n_outputs
+        Width of a cell in the data, going in and coming out; None where it is not asked.
+    genes
+        Names of the data's genes, where the cells are expression; `n_inputs` is their number.
+    key
+        Where the cells lie in ``adata.obsm``, where they are an embedding; with `n_inputs`.
+
+    Returns
+    -------
+    Columns of the data in the model's order, int64 ``(n_inputs,)``, where `genes` were given and the model has names of
+    its own; else None.
+
+    Raises
+    ------
+    ValueError
+        Naming both sizes, what they mean, and the two ways out; or the genes that are missing.
+    """
+    if genes is not None and checkpoint.input_genes:
+        return _match_genes(checkpoint, list(map(str, genes)))
+    if genes is not None:
+        n_inputs, given, is_same_kind = len(genes), f"{len(genes):,} genes", checkpoint.reads_genes
+    elif key is not None:
+        given, is_same_kind = f"{n_inputs:,} numbers of adata.obsm[{key!r}]", not checkpoint.reads_genes
+    else:
+        given, is_same_kind = f"{n_inputs:,} numbers a cell" if n_inputs is not None else "", True
+    if not is_same_kind or n_inputs not in (None, checkpoint.sizes["n_inputs"]):
+        msg = f"{checkpoint.name} reads {input_meaning(checkpoint)}; the data have {given}. {_ways_out(checkpoint)}"
+        raise ValueError(msg)
+    if n_outputs not in (None, checkpoint.sizes["n_outputs"]):
+        meaning = f"{checkpoint.sizes['n_outputs']:,} {'genes' if checkpoint.reads_genes else 'numbers'}"
+        msg = f"{checkpoint.name} predicts {meaning} a cell; {n_outputs:,} are asked of it. {_ways_out(checkpoint)}"
+        raise ValueError(msg)
+    if genes is not None:
+        logger.warning(
+            "The names of the %s genes that %s reads are not stored in it: they are taken by position.",
+            f"{checkpoint.sizes['n_inputs']:,}",
+            checkpoint.name,
+        )
+    return None
+
+
+def _match_genes(checkpoint: STCheckpoint, genes: list[str]) -> np.ndarray:
+    wanted = checkpoint.input_genes
+    place = {gene: i for i, gene in reversed(list(enumerate(genes)))}
+    missing = [gene for gene in wanted if gene not in place]
+    if missing:
+        lowered = {gene.lower() for gene in genes}
+        near = sum(gene.lower() in lowered for gene in missing)
+        hint = f" {near:,} of them are there in other letters (upper and lower case)." if near else ""
+        msg = (
+            f"{checkpoint.name} reads {input_meaning(checkpoint)} by name; the data have {len(genes):,} genes, and "
+            f"{len(wanted) - len(missing):,} of those {len(wanted):,} are among them. Missing are {_listed(missing)}; "
+            f"the data have {_listed(genes)}.{hint} {_ways_out(checkpoint)}"
+        )
+        raise ValueError(msg)
+    logger.info("All %s genes that %s reads are among the data's %s.", len(wanted), checkpoint.name, len(genes))
+    return np.array([place[gene] for gene in wanted], dtype=np.int64)
+
+
+def _ways_out(checkpoint: STCheckpoint) -> str:
+    if checkpoint.reads_genes:
+        right = "Give data with those genes, under the same names"
+    else:
+        right = f"Give the embedding that it was trained on, embed_key={checkpoint.embed_key!r}"
+        if checkpoint.embed_key == "X_state":
+            right += " (2,058 numbers of SE-600M, by ssl.tl.embed)"
+    return f"{right}; or reuse='backbone', which keeps the pretrained transformer and gives it new encoders and head."
+
+
+def _require_st(contents: Contents) -> Mapping[str, Any]:
+    """Return the hyper parameters of an ST checkpoint, or raise a ValueError that says what the file is."""
+    file = contents.file
+    if contents.kind == "se":
+        msg = (
+            f"{file} is an SE (state embedding) checkpoint, not an ST (state transition) model. "
+            "ssl.LoRACovariateSE(adata, base=...) and ssl.tl.embed take it; give an ST folder here, such as ST-Tahoe."
+        )
+        raise ValueError(msg)
+    if contents.kind != "st":
+        held = f"it holds {_listed(list(contents.state))}" if contents.state else "it holds no tensors by name"
+        msg = (
+            f"{file} is not an ST (state transition) checkpoint: {held}. One holds pert_encoder, basal_encoder, "
+            "transformer_backbone and project_out. Give one such as ST-Tahoe."
+        )
+        raise ValueError(msg)
+    hyper = contents.hyper_parameters
+    if not hyper:
+        msg = (
+            f"{file} holds no hyper_parameters, which say what network its tensors are of. Give the .ckpt that "
+            "training wrote, such as checkpoints/final.ckpt."
+        )
+        raise ValueError(msg)
+    return hyper
+
+
+def _check_perturbations(vectors: Mapping[str, Tensor] | None, pert_dim: int, folder: Path) -> None:
+    fix = "Download or copy it from where the checkpoint is from."
+    if vectors is None:
+        msg = f"{folder} holds no pert_onehot_map.pt, which says how the model reads each perturbation. {fix}"
+        msg_0 = f"{msg} With reuse='backbone' it is not needed."
+        raise FileNotFoundError(msg_0)
+    found = len(next(iter(vectors.values())))
+    if found != pert_dim:
+        msg = f"{folder / 'pert_onehot_map.pt'} has vectors of {found:,} numbers, the checkpoint reads {pert_dim:,}."
+        msg_0 = f"{msg} {fix}"
+        raise ValueError(msg_0)
+
+
+def _names(value: Any) -> list[str]:
+    is_row = isinstance(value, list | tuple | np.ndarray)
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in value] if is_row else []
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def _section(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = mapping.get(name)
+    return section if isinstance(section, Mapping) else {}

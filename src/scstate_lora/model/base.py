@@ -1,0 +1,218 @@
+"""What all models share: the AnnData they were made on, the registry, saving, the parameter table."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scstate_lora._constants import OBS_SPLIT
+from scstate_lora.data.register import check_arguments, register
+from scstate_lora.data.registry import Registry
+from scstate_lora.data.splits import read_split
+from scstate_lora.io.save_load import load_directory, save_directory
+
+if TYPE_CHECKING:
+    from mudata import MuData
+    from torch import Tensor, nn
+
+
+class BaseModel(ABC):
+    """A model of one registered AnnData.
+
+    Parameters
+    ----------
+    adata
+        Set up by :func:`scstate_lora.setup_anndata` or the class's own ``setup_anndata``.
+    seed
+        Seed of initialisation and training.
+    """
+
+    writes: ClassVar[str]
+    """Where the model writes its results."""
+
+    _histories: ClassVar[tuple[str, ...]] = ("history",)
+    history: pd.DataFrame
+    """Losses of the training, one row a step and one a validation epoch."""
+
+    def __init__(self, adata: AnnData, *, seed: int = 0) -> None:
+        self._adata: AnnData | None = check_anndata(adata)
+        self.registry = Registry.from_adata(adata)
+        self.seed = int(seed)
+        for name in self._histories:
+            setattr(self, name, pd.DataFrame())
+
+    @classmethod
+    def setup_anndata(cls, adata: AnnData | MuData, **kwargs: Any) -> None:
+        """Validate and register an AnnData, without making a model.
+
+        Parameters
+        ----------
+        adata
+            As in :func:`scstate_lora.setup_anndata`.
+        kwargs
+            As in :func:`scstate_lora.setup_anndata`, but for ``base``.
+
+        Raises
+        ------
+        TypeError, KeyError, ValueError
+            As there; nothing is written then.
+
+        Notes
+        -----
+        Adds to ``adata``: ``adata.uns["scstate_lora"]["registry"]`` (JSON) and ``adata.obs["scstate_split"]``.
+        """
+        check_arguments(kwargs)
+        register(adata, **kwargs)
+
+    @property
+    def adata(self) -> AnnData:
+        """The AnnData the model was made on; a ValueError for a model loaded without one."""
+        if self._adata is None:
+            msg = f"This {type(self).__name__} was loaded without data. Pass adata=, here or to load()."
+            raise ValueError(msg)
+        return self._adata
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model has been trained."""
+        return len(self.history) > 0
+
+    def _require_trained(self, what: str) -> None:
+        if not self.is_trained:
+            msg = f"{type(self).__name__} is not trained: call .train() before {what}."
+            raise ValueError(msg)
+
+    def _cells(self, adata: AnnData | None) -> AnnData:
+        """Give the cells to work on: those given, or the model's own."""
+        return self.adata if adata is None else check_anndata(adata)
+
+    def _rows(self, split: str) -> np.ndarray:
+        """Find the cells of a split, as indices."""
+        if OBS_SPLIT not in self.adata.obs:
+            msg = f"adata.obs[{OBS_SPLIT!r}] does not exist: run ssl.setup_anndata(adata, ...) on this AnnData first."
+            raise KeyError(msg)
+        return np.flatnonzero(read_split(self.adata) == split)
+
+    @abstractmethod
+    def _parts(self) -> list[tuple[str, nn.Module | None, str]]:
+        """Named parts of the network (None when not built yet) with a note on each."""
+
+    def summary(self) -> pd.DataFrame:
+        """Tabulate what is frozen, what is trained, and why the sizes are what they are.
+
+        Returns
+        -------
+        One row a part: ``part``, ``parameters``, ``trained``, ``share`` (of the trained ones in all), ``note``.
+        """
+        rows = []
+        for part, module, note in self._parts():
+            parameters = [] if module is None else list(module.parameters())
+            total = sum(p.numel() for p in parameters)
+            trained = sum(p.numel() for p in parameters if p.requires_grad)
+            rows.append({"part": part, "parameters": total, "trained": trained, "note": note})
+        table = pd.DataFrame(rows)
+        total = int(table["parameters"].sum())
+        all_parts = {"part": "total", "parameters": total, "trained": int(table["trained"].sum()), "note": ""}
+        table = pd.concat([table, pd.DataFrame([all_parts])], ignore_index=True)
+        table.insert(3, "share", table["trained"] / max(total, 1))
+        return table
+
+    def __repr__(self) -> str:
+        state = f"trained, {int(self.history['step'].max())} steps" if self.is_trained else "not trained"
+        shown = self.summary().to_string(index=False, formatters={"share": "{:.1%}".format}, justify="left")
+        return f"{type(self).__name__} ({state}), writes {self.writes}\n{shown}"
+
+    @abstractmethod
+    def _metadata(self) -> dict[str, Any]:
+        """JSON-able state from which ``_restore`` rebuilds the model."""
+
+    @abstractmethod
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by file."""
+
+    def _texts(self) -> dict[str, str]:
+        """Further text files by name."""
+        return {f"{name}.csv": getattr(self, name).to_csv(index=False) for name in self._histories}
+
+    @abstractmethod
+    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **given: Any) -> None:
+        """Rebuild the network; the registry and the seed are there already. `given`: what ``load()`` takes besides."""
+
+    def save(self, path: str | Path) -> None:
+        """Save the model as a directory of JSON and safetensors.
+
+        Parameters
+        ----------
+        path
+            Directory. A model saved there before is replaced, once the new one is complete.
+
+        Raises
+        ------
+        ValueError
+            The model is not trained.
+        FileExistsError
+            ``path`` holds something else.
+        OSError
+            Writing failed; an older save is intact.
+        """
+        self._require_trained("save()")
+        self._write(path, self._tensors())
+
+    def _write(self, path: str | Path, tensors: dict[str, dict[str, Tensor]]) -> None:
+        metadata = {"model": type(self).__name__, "seed": self.seed, "registry": self.registry.to_json()}
+        save_directory(path, metadata={**metadata, **self._metadata()}, tensors=tensors, texts=self._texts())
+
+    @classmethod
+    def load(cls, path: str | Path, *, adata: AnnData | None = None) -> Self:
+        """Load a saved model.
+
+        Parameters
+        ----------
+        path
+            Directory written by :meth:`save`.
+        adata
+            Cells to use by default; validated against the model's registry when used.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            The directory is missing, damaged, of a newer format, or holds another kind of model.
+        """
+        return cls._load(path, adata)
+
+    @classmethod
+    def _load(cls, path: str | Path, adata: AnnData | None, **given: Any) -> Self:
+        metadata, tensors = load_directory(path)
+        if metadata.get("model") != cls.__name__:
+            found = str(metadata.get("model"))
+            msg = f"{path} holds a {found}, not a {cls.__name__}. Load it by ssl.{found}.load(...)."
+            raise ValueError(msg)
+        model = cls.__new__(cls)
+        model._adata = None if adata is None else check_anndata(adata)
+        model.registry = Registry.from_json(metadata["registry"])
+        model.seed = metadata["seed"]
+        for name in cls._histories:
+            setattr(model, name, read_history(Path(path) / f"{name}.csv"))
+        model._restore(metadata, tensors, **given)
+        return model
+
+
+def read_history(path: Path) -> pd.DataFrame:
+    """Read a history as it was saved."""
+    try:
+        return pd.read_csv(path, float_precision="round_trip")
+    except pd.errors.EmptyDataError:  # a base that was not trained here
+        return pd.DataFrame()
+
+
+def check_anndata(adata: Any) -> AnnData:
+    """Return an AnnData as it is; a TypeError for anything else."""
+    if not isinstance(adata, AnnData):
+        msg = f"Expected an AnnData, found {type(adata).__name__}. Of a MuData, give one modality: mdata['rna']."
+        raise TypeError(msg)
+    return adata

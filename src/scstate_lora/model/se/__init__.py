@@ -1,0 +1,1 @@
+"""The embedding model: a frozen SE base, adapters on it, and conditioning on covariates."""

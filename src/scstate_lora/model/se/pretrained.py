@@ -1,0 +1,306 @@
+"""A base model: an SE network with its vocabulary, and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from scstate_lora._logging import logger
+from scstate_lora.data.genes import GeneMatch, match_vocabulary
+from scstate_lora.data.matrix import log_raw
+from scstate_lora.data.reader import SentenceReader
+from scstate_lora.data.tokens import Tokenizer, cell_seeds
+from scstate_lora.inference.embed import ComputeOptions, embed_cells
+from scstate_lora.io.published.hub import fetch_snapshot, is_hub_id
+from scstate_lora.io.published.se_checkpoint import files_to_fetch, read_se_checkpoint
+from scstate_lora.io.published.se_tensors import from_arc_names, to_arc_names
+from scstate_lora.io.save_load import check_state, holds_save, load_directory, save_directory
+from scstate_lora.nn.hyper_connections import mhc_off
+from scstate_lora.nn.lora import adapters_off, split_adapters
+from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+    from scipy import sparse
+    from torch import Tensor
+
+    from scstate_lora.data.registry import Registry
+
+_TOKENS = "gene_tokens"
+_ALIGNMENT = 64
+
+
+def se_inputs(adata: AnnData, registry: Registry, seed: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Read of cells what an SE network reads.
+
+    Parameters
+    ----------
+    adata, registry
+        Cells, and how to read them.
+    seed
+        Seed of the sentences.
+
+    Returns
+    -------
+    log1p expression without library-size scaling, CSR ``(n_cells, n_genes)`` in the registry's order, and the seed of
+    every cell ``(n_cells,)``.
+    """
+    return log_raw(registry.matrix(adata), registry.scale), cell_seeds(list(adata.obs_names), seed)
+
+
+@dataclass
+class SEBase:
+    """An SE network and the genes it knows.
+
+    Parameters
+    ----------
+    encoder
+        The network. A model may have put adapters and hyper-connections on it; the base's own embedding, its tensors
+        and its hash are without them.
+    genes
+        Names, in the order of ``encoder.gene_tokens``.
+    name
+        What it is, for people.
+    licence
+        Licence of its weights.
+    seed
+        Seed of the cells' sentences.
+    source
+        Path or hub id it was loaded from, where it can be loaded from again; None for one that was trained here.
+    """
+
+    encoder: SEEncoder
+    genes: list[str]
+    name: str
+    licence: str
+    seed: int = 0
+    source: str | None = None
+
+    def tokenizer(self, match: GeneMatch, *, n_tokens: int | None = None, pad: bool = True) -> Tokenizer:
+        """Make the tokenizer of data whose genes were matched; `n_tokens` is the network's own by default."""
+        vocabulary = np.full(match.n_data, -1, dtype=np.int64)
+        vocabulary[match.columns] = match.vocabulary
+        config = self.encoder.config
+        return Tokenizer(vocabulary, n_tokens or config.n_tokens, cls_gene=config.cls_gene, pad=pad)
+
+    def match(self, registry: Registry) -> GeneMatch:
+        """Find a registered experiment's genes in the vocabulary; a ValueError if hardly any are there."""
+        return match_vocabulary(registry.var_names, self.genes)
+
+    def inputs(self, adata: AnnData, registry: Registry) -> tuple[sparse.csr_matrix, np.ndarray, Tokenizer]:
+        """Read the network's input, see :func:`se_inputs`, and make the tokenizer that fits it."""
+        x, seeds = se_inputs(adata, registry, self.seed)
+        return x, seeds, self.tokenizer(self.match(registry))
+
+    def reader(self, adata: AnnData, registry: Registry) -> SentenceReader:
+        """Make a reader of an experiment's cells."""
+        x, seeds, tokenizer = self.inputs(adata, registry)
+        return SentenceReader.of_matrix(x, tokenizer, seeds)
+
+    def embed(self, adata: AnnData, registry: Registry, *, progress: str | None = None) -> np.ndarray:
+        """Embed cells without any adapter, float32 ``(n_cells, embedding_dim)``."""
+        return self.embed_all(self.reader(adata, registry), progress=progress)
+
+    def embed_all(self, read: SentenceReader, *, progress: str | None = None) -> np.ndarray:
+        """Embed all cells of a reader without any adapter, float32 ``(n_cells, embedding_dim)``."""
+        return np.concatenate([block for _, block in self.embed_blocks(read, progress=progress)])
+
+    def embed_blocks(
+        self,
+        read: SentenceReader,
+        *,
+        options: ComputeOptions | None = None,
+        start: int = 0,
+        progress: str | None = None,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Embed cells without any adapter, block by block, see :func:`~scstate_lora.inference.embed.embed_cells`."""
+        by_length = not read.tokenizer.pad
+        with mhc_off(self.encoder), adapters_off(self.encoder):
+            yield from embed_cells(
+                self.encoder, read, options=options, start=start, by_length=by_length, progress=progress
+            )
+
+    def copy(self) -> SEBase:
+        """Make a base without adapters that shares the weights, which no training changes."""
+        encoder = _encoder(self.encoder.config, self.encoder.gene_tokens, self._state(), what="the base")
+        return replace(self, encoder=encoder)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give the base's tensors in the published layout, and its gene tokens."""
+        return {**to_arc_names(self._state()), _TOKENS: self.encoder.gene_tokens}
+
+    def _state(self) -> dict[str, Tensor]:
+        with mhc_off(self.encoder):
+            return split_adapters(self.encoder.state_dict())[0]
+
+    def sha256(self) -> str:
+        """Hash over names, shapes and values of all tensors: the identity of the base."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().data.cast("B"))
+        return digest.hexdigest()
+
+    def metadata(self) -> dict[str, Any]:
+        """JSON-able description."""
+        return {
+            "config": self.encoder.config.to_dict(),
+            "genes": self.genes,
+            "name": self.name,
+            "licence": self.licence,
+            "seed": self.seed,
+            "source": self.source,
+            "sha256": self.sha256(),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Save the base as a directory of JSON and safetensors.
+
+        Raises
+        ------
+        FileExistsError
+            ``path`` holds something else.
+        OSError
+            Writing failed; an older save is intact.
+        """
+        described = self.metadata()
+        notice = (
+            f"Base: {self.name}\nSHA-256 of the base: {described['sha256']}\nLicence of the base: {self.licence}\n"
+            "An adaptation of it is a derivative work.\n"
+        )
+        metadata = {"model": type(self).__name__, "base": described}
+        save_directory(path, metadata=metadata, tensors={"base": self.tensors()}, texts={"NOTICE": notice})
+
+    @classmethod
+    def restore(cls, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SEBase:
+        """Rebuild a base from :meth:`metadata` and :meth:`tensors`, each checked by name and shape."""
+        # Read from a file, a tensor may start anywhere in memory; aligned, it rounds as the original does.
+        tensors = {name: _aligned(tensor) for name, tensor in tensors.items()}
+        gene_tokens = tensors.pop(_TOKENS)
+        encoder = _encoder(SEConfig(**metadata["config"]), gene_tokens, from_arc_names(tensors), what="the base")
+        described = {key: metadata[key] for key in ("name", "licence", "seed")}
+        return cls(encoder, list(metadata["genes"]), **described, source=metadata.get("source"))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        config: str | Path | None = None,
+        protein_embeddings: str | Path | None = None,
+        offline: bool | None = None,
+    ) -> SEBase:
+        """Load a base.
+
+        Parameters
+        ----------
+        path
+            A published SE checkpoint: a folder, a ``.ckpt``, a ``model.safetensors``, or the id of a repository on the
+            Hugging Face hub, ``owner/name`` or ``owner/name@revision``. Or a directory that ``SEBase.save`` or
+            ``LoRACovariateSE.save`` wrote.
+        config, protein_embeddings
+            Files in place of those in or beside the checkpoint.
+        offline
+            Look for a hub id on this machine only; None: as the hub's own settings say.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is nothing at the path, or a part of the checkpoint is missing.
+        ValueError
+            What is there is damaged, holds code, is of another model, or a tensor is missing, unexpected or of
+            another shape.
+        OSError
+            The hub cannot be reached.
+        """
+        source = str(path)
+        if is_hub_id(path):
+            path = fetch_snapshot(source, choose=files_to_fetch, offline=offline)
+        else:
+            source = str(Path(path).expanduser().resolve())
+        if not holds_save(path):
+            stored = read_se_checkpoint(path, config=config, protein_embeddings=protein_embeddings)
+            encoder = _encoder(SEConfig(**stored.sizes), stored.gene_tokens, stored.state, what=str(stored.path))
+            return cls(encoder, stored.genes, stored.name, stored.licence, source=source)
+        metadata, tensors = load_directory(path)
+        if "base" not in metadata:
+            msg = f"{path} holds a {metadata.get('model')} without a base. Give the directory of a LoRACovariateSE."
+            raise ValueError(msg)
+        if "base" not in tensors:  # adapters only: the base is where it was
+            return cls.load_again(metadata["base"], path)
+        base = cls.restore(metadata["base"], tensors["base"])
+        # It can be loaded from here again. One that was trained with a model belongs to that model, and goes along.
+        return base if base.source is None else replace(base, source=source)
+
+    @classmethod
+    def load_again(cls, metadata: dict[str, Any], path: str | Path) -> SEBase:
+        """Load the base that the model saved at `path` was trained on from where it came; it must be the same."""
+        source = metadata["source"]
+        try:
+            base = cls.load(source)
+        except FileNotFoundError as error:
+            msg = (
+                f"{path} holds adapters only; their base {metadata['name']!r} was at {source}, and is not there now. "
+                f"Name where it is: load(..., base=...). ({error})"
+            )
+            raise FileNotFoundError(msg) from error
+        base.check_is(metadata, path)
+        return base
+
+    def check_is(self, metadata: dict[str, Any], path: str | Path) -> None:
+        """Raise a ValueError unless this is the base that the model saved at `path` was trained on."""
+        found = self.sha256()
+        if found != metadata["sha256"]:
+            msg = (
+                f"The model at {path} was trained on another base: {metadata['name']}, with SHA-256 "
+                f"{metadata['sha256'][:12]}…; this one is {self.name}, {found[:12]}…. Adapters fit their own base only."
+            )
+            raise ValueError(msg)
+
+
+def base_for(base: Any, registry: Registry, adata: AnnData | None) -> SEBase:
+    """Copy, or load, the base a user gave, and check that it knows the genes.
+
+    Raises
+    ------
+    TypeError
+        It is neither a path, a hub id nor an ``SEBase``.
+    ValueError
+        It does not know the genes; where other names in ``adata.var`` fit, they are named.
+    """
+    if not isinstance(base, (str, Path, SEBase)):
+        msg = f"base must be a path, a hub id or an SEBase (such as model.base), found {type(base).__name__}."
+        raise TypeError(msg)
+    base = base.copy() if isinstance(base, SEBase) else SEBase.load(base)
+    try:
+        logger.info("%s.", base.match(registry))
+    except ValueError as error:
+        if adata is None or registry.gene_key is not None:
+            raise
+        better = match_vocabulary(adata, base.genes)  # raises, with advice, where no other names fit either
+        key = better.source.removeprefix("adata.var[").removesuffix("]")
+        msg = f"The base does not know the genes by adata.var_names, but {better}: set up with gene_key={key}."
+        raise ValueError(msg) from error
+    return base
+
+
+def _encoder(config: SEConfig, gene_tokens: Tensor, state: dict[str, Tensor], *, what: str) -> SEEncoder:
+    """Make a network around tensors that exist, without a copy, each checked by name and shape."""
+    with torch.device("meta"):  # nothing is allocated or drawn
+        encoder = SEEncoder(config, gene_tokens)
+    check_state(encoder.state_dict(), state, what=what)
+    encoder.load_state_dict(state, assign=True)
+    return encoder.requires_grad_(requires_grad=False).eval()
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    if tensor.data_ptr() % _ALIGNMENT == 0 and tensor.is_contiguous():
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)

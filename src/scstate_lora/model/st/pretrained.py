@@ -1,0 +1,209 @@
+"""What STTransition takes from a published ST model, and what it keeps in mind of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from scstate_lora._logging import logger
+from scstate_lora._utils import did_you_mean
+from scstate_lora.io.published.st_checkpoint import compare_sizes, read_st_folder
+from scstate_lora.model.st.published import (
+    backbone_config,
+    load_backbone,
+    load_network,
+    published_perturbations,
+    st_config,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from scstate_lora.config import STModelConfig
+    from scstate_lora.data.perturbations import PerturbationTable
+    from scstate_lora.data.registry import Registry
+    from scstate_lora.io.published.st_checkpoint import STCheckpoint
+    from scstate_lora.nn.transition import StateTransition, STConfig
+
+Reuse = Literal["all", "backbone"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The published model that another one starts from.
+
+    Parameters
+    ----------
+    source, name, licence, sha256
+        Where it was read from, what it is, under which licence, and the hash of its file.
+    reuse
+        What was taken from it.
+    own_perturbations
+        Whether the perturbations are others than those it knows.
+    batches
+        Code of each batch in its table of batches.
+    """
+
+    source: str
+    name: str
+    licence: str
+    sha256: str
+    reuse: Reuse
+    own_perturbations: bool = True
+    batches: Mapping[str, int] | None = None
+
+    @classmethod
+    def of(cls, checkpoint: STCheckpoint, reuse: Reuse) -> Self:
+        """Describe a model that was read."""
+        c = checkpoint
+        has_table = reuse == "all" and bool(c.sizes.get("n_batches"))
+        return cls(c.source, c.name, c.licence, c.sha256, reuse, batches=dict(c.batches) if has_table else None)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the model was taken, so that it predicts before it is trained further."""
+        return self.reuse == "all" and not self.own_perturbations
+
+    def read_again(self, path: str | Path | None = None) -> STCheckpoint:
+        """Read the model once more, from another place if one is given.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            It is not there, or is another one.
+        """
+        checkpoint = read_st_folder(self.source if path is None else path, reuse=self.reuse)
+        if checkpoint.sha256 != self.sha256:
+            msg = (
+                f"{checkpoint.path} is not the pretrained model that this one was trained on ({self.name}, SHA-256 "
+                f"{self.sha256[:12]}...). Give the right one: load(path, pretrained=...)."
+            )
+            raise ValueError(msg)
+        return checkpoint
+
+    def load_into(self, network: StateTransition, checkpoint: STCheckpoint) -> None:
+        """Give a network what is taken from the model."""
+        if self.reuse == "backbone":
+            load_backbone(network, checkpoint)
+        else:
+            load_network(network, checkpoint, own_perturbations=self.own_perturbations)
+
+    def batch_codes(self, adata: AnnData, registry: Registry) -> np.ndarray:
+        """Codes of cells in the model's table of batches, int64 ``(n_cells,)``.
+
+        Raises
+        ------
+        ValueError
+            There is no ``batch_key``, or a batch is not in the table.
+        """
+        known = self.batches or {}
+        ways = "or reuse='backbone', which has no table of batches."
+        if registry.batch_key is None:
+            msg = f"{self.name} tells batches apart: ssl.setup_anndata(adata, batch_key=...); {ways}"
+            raise ValueError(msg)
+        labels = [str(label) for label in registry.labels(adata, registry.batch_key)]
+        unknown = sorted(set(labels) - set(known))
+        if unknown:
+            msg = (
+                f"adata.obs[{registry.batch_key!r}] holds {', '.join(map(repr, unknown[:3]))}, of which {self.name} "
+                f"knows nothing. {did_you_mean(unknown[0], known)} Rename the batches, {ways}"
+            )
+            raise ValueError(msg)
+        return np.array([known[label] for label in labels], dtype=np.int64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+    def notice(self) -> str:
+        """Say what a derived model is derived from."""
+        return (
+            "This directory holds an STTransition, made with scstate_lora.\n"
+            f"Pretrained model: {self.name}\nRead from: {self.source}\nSHA-256: {self.sha256}\n"
+            f"Licence of the pretrained model: {self.licence}\n"
+            "Adduri et al. 2025, STATE, doi:10.1101/2025.06.26.661135. What is trained on a model is a derivative work "
+            "of it, under the terms of its licence, and of the data.\n"
+        )
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What a published model decides on.
+
+    Parameters
+    ----------
+    origin
+        The model.
+    options
+        The user's, with what the model has in their place.
+    genes
+        Genes in the model's order; None where the data choose.
+    sizes
+        Of the network; None where only those of the backbone are given, which are in ``backbone``.
+    backbone
+        Sizes of the backbone.
+    perts
+        Vectors by which it knows the perturbations; None where the data describe them.
+    """
+
+    origin: Origin
+    options: STModelConfig
+    genes: list[str] | None
+    sizes: STConfig | None
+    backbone: dict[str, Any]
+    perts: PerturbationTable | None
+
+
+def adopt(
+    checkpoint: STCheckpoint, adata: AnnData, registry: Registry, options: STModelConfig, reuse: Reuse
+) -> Adopted:
+    """Compare a published model with the data, and say what is taken from it.
+
+    Raises
+    ------
+    ValueError
+        Its sizes or genes are not those of the data, or an option contradicts it.
+    """
+    origin, backbone = Origin.of(checkpoint, reuse), backbone_config(checkpoint)
+    if reuse == "backbone":
+        return Adopted(origin, options, None, None, backbone, None)
+    genes = None
+    if checkpoint.reads_genes:
+        columns = compare_sizes(checkpoint, genes=registry.var_names)
+        genes = checkpoint.input_genes if columns is not None else list(registry.var_names)
+    else:
+        width = registry.embedding(adata).shape[1] if registry.embed_key is not None else None
+        if width is None:
+            compare_sizes(checkpoint, genes=registry.var_names)  # says that it reads an embedding
+        compare_sizes(checkpoint, n_inputs=width, key=registry.embed_key)
+        genes = checkpoint.genes or None
+    control = str(registry.control)
+    perts: PerturbationTable | None = published_perturbations(checkpoint, control)
+    assert perts is not None  # made in the line before
+    others = sorted(set(registry.targets) - set(perts.names))
+    if others:
+        logger.info(
+            "%d of the %d perturbations are not among the %d that %s knows (%s): its encoder of perturbations is made "
+            "anew for these data.",
+            len(others),
+            len(registry.targets),
+            len(perts.names),
+            checkpoint.name,
+            ", ".join(others[:3]),
+        )
+        perts = None
+    space: Literal["genes", "embedding"] = "genes" if checkpoint.reads_genes else "embedding"
+    chosen = {"space": space, "cell_set_len": options.cell_set_len or checkpoint.cell_set_len}
+    return Adopted(
+        replace(origin, own_perturbations=perts is None),
+        options.model_copy(update=chosen),
+        genes,
+        st_config(checkpoint),
+        backbone,
+        perts,
+    )

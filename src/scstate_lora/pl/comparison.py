@@ -1,0 +1,349 @@
+"""Variants of a model side by side: what they predict, how their training went, what it cost."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from scstate_lora._constants import UNS_KEY
+from scstate_lora._utils import did_you_mean
+from scstate_lora.metrics.stability import spikes
+from scstate_lora.pl.scores import metrics
+from scstate_lora.pl.style import color_cycle, grid_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
+
+_TABLES = ("scores", "training", "criteria", "histories")
+_SHOWN_METRICS = (
+    "pearson_delta",
+    "e_distance",
+    "mae",
+    "de_direction50",
+    "nearest_distance_relative",
+    "variance_ratio",
+)
+
+
+class _Cost(NamedTuple):
+    column: str
+    title: str
+    label: str
+    criterion: str | None = None
+    factor: float = 1.0
+
+
+_COSTS = {
+    "loss_variance": _Cost("loss_variance", "variance of the late training loss", "squared loss", "loss_variance"),
+    "gradient_spikes": _Cost("gradient_spikes", "gradient spikes", "spikes an epoch", "gradient_spikes"),
+    "validation_improvement": _Cost(
+        "validation_improvement",
+        "improvement of the validation loss",
+        "%, first epoch to best",
+        "validation_improvement",
+        100,
+    ),
+    "parameters": _Cost("trained", "trained parameters", "parameters"),
+    "seconds": _Cost("seconds_per_epoch", "time", "seconds an epoch"),
+    "memory": _Cost("peak_memory_mb", "peak memory", "MB"),
+}
+_CRITERIA = {
+    "validation_improvement": "validation loss improved",
+    "loss_variance": "late loss varies little",
+    "gradient_spikes": "few gradient spikes",
+    "pearson_delta": "Pearson of delta",
+    "cell_type_score": "every cell type's score",
+    "nearest_distance": "near to measured cells",
+    "day_order": "order of the days kept",
+    "markers_up": "known markers up",
+}
+KINDS = ("scores", "losses", "gradients", "training", *_COSTS, "criteria")
+"""What can be drawn; ``"training"`` is all six from ``"loss_variance"`` to ``"memory"``."""
+_MET_COLORS = {"yes": "#b7dfb9", "no": "#f2c4bc", "not measured": "#ececec"}
+_SIDES = {"at least": "≥", "above": ">", "below": "<"}
+
+
+def compare(
+    result: Any,
+    *,
+    kind: str = "scores",
+    metric: str | None = None,
+    target: str | None = None,
+    seed: int | None = None,
+    ax: Axes | None = None,
+) -> Axes | np.ndarray[Any, np.dtype[Any]]:
+    """Draw what :func:`scstate_lora.tl.compare` found.
+
+    Kinds:
+
+    * ``"scores"``: perturbation metrics by context, as :func:`metrics` draws them, baselines beside the variants;
+    * ``"losses"``: training and validation loss of every variant;
+    * ``"gradients"``: norm of the gradient of every step, spikes marked;
+    * ``"loss_variance"``, ``"gradient_spikes"``, ``"validation_improvement"``, ``"parameters"`` (trained, and their
+      share), ``"seconds"``, ``"memory"``: a bar a variant, the mean over the seeds, which are dots; the dotted line is
+      the criterion's threshold. ``"training"``: all six;
+    * ``"criteria"``: which of the success criteria each variant meets.
+
+    Parameters
+    ----------
+    result
+        The :class:`scstate_lora.tl.Comparison`, its tables by name, or an AnnData that has them in
+        ``uns["scstate_lora"]["compare"]``.
+    kind
+        What to draw.
+    metric
+        With ``"scores"``: this metric only. By default six of them.
+    target
+        With ``"scores"``: this perturbation; by default the average over all.
+    seed
+        With ``"losses"`` and ``"gradients"``: trainings of this seed; by default of the first.
+    ax
+        Axes to draw on: for one metric, or one of the other kinds but ``"training"`` and ``"gradients"``, which has a
+        panel a variant.
+
+    Returns
+    -------
+    The Axes given or, of a new figure, its Axes: an array where there are several panels.
+
+    Raises
+    ------
+    KeyError
+        The AnnData holds no comparison, or there is no such metric, target or seed.
+    TypeError
+        ``result`` is none of these.
+    ValueError
+        ``kind`` is unknown, nothing of the kind was measured, or ``ax`` is given for several panels.
+    """
+    if kind not in KINDS:
+        msg = f"kind={kind!r} is unknown. {did_you_mean(str(kind), KINDS, limit=len(KINDS))}"
+        raise ValueError(msg)
+    if ax is not None and (kind in ("training", "gradients") or (kind == "scores" and metric is None)):
+        advice = "Name one as `metric`, or give no `ax`." if kind == "scores" else "Give no `ax`."
+        msg = f"One `ax` holds one panel, and kind={kind!r} has several. {advice}"
+        raise ValueError(msg)
+    tables = _tables(result)
+    if kind == "scores":
+        return _draw_scores(tables["scores"], metric, target, ax)
+    if kind in ("losses", "gradients"):
+        histories = _histories(tables["histories"], seed)
+        colors = _colors(tables)
+        return _draw_losses(histories, colors, ax) if kind == "losses" else _draw_gradients(histories, colors)
+    if kind == "criteria":
+        return _draw_criteria(tables["criteria"], ax)
+    if kind == "training":
+        return _draw_training(tables)
+    if ax is None:
+        n_models = tables["training"]["model"].nunique()
+        _, ax = plt.subplots(figsize=(5.0, 1.1 + 0.42 * n_models), layout="constrained")
+    _draw_cost(ax, tables, _COSTS[kind])
+    return ax
+
+
+def _tables(result: Any) -> Mapping[str, pd.DataFrame]:
+    if hasattr(result, "uns"):
+        kept = result.uns.get(UNS_KEY, {})
+        if "compare" not in kept:
+            msg = f"adata.uns[{UNS_KEY!r}] has no 'compare'. Call `scstate_lora.tl.compare(adata)` first."
+            raise KeyError(msg)
+        result = kept["compare"]
+    found: Any = result if hasattr(result, "keys") else {n: getattr(result, n, None) for n in _TABLES}
+    if any(not isinstance(found.get(name), pd.DataFrame) for name in _TABLES):
+        msg = (
+            f"Expected what `scstate_lora.tl.compare` returned, or an AnnData that holds it; found "
+            f"{type(result).__name__}."
+        )
+        raise TypeError(msg)
+    tables: Mapping[str, pd.DataFrame] = found
+    return tables
+
+
+def _draw_scores(
+    scores: pd.DataFrame, metric: str | None, target: str | None, ax: Axes | None
+) -> Axes | np.ndarray[Any, np.dtype[Any]]:
+    targets = list(dict.fromkeys(scores["target"]))
+    if target is None:
+        target = "all" if "all" in targets else targets[0]
+    if target not in targets:
+        msg = f"The comparison has no target {target!r}. {did_you_mean(target, targets)}"
+        raise KeyError(msg)
+    part = scores[scores["target"] == target]
+    computed = part.groupby("model")["value"].transform("count") > 0
+    part = part.assign(model=part["model"].where(computed, part["model"] + " (failed)"))
+    if metric is None:
+        part = part[part["metric"].isin(_SHOWN_METRICS)]
+    return metrics(part, metric=metric, ax=ax)
+
+
+def _histories(histories: pd.DataFrame, seed: int | None) -> dict[str, pd.DataFrame]:
+    """Histories of one seed by variant."""
+    if histories.empty:
+        msg = "No variant was trained, so there is no history to draw."
+        raise ValueError(msg)
+    seeds = list(dict.fromkeys(histories["seed"]))
+    if seed is None:
+        seed = seeds[0]
+    if seed not in seeds:
+        msg = f"No variant was trained with seed {seed}. There are: {', '.join(map(str, seeds))}."
+        raise KeyError(msg)
+    own = histories[histories["seed"] == seed]
+    return {str(name): part for name, part in own.groupby("model", sort=False)}
+
+
+def _colors(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """One colour a variant, the same in every picture."""
+    models = list(dict.fromkeys(tables["training"]["model"]))
+    return dict(zip(models, color_cycle(len(models)), strict=True))
+
+
+def _draw_losses(
+    histories: dict[str, pd.DataFrame], colors: dict[str, str], ax: Axes | None
+) -> Axes | np.ndarray[Any, np.dtype[Any]]:
+    """Draw the training and the validation loss, on two panels or both on the one given."""
+    panels: list[Axes]
+    if ax is None:
+        _, axes = plt.subplots(1, 2, figsize=(10.5, 3.4), layout="constrained")
+        panels = list(axes)
+    else:
+        panels = [ax]
+    # Losses of variants may lie on each other: what comes later is thinner, so that all are seen.
+    widths = np.linspace(3.6, 1.2, len(histories)) if len(histories) > 1 else [1.6]
+    for (name, history), width in zip(histories.items(), widths, strict=True):
+        train, val = history[history["phase"] == "train"], history[history["phase"] == "val"]
+        smooth = train["loss"].rolling(max(1, len(train) // 10), center=True, min_periods=1).mean()
+        panels[0].plot(train["step"], smooth, color=colors[name], linewidth=width, label=name)
+        panels[-1].plot(
+            val["step"], val["loss"], color=colors[name], linewidth=width, label=name if ax is None else None,
+            marker="o", markersize=3 + width, linestyle="-" if ax is None else "--",
+        )  # fmt: skip
+    mean = "running mean over a tenth of the steps"
+    titles = [f"training loss, {mean}", "validation loss"] if ax is None else [f"training ({mean}) and validation (--)"]
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set_title(title, fontsize="medium")
+        panel.set_xlabel("optimiser step")
+        panel.set_ylabel("loss")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[-1].legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return panels[0] if ax is not None else np.array(panels, dtype=object)
+
+
+def _draw_gradients(histories: dict[str, pd.DataFrame], colors: dict[str, str]) -> np.ndarray[Any, np.dtype[Any]]:
+    n_rows, n_columns = grid_shape(len(histories), widest=3)
+    _, grid = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(3.9 * n_columns, 2.7 * n_rows),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
+    axes = grid.ravel()
+    for ax, (name, history) in zip(axes, histories.items(), strict=False):
+        train = history[(history["phase"] == "train") & history["grad_norm"].notna()]
+        step, norm = train["step"].to_numpy(), train["grad_norm"].to_numpy(dtype=float)
+        ax.plot(step, norm, color=colors[name], linewidth=0.9)
+        found = spikes(norm) if len(norm) else np.zeros(0, dtype=bool)
+        ax.plot(step[found], norm[found], linestyle="", marker="o", markersize=4, color="#c0392b", zorder=3)
+        n_epochs = max(1, train["epoch"].nunique())
+        ax.set_title(f"{name}: {found.sum() / n_epochs:.2g} spikes an epoch", fontsize="medium")
+        ax.set_xlabel("optimiser step")
+        ax.set_ylabel("gradient norm")
+        ax.label_outer()
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylim(bottom=0)
+    for unused in axes[len(histories) :]:
+        unused.remove()
+    return axes[: len(histories)]
+
+
+def _draw_training(tables: Mapping[str, pd.DataFrame]) -> np.ndarray[Any, np.dtype[Any]]:
+    n_models = tables["training"]["model"].nunique()
+    _, grid = plt.subplots(2, 3, figsize=(13.5, 2 * (1.1 + 0.42 * n_models)), squeeze=False, layout="constrained")
+    for ax, cost in zip(grid.ravel(), _COSTS.values(), strict=True):
+        _draw_cost(ax, tables, cost)
+    for ax in grid[:, 1:].ravel():
+        ax.set_yticklabels([])
+    return grid.ravel()
+
+
+def _draw_cost(ax: Axes, tables: Mapping[str, pd.DataFrame], cost: _Cost) -> None:
+    """Draw a bar a variant and a dot a seed."""
+    training = tables["training"]
+    colors = _colors(tables)
+    models = list(colors)
+    means = training.groupby("model", sort=False)[cost.column].mean().reindex(models) * cost.factor
+    largest = float(np.nanmax(np.append(np.abs(means.to_numpy(dtype=float)), 0.0)))
+    for i, (model, color) in enumerate(colors.items()):
+        own = training[training["model"] == model]
+        values = own[cost.column].to_numpy(dtype=float) * cost.factor
+        values = values[np.isfinite(values)]
+        if not len(values):
+            why = _why_none(own, cost.column)
+            ax.text(0.02, i, why, transform=ax.get_yaxis_transform(), va="center", fontsize="x-small", color="#8c8c8c")
+            continue
+        ax.barh(i, means[model], color=color, height=0.62, alpha=0.85)
+        if len(set(values)) > 1:
+            ax.plot(values, np.full(len(values), i), linestyle="", marker="o", markersize=3.5, color="#404040")
+        note = f"{means[model]:,.3g}" if abs(means[model]) < 1000 else f"{means[model]:,.0f}"
+        if cost.column == "trained":
+            note += f" ({own['share'].mean():.0%})"
+        right = max(float(np.max(values)), float(means[model]), 0.0)
+        ax.annotate(note, (right, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize="x-small")
+        largest = max(largest, right)
+    limit = _threshold(tables["criteria"], cost)
+    if limit is not None:
+        ax.axvline(limit, color="#404040", linewidth=1.0, linestyle=":")
+        largest = max(largest, limit)
+    lowest = min(0.0, float(np.nanmin(np.append(means.to_numpy(dtype=float), 0.0))))
+    ax.set_xlim(1.05 * lowest, 1.28 * largest or 1.0)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.set_yticks(range(len(models)), [textwrap.shorten(str(m), 28, placeholder="…") for m in models])
+    ax.set_ylim(len(models) - 0.5, -0.5)
+    ax.set_title(cost.title, fontsize="medium")
+    ax.set_xlabel(cost.label, fontsize="small")
+    ax.tick_params(labelsize="small")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _why_none(own: pd.DataFrame, column: str) -> str:
+    reasons = [reason.split(f"{column}: ", 1)[-1] for reason in own["reason"] if reason]
+    return textwrap.shorten(reasons[0] if reasons else "not measured", 48, placeholder="…")
+
+
+def _threshold(criteria: pd.DataFrame, cost: _Cost) -> float | None:
+    if cost.criterion is None:
+        return None
+    limits = criteria.loc[criteria["criterion"] == cost.criterion, "threshold"]
+    return float(limits.iloc[0]) * cost.factor if len(limits) else None
+
+
+def _draw_criteria(criteria: pd.DataFrame, ax: Axes | None) -> Axes:
+    """Draw a field a variant and criterion: the value, and whether it is enough."""
+    models, names = (list(dict.fromkeys(criteria[column])) for column in ("model", "criterion"))
+    if ax is None:
+        _, ax = plt.subplots(figsize=(3.2 + 1.25 * len(models), 0.9 + 0.42 * len(names)), layout="constrained")
+    for row in criteria.to_dict("records"):
+        x, y = models.index(row["model"]), names.index(row["criterion"])
+        ax.add_patch(
+            plt.Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=_MET_COLORS[row["met"]], edgecolor="white", linewidth=2)
+        )
+        measured = row["met"] != "not measured"
+        said = (f"{row['value']:.3g}" + (f", {row['level']}" if row["level"] else "")) if measured else row["met"]
+        ax.text(x, y, said, ha="center", va="center", fontsize="small", color="black" if measured else "#8c8c8c")
+    first = criteria.drop_duplicates("criterion").set_index("criterion")
+    labels = [f"{_CRITERIA.get(n, n)}  ({_SIDES[first.loc[n, 'side']]} {first.loc[n, 'threshold']:g})" for n in names]
+    ax.set_xticks(range(len(models)), [textwrap.fill(str(m), 14) for m in models])
+    ax.xaxis.tick_top()
+    ax.set_yticks(range(len(names)), labels)
+    ax.set_xlim(-0.5, len(models) - 0.5)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.tick_params(length=0, labelsize="small")
+    ax.spines[:].set_visible(False)
+    return ax

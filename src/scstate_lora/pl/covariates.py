@@ -1,0 +1,155 @@
+"""What an embedding knows of the covariates, and whether it was told: the table of `tl.covariate_information` drawn."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from scstate_lora._constants import UNS_KEY
+from scstate_lora._utils import did_you_mean
+from scstate_lora.pl.style import color_cycle, grid_shape, metric_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+_TABLE = "covariate_information"
+_COLUMNS = ("embedding", "covariate", "told", "metric", "value", "low", "high", "baseline", "verdict")
+_ROWS = {
+    ("PCA", "nothing"): "PCA of expression",
+    ("base", "nothing"): "base, plain",
+    ("model", "nothing"): "model, told nothing",
+    ("model", "others"): "model, told the others",
+    ("model", "all"): "model, told all",
+}
+_LONGEST_NAME = 40
+_VERDICT_WIDTH = 48
+
+
+def covariate_effects(
+    table: pd.DataFrame | AnnData, *, covariate: str | None = None, ax: Axes | None = None
+) -> Axes | np.ndarray[Any, np.dtype[Any]]:
+    """Draw the table of :func:`scstate_lora.tl.covariate_information`, one panel a covariate.
+
+    A row is an embedding and what it was told; a dot is its score on held-out cells, the line through it the bootstrap
+    interval. The dashed line is the baseline, what ignoring the embedding reaches: an interval that touches it says
+    nothing. Filled dots were told no covariate; hollow ones were told some, or all. The verdict is under each panel.
+
+    Parameters
+    ----------
+    table
+        The table, or an AnnData that holds it in ``uns["scstate_lora"]``.
+    covariate
+        Draw this covariate only (or the column of the cell type).
+    ax
+        Axes to draw on: for a single covariate.
+
+    Returns
+    -------
+    The Axes given, or a new figure's array of Axes, one a covariate.
+
+    Raises
+    ------
+    KeyError
+        If the AnnData holds no table, or the table no such covariate.
+    ValueError
+        If columns are missing, the table is empty, or ``ax`` is given while there are several covariates.
+    """
+    table = table if isinstance(table, pd.DataFrame) else _find_table(table)
+    _check(table)
+    names = list(dict.fromkeys(table["covariate"]))
+    if covariate is not None:
+        if covariate not in names:
+            msg = f"The table has no covariate {covariate!r}. {did_you_mean(covariate, names)}"
+            raise KeyError(msg)
+        names = [covariate]
+    if ax is not None:
+        if len(names) > 1:
+            msg = f"One `ax` holds one covariate, the table has {names}. Name one as `covariate`."
+            raise ValueError(msg)
+        _panel(ax, table[table["covariate"] == names[0]])
+        return ax
+    n_rows, n_columns = grid_shape(len(names), widest=3)
+    figure, grid = plt.subplots(
+        n_rows, n_columns, figsize=(4.8 * n_columns, 3.1 * n_rows), squeeze=False, layout="constrained"
+    )
+    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
+    axes = grid.ravel()
+    for panel, name in zip(axes, names, strict=False):
+        _panel(panel, table[table["covariate"] == name])
+    for unused in axes[len(names) :]:
+        unused.remove()
+    return axes[: len(names)]
+
+
+def _find_table(adata: AnnData) -> pd.DataFrame:
+    table: pd.DataFrame | None = adata.uns.get(UNS_KEY, {}).get(_TABLE)
+    if table is None:
+        msg = f"adata.uns[{UNS_KEY!r}] holds no {_TABLE!r}. Call `scstate_lora.tl.covariate_information(se)` first."
+        raise KeyError(msg)
+    return table
+
+
+def _check(table: pd.DataFrame) -> None:
+    missing = [c for c in _COLUMNS if c not in table]
+    if missing:
+        msg = (
+            f"The table lacks the columns {missing}; it has {list(table.columns)}. "
+            "Give the table of `tl.covariate_information`."
+        )
+        raise ValueError(msg)
+    if table.empty:
+        msg = "The table has no rows: nothing was scored."
+        raise ValueError(msg)
+
+
+def _panel(ax: Axes, part: pd.DataFrame) -> None:
+    """One covariate: a row an embedding, the first on top."""
+    keys = list(zip(part["embedding"], part["told"], strict=True))
+    embeddings = list(dict.fromkeys(part["embedding"]))
+    colors = dict(zip(embeddings, color_cycle(len(embeddings)), strict=True))
+    for y, record in enumerate(part.to_dict("records")):
+        color = colors[record["embedding"]]
+        if not np.isfinite(record["value"]):
+            ax.text(
+                0.03, y, "not scored", transform=ax.get_yaxis_transform(), va="center", color="#8c8c8c", size="small"
+            )
+            continue
+        ax.plot([record["low"], record["high"]], [y, y], color=color, linewidth=1.8, solid_capstyle="butt", zorder=2)
+        face = color if record["told"] == "nothing" else "white"
+        ax.plot(
+            [record["value"]], [y], marker="o", markersize=6.5, color=color, markerfacecolor=face, markeredgewidth=1.5,
+            linestyle="", zorder=3,
+        )  # fmt: skip
+    _draw_baseline(ax, part)
+    names = [
+        textwrap.shorten(_ROWS.get(key, f"{key[0]}, told {key[1]}"), _LONGEST_NAME, placeholder="…") for key in keys
+    ]
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    name = textwrap.shorten(str(part["covariate"].iloc[0]), _LONGEST_NAME, placeholder="…")
+    ax.set_title(name, fontsize="medium")
+    verdict = textwrap.fill(str(part["verdict"].iloc[0]), _VERDICT_WIDTH)
+    metric = f"{metric_name(part['metric'].iloc[0])} (dashed: baseline)"
+    ax.set_xlabel(f"{metric}\n{verdict}", fontsize="small")
+    ax.tick_params(labelsize="small")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_baseline(ax: Axes, part: pd.DataFrame) -> None:
+    """Draw the line that is to be beaten, and let the axis reach from it to a perfect score."""
+    known = part[["value", "low", "high", "baseline"]].to_numpy(dtype=float)
+    if not np.isfinite(known).any():
+        ax.set_xticks([])
+        return
+    baseline: Sequence[float] = part["baseline"].dropna().unique().tolist()
+    for value in baseline:
+        ax.axvline(value, color="#404040", linewidth=1.0, linestyle="--", zorder=1)
+    low, high = float(np.nanmin(known)), max(1.0, float(np.nanmax(known)))
+    ax.set_xlim(low - 0.08 * (high - low), high + 0.04 * (high - low))

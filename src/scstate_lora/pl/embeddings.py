@@ -1,0 +1,231 @@
+"""Embeddings in two dimensions, before and after adaptation, coloured by covariates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from scstate_lora._constants import OBSM_BASE, OBSM_SE
+from scstate_lora._utils import did_you_mean
+from scstate_lora.pl.style import MISSING_COLOR, category_colors, grid_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+_FEWEST_CELLS = 5
+_RASTERIZE_ABOVE = 5_000
+_LEGEND_ROWS = 14
+
+
+def embedding(
+    adata: AnnData,
+    basis: str = OBSM_SE,
+    *,
+    color: str | Sequence[str],
+    compare: str | None = OBSM_BASE,
+    n_cells: int | None = 20_000,
+    ax: Axes | None = None,
+) -> Axes | np.ndarray[Any, np.dtype[Any]]:
+    """Draw cells in an embedding, and in the one before it, coloured by columns of ``obs``.
+
+    An embedding of more than two dimensions is laid out by UMAP (15 neighbours, fixed seed, the same picture every
+    time); one of two dimensions is drawn as it is. ``adata`` is only read.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    basis
+        Key in ``adata.obsm`` of the embedding to draw, shape ``(n_cells, n_dimensions)``.
+    color
+        One or several columns of ``adata.obs``: a row of panels each. Numbers get a colour bar, everything else
+        scanpy's colours (those in ``adata.uns[f"{color}_colors"]`` where there are some).
+    compare
+        Key in ``adata.obsm`` of the embedding to draw to the left of it, for before and after. The default is
+        left out where ``adata`` has none, and when ``ax`` is given.
+    n_cells
+        At most this many cells are laid out and drawn, a fixed random choice of them; ``None`` for all.
+    ax
+        Axes to draw on: a single panel of ``basis`` with one colour.
+
+    Returns
+    -------
+    The Axes given, or a new figure's array of Axes of shape ``(n_colors, n_embeddings)``.
+
+    Raises
+    ------
+    KeyError
+        If ``basis``, ``compare`` or ``color`` is not in ``adata``.
+    ValueError
+        If an embedding is not finite or one-dimensional, there are under 5 cells, or ``ax`` comes with several panels.
+    """
+    keys = [color] if isinstance(color, str) else list(color)
+    bases = _bases(adata, basis, compare, single=ax is not None)
+    _check(adata, bases, keys, single=ax is not None)
+
+    chosen = np.arange(adata.n_obs)
+    if n_cells is not None and adata.n_obs > n_cells:
+        chosen = np.sort(np.random.default_rng(0).choice(adata.n_obs, n_cells, replace=False))
+    layouts = {key: _layout(adata, key, chosen) for key in bases}
+
+    if ax is not None:
+        _panel(ax, adata, chosen, layouts[basis], key=keys[0], basis=basis, guide=True)
+        return ax
+    axes = _grid(len(keys), len(bases))
+    for i, key in enumerate(keys):
+        for j, name in enumerate(bases):
+            _panel(axes[i, j], adata, chosen, layouts[name], key=key, basis=name, guide=j == len(bases) - 1)
+    return axes
+
+
+def _grid(n_colors: int, n_bases: int) -> np.ndarray[Any, np.dtype[Any]]:
+    """Axes of shape ``(n_colors, n_bases)``; of a single embedding they are wrapped into two columns."""
+    n_rows, n_columns = (n_colors, n_bases) if n_bases > 1 else grid_shape(n_colors, widest=2)
+    n_legends = n_columns if n_bases == 1 else 1
+    figure, grid = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(3.6 * n_columns + 2.0 * n_legends, 3.4 * n_rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    figure.get_layout_engine().set(h_pad=0.1)
+    panels = grid.ravel()
+    for unused in panels[n_colors * n_bases :]:
+        unused.remove()
+    return panels[: n_colors * n_bases].reshape(n_colors, n_bases)
+
+
+def _bases(adata: AnnData, basis: str, compare: str | None, *, single: bool) -> list[str]:
+    """Keys of the embeddings to draw, the one to compare with first."""
+    absent_default = compare == OBSM_BASE and (single or OBSM_BASE not in adata.obsm)
+    if compare is None or compare == basis or absent_default:
+        return [basis]
+    return [compare, basis]
+
+
+def _check(adata: AnnData, bases: Sequence[str], keys: Sequence[str], *, single: bool) -> None:
+    for name in bases:
+        if name not in adata.obsm:
+            msg = f"adata.obsm has no {name!r}. {did_you_mean(name, adata.obsm.keys())}"
+            raise KeyError(msg)
+        array = np.asarray(adata.obsm[name])
+        if array.ndim != 2 or array.shape[1] < 2:
+            msg = f"adata.obsm[{name!r}] has shape {array.shape}; two or more dimensions a cell are needed."
+            raise ValueError(msg)
+        if not np.isfinite(array).all():
+            n_bad = int((~np.isfinite(array).all(axis=1)).sum())
+            msg = f"adata.obsm[{name!r}] has NaN or infinite values in {n_bad} cells. Compute it again."
+            raise ValueError(msg)
+    if not keys:
+        msg = "`color` names no column of adata.obs. Name one or several."
+        raise ValueError(msg)
+    for key in keys:
+        if key not in adata.obs:
+            msg = f"adata.obs has no column {key!r}. {did_you_mean(key, adata.obs.columns)}"
+            raise KeyError(msg)
+    if adata.n_obs < _FEWEST_CELLS:
+        msg = f"adata has {adata.n_obs} cells; at least {_FEWEST_CELLS} are needed to lay out an embedding."
+        raise ValueError(msg)
+    if single and (len(keys) > 1 or len(bases) > 1):
+        msg = (
+            f"One `ax` holds one panel, but {len(keys)} colours x {len(bases)} embeddings were asked for. "
+            "Give one `color` and no `compare`, or no `ax`."
+        )
+        raise ValueError(msg)
+
+
+def _layout(adata: AnnData, basis: str, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Two coordinates a cell, shape (n_chosen, 2)."""
+    array = np.asarray(adata.obsm[basis], dtype=np.float32)[chosen]
+    if array.shape[1] == 2:
+        return array
+    import anndata
+    import scanpy as sc
+
+    bare = anndata.AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(array)).astype(str)), obsm={"X_basis": array})
+    sc.pp.neighbors(bare, n_neighbors=min(15, len(array) - 1), use_rep="X_basis", random_state=0)
+    # Spectral initialisation needs many more cells than dimensions; below that a random one (seeded) does as well.
+    # 200 rounds settle the picture; the default of 500 for small data only takes longer.
+    sc.tl.umap(bare, random_state=0, init_pos="spectral" if len(array) > 50 else "random", maxiter=200)
+    return np.asarray(bare.obsm["X_umap"], dtype=np.float32)
+
+
+def _panel(
+    ax: Axes,
+    adata: AnnData,
+    chosen: NDArray[np.int64],
+    xy: NDArray[np.float32],
+    *,
+    key: str,
+    basis: str,
+    guide: bool,
+) -> None:
+    """One scatter; ``guide`` draws the legend or the colour bar beside it."""
+    values = adata.obs[key].iloc[chosen]
+    # One cell's marker area in points squared: about constant ink whatever the number of cells.
+    style: dict[str, Any] = {
+        "s": float(np.clip(24_000 / len(xy), 1.5, 20)),
+        "linewidths": 0,
+        "rasterized": len(xy) > _RASTERIZE_ABOVE,
+    }
+    # Drawn in random order, so that no category hides another because of its place in the file.
+    order = np.random.default_rng(0).permutation(len(xy))
+    numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    if numeric:
+        numbers = values.to_numpy(dtype=float, na_value=np.nan)
+        known = order[np.isfinite(numbers[order])]
+        unknown = order[~np.isfinite(numbers[order])]
+        ax.scatter(xy[unknown, 0], xy[unknown, 1], c=MISSING_COLOR, **style)
+        points = ax.scatter(xy[known, 0], xy[known, 1], c=numbers[known], cmap="viridis", **style)
+        if guide:
+            ax.figure.colorbar(points, ax=ax, label=key, shrink=0.8, pad=0.02)
+    else:
+        labels = adata.obs[key].astype(str) if adata.obs[key].dtype == bool else adata.obs[key]
+        full = pd.Categorical(labels)
+        colors = [*category_colors(adata, key, full.categories), MISSING_COLOR]
+        codes = full.codes[chosen]
+        ax.scatter(xy[order, 0], xy[order, 1], c=np.asarray(colors, dtype=object)[codes[order]], **style)
+        if guide:
+            _legend(ax, key, [str(c) for c in full.categories], colors, has_missing=bool((codes < 0).any()))
+    ax.set_title(_name(basis, len(chosen), adata.n_obs), fontsize="medium")
+    axis = "UMAP" if np.asarray(adata.obsm[basis]).shape[1] > 2 else basis.removeprefix("X_")
+    ax.set_xlabel(f"{axis} 1", fontsize="small")
+    ax.set_ylabel(f"{axis} 2", fontsize="small")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _name(basis: str, n_drawn: int, n_all: int) -> str:
+    return basis if n_drawn == n_all else f"{basis} ({n_drawn:,} of {n_all:,} cells)"
+
+
+def _legend(ax: Axes, key: str, names: Sequence[str], colors: Sequence[str], *, has_missing: bool) -> None:
+    """Legend to the right of the panel, in as many columns as the categories need."""
+    from matplotlib.lines import Line2D
+
+    names = [*names, "missing"] if has_missing else list(names)
+    handles = [
+        Line2D([], [], marker="o", linestyle="", markersize=5, color=color, label=name)
+        for name, color in zip(names, colors, strict=False)
+    ]
+    ax.legend(
+        handles=handles,
+        title=key,
+        loc="center left",
+        bbox_to_anchor=(1.02, 0.5),
+        ncols=-(-len(names) // _LEGEND_ROWS),
+        fontsize="small",
+        frameon=False,
+        alignment="left",
+        handletextpad=0.2,
+        columnspacing=0.8,
+    )

@@ -1,0 +1,230 @@
+"""The evaluation tables as a picture: every model beside its naive baselines and the replicate ceiling."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from scstate_lora._constants import UNS_KEY
+from scstate_lora._utils import did_you_mean
+from scstate_lora.pl.style import color_cycle, grid_shape, metric_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+# Names in the tables that no model made, and the marker and colour of each.
+REFERENCE_STYLES = {
+    "no change": ("x", "#8c8c8c"),
+    "perturbed mean": ("s", "#8c8c8c"),
+    "mean effect": ("s", "#8c8c8c"),
+    "context mean": ("^", "#8c8c8c"),
+    "linear": ("v", "#8c8c8c"),
+    "mean shift": ("D", "#404040"),
+    "ceiling": ("|", "#000000"),
+    "PCA": ("s", "#8c8c8c"),
+    "baseline": ("|", "#404040"),
+}
+_DIRECTIONS = {"higher": "higher is better →", "lower": "← lower is better", "one": "→ nearest to 1 is better ←"}
+_LONGEST_LABEL = 34
+
+
+def metrics(
+    table: pd.DataFrame | AnnData, *, metric: str | None = None, ax: Axes | None = None
+) -> Axes | np.ndarray[Any, np.dtype[Any]]:
+    """Draw the table of :func:`~scstate_lora.tl.evaluate`, ``tl.evaluate_perturbation`` or ``tl.discrimination``.
+
+    One panel a metric. A row is what was scored (a column of ``obs``, or a context, "all" being the average over
+    contexts with its bootstrap interval); a marker is an embedding or model. Models are coloured dots, references grey
+    or black: the naive baselines and, for perturbations, the replicate ceiling (``|``). The arrow under the panel
+    points to the better side. Of discrimination scores the averages over the perturbations are drawn.
+
+    Parameters
+    ----------
+    table
+        The table, or an AnnData that holds one in ``uns["scstate_lora"]``.
+    metric
+        Draw this metric only.
+    ax
+        Axes to draw on: for a single metric.
+
+    Returns
+    -------
+    The Axes given, or a new figure's array of Axes, one a metric.
+
+    Raises
+    ------
+    KeyError
+        If the AnnData holds no table, or the table no such metric.
+    ValueError
+        If the AnnData holds several tables, columns are missing, or ``ax`` is given while there are several metrics.
+    """
+    long = _long(table if isinstance(table, pd.DataFrame) else _find_table(table))
+    names = list(dict.fromkeys(long["metric"]))
+    if metric is not None:
+        if metric not in names:
+            msg = f"The table has no metric {metric!r}. {did_you_mean(metric, names)}"
+            raise KeyError(msg)
+        names = [metric]
+    series = list(dict.fromkeys(long["series"]))
+    styles = dict(zip(series, _styles(series), strict=True))
+    if ax is not None:
+        if len(names) > 1:
+            msg = f"One `ax` holds one metric, the table has {names}. Name one as `metric`, or give no `ax`."
+            raise ValueError(msg)
+        _panel(ax, long, names[0], styles)
+        ax.legend(
+            handles=_handles(styles), loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize="small", frameon=False
+        )
+        return ax
+
+    n_lanes = max(_n_rows(long, name) for name in names) * len(series)
+    n_rows, n_columns = grid_shape(len(names), widest=3)
+    width = 4.6 * n_columns  # all sizes in inches
+    n_across = max(1, int(width / (0.085 * max(map(len, series)) + 0.6)))
+    legend_height = 0.3 * -(-len(series) // n_across)
+    figure, grid = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(width, (1.2 + 0.1 * n_lanes) * n_rows + legend_height),
+        squeeze=False,
+        layout="constrained",
+    )
+    figure.get_layout_engine().set(h_pad=0.12)
+    axes = grid.ravel()
+    for panel, name in zip(axes, names, strict=False):
+        _panel(panel, long, name, styles)
+    for unused in axes[len(names) :]:
+        unused.remove()
+    figure.legend(handles=_handles(styles), loc="outside lower center", ncols=min(len(series), n_across), frameon=False)
+    return axes[: len(names)]
+
+
+def _find_table(adata: AnnData) -> pd.DataFrame:
+    kept = adata.uns.get(UNS_KEY, {})
+    found = [name for name in ("evaluate", "evaluate_perturbation", "discrimination") if name in kept]
+    if not found:
+        msg = (
+            f"adata.uns[{UNS_KEY!r}] holds none of 'evaluate', 'evaluate_perturbation' and 'discrimination'. "
+            "Call `scstate_lora.tl.evaluate(adata)` or `scstate_lora.tl.evaluate_perturbation(...)` first."
+        )
+        raise KeyError(msg)
+    if len(found) > 1:
+        msg = f"adata.uns[{UNS_KEY!r}] holds {found}. Give the one to draw: adata.uns[{UNS_KEY!r}][...]."
+        raise ValueError(msg)
+    table: pd.DataFrame = kept[found[0]]
+    return table
+
+
+def _long(table: pd.DataFrame) -> pd.DataFrame:
+    """Bring any of the tables to one form: ``row`` says what was scored, ``series`` whose score it is."""
+    if "embedding" in table:
+        _require(table, ["embedding", "metric", "key", "value", "baseline", "direction"])
+        long = table.rename(columns={"embedding": "series", "key": "row"}).assign(low=np.nan, high=np.nan)
+        floor = long[long["baseline"].notna() & long["value"].notna()].drop_duplicates(["metric", "row"])
+        floor = floor.assign(series="baseline", value=floor["baseline"], reason="")
+        return pd.concat([long, floor], ignore_index=True)
+    _require(table, ["model", "metric", "context", "value", "direction"])
+    if "perturbation" in table:
+        table = table[table["perturbation"] == "all"]
+    return table.rename(columns={"model": "series", "context": "row", "ci_low": "low", "ci_high": "high"})
+
+
+def _require(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    missing = [c for c in columns if c not in table]
+    if missing:
+        msg = (
+            f"The table lacks the columns {missing}; it has {list(table.columns)}. "
+            "Give the table of `tl.evaluate`, `tl.evaluate_perturbation` or `tl.discrimination`."
+        )
+        raise ValueError(msg)
+    if table.empty:
+        msg = "The table has no rows: nothing was evaluated."
+        raise ValueError(msg)
+
+
+def _styles(series: Sequence[str]) -> list[tuple[str, str]]:
+    """Marker and colour of each series; models are dots in scanpy's colours."""
+    colors = iter(color_cycle(sum(name not in REFERENCE_STYLES for name in series)))
+    return [REFERENCE_STYLES[name] if name in REFERENCE_STYLES else ("o", next(colors)) for name in series]
+
+
+def _size(marker: str) -> dict[str, Any]:
+    return {"markersize": 8, "markeredgewidth": 2} if marker == "|" else {"markersize": 5.5, "markeredgewidth": 1.2}
+
+
+def _handles(styles: dict[str, tuple[str, str]]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], linestyle="", marker=marker, color=color, label=name, **_size(marker))
+        for name, (marker, color) in styles.items()
+    ]
+
+
+def _n_rows(long: pd.DataFrame, metric: str) -> int:
+    return int(long.loc[long["metric"] == metric, "row"].nunique())
+
+
+def _panel(ax: Axes, long: pd.DataFrame, metric: str, styles: dict[str, tuple[str, str]]) -> None:
+    part = long[long["metric"] == metric]
+    rows = list(dict.fromkeys(part["row"]))
+    rows.sort(key=lambda row: row != "all")  # the average first, the others as they come
+    # Series of a row lie on lanes of their own around it, so that equal values do not hide each other.
+    lanes = dict(zip(styles, np.linspace(-0.32, 0.32, len(styles)) if len(styles) > 1 else [0.0], strict=True))
+    for i in range(0, len(rows), 2):
+        ax.axhspan(i - 0.5, i + 0.5, color="#f3f3f3", zorder=0, linewidth=0)
+    for record in part.to_dict("records"):
+        value, y = float(record["value"]), rows.index(record["row"]) + lanes[record["series"]]
+        if not np.isfinite(value):
+            continue
+        marker, color = styles[record["series"]]
+        low, high = float(record.get("low", np.nan)), float(record.get("high", np.nan))
+        if np.isfinite(low) and np.isfinite(high):
+            ax.plot([low, high], [y, y], color=color, linewidth=1.2, zorder=2)
+        ax.plot([value], [y], marker=marker, color=color, linestyle="", zorder=3, **_size(marker))
+    if part["direction"].iloc[0] == "one":
+        ax.axvline(1.0, color="#404040", linewidth=0.8, linestyle=":", zorder=1)
+    _name_failures(ax, part, rows)
+    ax.set_title(metric_name(metric), fontsize="medium")
+    ax.set_yticks(range(len(rows)), [textwrap.shorten(str(r), _LONGEST_LABEL, placeholder="…") for r in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlabel(_x_label(part), fontsize="small")
+    ax.margins(x=0.08)
+    ax.tick_params(labelsize="small")
+    ax.spines[["top", "right"]].set_visible(False)
+    if part["value"].isna().all():
+        ax.set_xticks([])
+
+
+def _name_failures(ax: Axes, part: pd.DataFrame, rows: Sequence[str]) -> None:
+    """Say in the row why it is empty."""
+    for i, row in enumerate(rows):
+        here = part[part["row"] == row]
+        if here["value"].notna().any():
+            continue
+        reasons = [r for r in here.get("reason", pd.Series(dtype=str)) if r]
+        text = textwrap.shorten("not computed" + (f": {reasons[0]}" if reasons else ""), 130, placeholder="…")
+        # x in fractions of the axes, y in rows
+        ax.text(
+            0.02, i, textwrap.fill(text, 46), transform=ax.get_yaxis_transform(), va="center", fontsize="x-small",
+            color="#8c8c8c",
+        )  # fmt: skip
+
+
+def _x_label(part: pd.DataFrame) -> str:
+    """Return the direction and range of a metric, in words."""
+    first = part.iloc[0]
+    text = _DIRECTIONS.get(str(first["direction"]), "")
+    low, high = (float(first.get(c, np.nan)) for c in ("lowest", "highest"))
+    if np.isfinite(low) and np.isfinite(high):
+        return f"{text} (range {low:g} to {high:g})"
+    if np.isfinite(low):
+        return f"{text} (range from {low:g})"
+    return f"{text} (range up to {high:g})" if np.isfinite(high) else text

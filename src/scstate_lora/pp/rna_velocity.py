@@ -1,0 +1,336 @@
+"""RNA velocity of an AnnData's cells, in genes and in any embedding: `velocity`."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from scstate_lora._constants import UNS_KEY
+from scstate_lora._logging import logger
+from scstate_lora._utils import did_you_mean
+from scstate_lora.data.matrix import check_values
+from scstate_lora.data.stream import check_not_empty, matrix_name, open_source
+from scstate_lora.pp import scvelo_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from scipy import sparse
+
+VELOCITY_KEY = "velocity"
+MODES = ("deterministic", "stochastic", "dynamical")
+FEWEST_CELLS = 50
+
+
+class _Options(NamedTuple):
+    """What decides on the fit."""
+
+    mode: str
+    layers: tuple[str, str]
+    n_top_genes: int | None
+    min_shared_counts: int
+    n_neighbors: int
+    n_pcs: int
+    use_rep: str | None
+    seed: int
+
+
+def velocity(
+    adata: AnnData,
+    *,
+    basis: str | None = None,
+    mode: str = "deterministic",
+    layers: Sequence[str] = ("spliced", "unspliced"),
+    n_top_genes: int | None = 2000,
+    min_shared_counts: int = 20,
+    n_neighbors: int = 30,
+    n_pcs: int = 30,
+    use_rep: str | None = None,
+    key_added: str = VELOCITY_KEY,
+    n_jobs: int = 1,
+    seed: int = 0,
+) -> None:
+    """Compute the RNA velocity of cells with scVelo, and project it to an embedding.
+
+    Both layers are scaled to one depth, the most variable genes chosen and moments taken over neighbours, on a copy:
+    `adata` gains what is listed below and nothing else. Velocities that are there already are used as they are, and
+    the log says so; delete them to have them computed anew.
+
+    Parameters
+    ----------
+    adata
+        Cells with spliced and unspliced counts.
+    basis
+        Key of ``adata.obsm`` to project the velocities to, of any number of dimensions. None for velocities of genes
+        alone.
+    mode
+        ``"deterministic"``, unspliced counts in excess of a steady-state ratio, a regression on the extreme cells;
+        ``"stochastic"``, the same with second moments, fitted with an offset of these; or ``"dynamical"``, full
+        splicing kinetics, about fifty times slower.
+    layers
+        Names of the layers of spliced and of unspliced counts, in this order.
+    n_top_genes
+        How many of the most variable genes to use (scanpy, on log1p of the spliced layer); None for all.
+    min_shared_counts
+        Genes with fewer counts than this, over the cells that have both spliced and unspliced ones, are left out.
+    n_neighbors
+        Cells over which moments are taken.
+    n_pcs
+        Components of the PCA in which neighbours are found.
+    use_rep
+        Key of ``adata.obsm`` in which to find neighbours in place of that PCA, for instance one without batch effects.
+    key_added
+        Name of the layer, and first part of the other names.
+    n_jobs
+        Processes.
+    seed
+        Of PCA and neighbours.
+
+    Raises
+    ------
+    KeyError
+        A layer, or `basis` or `use_rep` in ``adata.obsm``, does not exist.
+    TypeError
+        `layers`, `basis` or `key_added` is no name, or a layer holds no numbers.
+    ValueError
+        An option makes no sense, a layer holds no counts, cells or genes are too few, or no gene has a fit.
+    RuntimeError
+        ``mode="dynamical"`` does not run with the versions installed, as with pandas 3.
+
+    Notes
+    -----
+    Adds, with the default `key_added`,
+
+    - ``adata.layers["velocity"]``: float32 ``(n_cells, n_genes)``, change of spliced counts per 10,000 over time in
+      units of a gene's splicing time (dynamical: of scVelo's latent time). NaN for all cells in a gene without a fit,
+      which is unknown rather than at rest. With s counts per 10,000, velocity / (1 + s) is that of log1p(s);
+    - ``adata.obs["velocity_confidence"]``: float32, 0 to 1, mean correlation of a cell's velocity with its neighbours'.
+      Neighbours share their moments, so it is high where neighbourhoods are small beside the noise, too;
+    - with a `basis`, ``adata.obsm["velocity_X_pca"]`` for ``"X_pca"`` and so on: float32 ``(n_cells, n_dims)``, the
+      expected displacement under the transition probabilities of scVelo's velocity graph, in units of the basis, less
+      that under equal probabilities of the same cells. A direction to be trusted more than its length;
+    - ``adata.uns["scstate_lora"]["velocity"]["velocity"]``: how it was made, and how many genes have a fit.
+
+    The steady-state models are those of La Manno et al. 2018, doi:10.1038/s41586-018-0414-6, and Bergen et al. 2020,
+    doi:10.1038/s41587-020-0591-3, who also describe the dynamical model, the graph and the confidence.
+    """
+    options = _checked(
+        adata,
+        mode=mode,
+        layers=layers,
+        n_top_genes=n_top_genes,
+        min_shared_counts=min_shared_counts,
+        n_neighbors=n_neighbors,
+        n_pcs=n_pcs,
+        use_rep=use_rep,
+        seed=seed,
+    )
+    _check_number("n_jobs", n_jobs, 1)
+    if not isinstance(key_added, str) or not key_added:
+        msg = f"key_added={key_added!r} must be the name of a layer to write."
+        raise TypeError(msg)
+    space = None if basis is None else _space(adata, "basis", basis)
+    key_obs, key_obsm = f"{key_added}_confidence", f"{key_added}_{basis}"
+    has_layer, has_obsm = key_added in adata.layers, basis is not None and key_obsm in adata.obsm
+    given = _existing(adata, key_added) if has_layer else None
+    if has_layer:
+        logger.info("adata.layers[%r] exists and is used as it is; delete it to have it computed anew.", key_added)
+    if has_obsm:
+        _check_existing_obsm(adata, key_obsm, space)
+        logger.info("adata.obsm[%r] exists and is used as it is; delete it to have it computed anew.", key_obsm)
+    if has_obsm or (has_layer and space is None):
+        return
+
+    spliced, unspliced = (_counts(adata, layer) for layer in options.layers)
+    work, used = _prepared(adata, spliced, unspliced, options, given)
+    values = given[:, used] if given is not None else None
+    record: dict[str, Any] = {}
+    if values is None:
+        fit = scvelo_steps.fit_velocity(work, mode, n_jobs=n_jobs)
+        values = fit.velocity
+        record = _record(options, n_genes=adata.n_vars, n_used=int(used.sum()), n_fitted=fit.n_fitted)
+        _say(record)
+    confidence, matrix = scvelo_steps.transitions(work, values, n_jobs=n_jobs)
+
+    if not has_layer:
+        layer = np.full(adata.shape, np.nan, dtype=np.float32)
+        layer[:, used] = values
+        adata.layers[key_added] = layer
+    if not has_layer or key_obs not in adata.obs:
+        adata.obs[key_obs] = confidence
+    if space is not None:
+        adata.obsm[key_obsm] = scvelo_steps.expected_displacement(matrix, space)
+    _write_record(adata, key_added, record, basis)
+
+
+def _checked(adata: AnnData, *, mode: str, layers: Sequence[str], use_rep: str | None, **numbers: Any) -> _Options:
+    """Refuse options that make no sense."""
+    check_not_empty(adata)
+    if mode not in MODES:
+        msg = f"mode={mode!r} is unknown. {did_you_mean(mode, MODES)}"
+        raise ValueError(msg)
+    if isinstance(layers, str) or len(layers) != 2 or not all(isinstance(layer, str) for layer in layers):
+        msg = f"layers={layers!r} must be two names, of the spliced and of the unspliced counts."
+        raise TypeError(msg)
+    if layers[0] == layers[1]:
+        msg = f"layers={tuple(layers)!r} names one layer twice; give the spliced and the unspliced one."
+        raise ValueError(msg)
+    for name, least in (("min_shared_counts", 0), ("n_neighbors", 2), ("n_pcs", 1), ("seed", 0)):
+        _check_number(name, numbers[name], least)
+    if numbers["n_top_genes"] is not None:
+        _check_number("n_top_genes", numbers["n_top_genes"], scvelo_steps.FEWEST_GENES)
+    if use_rep is not None:
+        _space(adata, "use_rep", use_rep)
+    return _Options(mode=mode, layers=(layers[0], layers[1]), use_rep=use_rep, **numbers)
+
+
+def _check_number(name: str, number: Any, least: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
+        msg = f"{name}={number!r} must be a whole number, {least} or more."
+        raise ValueError(msg)
+
+
+def _space(adata: AnnData, name: str, key: str) -> np.ndarray:
+    """Read an embedding, ``(n_cells, n_dims)``."""
+    if not isinstance(key, str):
+        msg = f"{name}={key!r} must be the name of an entry of adata.obsm."
+        raise TypeError(msg)
+    if key not in adata.obsm:
+        msg = f"{name}={key!r} is not in adata.obsm. {did_you_mean(key, adata.obsm.keys())}"
+        raise KeyError(msg)
+    space = np.asarray(adata.obsm[key])
+    if space.ndim != 2 or space.dtype.kind not in "fiu":
+        msg = f"adata.obsm[{key!r}] must be a matrix of numbers, found {space.dtype} {space.shape}."
+        raise ValueError(msg)
+    if not np.isfinite(space).all():
+        msg = f"adata.obsm[{key!r}] holds NaN or infinite values, so cells have no place in it."
+        raise ValueError(msg)
+    return space
+
+
+def _existing(adata: AnnData, key: str) -> np.ndarray:
+    """Read velocities that exist, ``(n_cells, n_genes)``: NaN in all cells of a gene with a NaN."""
+    from scipy import sparse
+
+    found = adata.layers[key]
+    values = np.array(found.toarray() if sparse.issparse(found) else found, dtype=np.float32)
+    if np.isinf(values).any():
+        msg = f"adata.layers[{key!r}] holds infinite values, which no velocity is. Delete or mend it."
+        raise ValueError(msg)
+    values[:, np.isnan(values).any(axis=0)] = np.nan
+    if not (np.nan_to_num(values) != 0).any():
+        msg = f"adata.layers[{key!r}] holds only zeros and NaN: there is no velocity in it. Delete it or name another."
+        raise ValueError(msg)
+    return values
+
+
+def _check_existing_obsm(adata: AnnData, key: str, space: np.ndarray | None) -> None:
+    shape = np.asarray(adata.obsm[key]).shape
+    if space is not None and shape != space.shape:
+        msg = f"adata.obsm[{key!r}] exists with shape {shape}, and its basis has {space.shape}. Delete it: it is old."
+        raise ValueError(msg)
+
+
+def _counts(adata: AnnData, layer: str) -> sparse.csr_matrix:
+    """Read a layer of counts, whole numbers or, of tools that share reads out, fractional ones."""
+    if layer not in adata.layers:
+        msg = (
+            f"{matrix_name(layer)} does not exist. {did_you_mean(layer, adata.layers.keys())} Spliced and unspliced "
+            "counts come from velocyto, alevin-fry, STARsolo or kallisto; name them by layers=(spliced, unspliced)."
+        )
+        raise KeyError(msg)
+    source = open_source(adata, layer)
+    stats = source.scan()
+    check_values(stats, source.name)
+    if not stats.whole and (stats.largest <= 20 or stats.sums.constant):
+        msg = (
+            f"{source.name} holds no counts: fractional values up to {stats.largest:.3g}, as after normalisation or "
+            "log1p. Velocity compares spliced with unspliced counts; name the raw layers by layers=."
+        )
+        raise ValueError(msg)
+    return source.read_all()
+
+
+def _prepared(
+    adata: AnnData,
+    spliced: sparse.csr_matrix,
+    unspliced: sparse.csr_matrix,
+    options: _Options,
+    given: np.ndarray | None,
+) -> tuple[AnnData, np.ndarray]:
+    """Make the copy that scVelo works on, with neighbours, and tell which of the genes are in it."""
+    needed = max(FEWEST_CELLS, options.n_neighbors + 1)
+    if adata.n_obs < needed:
+        msg = (
+            f"{adata.n_obs} cells are too few: velocities are fitted on the extreme twentieths of the cells, with "
+            f"moments over n_neighbors={options.n_neighbors} of them. {needed} or more are needed."
+        )
+        raise ValueError(msg)
+    empty = np.flatnonzero(np.asarray(spliced.sum(axis=1)).ravel() == 0)
+    if len(empty):
+        msg = (
+            f"{len(empty)} cells have no counts in {matrix_name(options.layers[0])}, {adata.obs_names[empty[0]]!r} "
+            "among them, so they have neither neighbours nor a velocity. Remove them first."
+        )
+        raise ValueError(msg)
+    work = scvelo_steps.working_copy(spliced, unspliced, adata.obs_names, adata.var_names)
+    shared = scvelo_steps.shared_counts(spliced, unspliced)
+    eligible = shared >= max(1, options.min_shared_counts)
+    if eligible.sum() < scvelo_steps.FEWEST_GENES:
+        msg = (
+            f"{eligible.sum()} of {adata.n_vars} genes have {max(1, options.min_shared_counts)} spliced and unspliced "
+            f"counts in cells with both, and {scvelo_steps.FEWEST_GENES} are needed. Lower min_shared_counts= (the "
+            f"best gene has {shared.max():g}), or check that layers= names the right two."
+        )
+        raise ValueError(msg)
+    chosen = scvelo_steps.select_genes(work, eligible, options.n_top_genes)
+    space = None if options.use_rep is None else _space(adata, "use_rep", options.use_rep)
+    graph = work[:, chosen].copy()
+    scvelo_steps.add_neighbors(
+        graph, space=space, n_pcs=options.n_pcs, n_neighbors=options.n_neighbors, seed=options.seed
+    )
+    if given is None:
+        return graph, chosen
+    used = (np.nan_to_num(given) != 0).any(axis=0)
+    work = work[:, used].copy()
+    work.uns["neighbors"] = graph.uns["neighbors"]
+    for key, matrix in graph.obsp.items():
+        work.obsp[key] = matrix
+    return work, used
+
+
+def _record(options: _Options, *, n_genes: int, n_used: int, n_fitted: int) -> dict[str, Any]:
+    settings = {name: value for name, value in options._asdict().items() if value is not None}
+    return {
+        **settings,
+        "layers": list(options.layers),
+        "n_genes": n_genes,
+        "n_genes_used": n_used,
+        "n_genes_fitted": n_fitted,
+        "share_fitted": n_fitted / n_used,
+        "scvelo": version("scvelo"),
+    }
+
+
+def _say(record: dict[str, Any]) -> None:
+    n_fitted, n_used = record["n_genes_fitted"], record["n_genes_used"]
+    logger.info(
+        "RNA velocity (%s): %d of %d genes used have a fit (%.0f %%), of %d in all; the others are NaN.",
+        *(record["mode"], n_fitted, n_used, 100 * record["share_fitted"], record["n_genes"]),
+    )
+    if n_fitted < scvelo_steps.FEWEST_GENES or record["share_fitted"] < 0.1:
+        logger.warning("Few genes have a fit: there is little signal of splicing, so take the velocities with caution.")
+
+
+def _write_record(adata: AnnData, key: str, record: dict[str, Any], basis: str | None) -> None:
+    """Keep how velocities were made; new dicts, as those of a view belong to its parent."""
+    ours = adata.uns.get(UNS_KEY, {})
+    made = ours.get(VELOCITY_KEY, {})
+    kept = record or dict(made.get(key, {"mode": "as found"}))
+    if basis is not None:
+        kept["bases"] = sorted({*map(str, kept.get("bases", [])), basis})
+    adata.uns[UNS_KEY] = {**ours, VELOCITY_KEY: {**made, key: kept}}

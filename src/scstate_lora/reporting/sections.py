@@ -1,0 +1,269 @@
+"""What each section of the page says, read from the AnnData, the models and the predictions."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from scstate_lora import pl
+from scstate_lora._constants import OBS_SPLIT, OBSM_BASE, OBSM_SE, OBSM_ST, UNS_KEY
+from scstate_lora.data.splits import split_table
+from scstate_lora.pl.style import metric_name
+from scstate_lora.reporting.parts import Section, Table, figure, table, text
+from scstate_lora.reporting.verdicts import (
+    ALL_CONTEXTS,
+    BASELINES,
+    CEILING,
+    PCA,
+    embedding_verdicts,
+    model_names,
+    perturbation_verdicts,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from scstate_lora.data import Registry
+
+_MAX_DRAWN_CELLS = 4_000
+_PACKAGES = ("scstate-lora", "anndata", "scanpy", "numpy", "pandas", "scikit-learn", "torch", "lightning", "peft")
+_MOST_NAMED = 12
+# Metrics drawn context by context, where the table has them; all are drawn as averages.
+_BY_CONTEXT = ("pearson_delta", "e_distance", "mae")
+
+
+def data_section(adata: AnnData, registry: Registry) -> Section:
+    """Describe the cells, and what `setup_anndata` understood of them."""
+    matrix = f"adata.layers[{registry.layer!r}]" if registry.layer is not None else "adata.X"
+    scale = {"counts": "counts", "log1p": "log1p values"}[registry.scale]
+    rows = [
+        ("cells x genes", f"{adata.n_obs:,} x {len(registry.var_names):,}"),
+        ("expression", f"{matrix}, read as {scale}: {registry.scale_reason}"),
+        ("perturbation", f"{registry.pert_key}, control {registry.control!r}" if registry.pert_key else "none"),
+        ("cell type", registry.cell_type_key or "none"),
+        ("batch", registry.batch_key or "none"),
+        ("context", " x ".join(registry.context_keys) or "all cells are one context"),
+    ]
+    covariates = [
+        {
+            "covariate": c.name,
+            "kind": c.kind,
+            "values": ", ".join(c.categories)
+            if c.kind == "categorical"
+            else f"mean {text(c.mean)}, standard deviation {text(c.std)}",
+        }
+        for c in registry.covariates
+    ]
+    section = Section("Data", "data", blocks=[table(pd.DataFrame(rows, columns=["what", "found"]), "What was set up.")])
+    if covariates:
+        section.blocks.append(table(pd.DataFrame(covariates), "Covariates, as registered."))
+    return section
+
+
+def split_section(adata: AnnData, registry: Registry) -> Section:
+    """Describe the split, and tell a random one from groups held out whole by counting."""
+    section = Section("Split", "split")
+    if OBS_SPLIT not in adata.obs:
+        section.paragraphs.append(
+            f"No split is stored in adata.obs[{OBS_SPLIT!r}]: no model was trained on these cells."
+        )
+        return section
+    counts = split_table(adata, registry)
+    totals = {name: int(counts[name].sum()) for name in ("train", "val", "test")}
+    groups = [c for c in counts.columns if c not in totals]
+    section.paragraphs.append(
+        f"{totals['train']:,} cells train, {totals['val']:,} validate and {totals['test']:,} are held out for testing, "
+        f"as stored in adata.obs[{OBS_SPLIT!r}]. Groups are {' x '.join(registry.context_keys) or 'all cells'}"
+        + (f" x {registry.pert_key}." if registry.pert_key else ".")
+    )
+    whole = counts[(counts["test"] > 0) & (counts["train"] + counts["val"] == 0)]
+    partly = counts[(counts["test"] > 0) & (counts["train"] + counts["val"] > 0)]
+    if len(whole):
+        rows = [" / ".join(str(v) for v in row) for row in whole[groups].itertuples(index=False, name=None)]
+        names = "; ".join(rows[:_MOST_NAMED]) + (
+            f"; and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else ""
+        )
+        section.paragraphs.append(f"Held out whole, so that training saw no such cell: {names}.")
+    if len(partly):
+        section.paragraphs.append(
+            f"In {len(partly)} of {len(counts)} groups a part of the cells is held out: there the scores say how well "
+            "new cells of known groups are predicted, not new groups."
+        )
+    section.blocks.append(table(counts, "Cells by group and split.", folded=len(counts) > 12))
+    return section
+
+
+def model_sections(models: Sequence[Any]) -> list[Section]:
+    """For each model its summary, how long it trained, and its loss curves."""
+    sections = []
+    for i, model in enumerate(models):
+        name = type(model).__name__
+        section = Section(name, f"model-{i + 1}")
+        histories = [("base, trained on these cells", getattr(model, "base_history", None)), (name, model.history)]
+        histories = [(title, h) for title, h in histories if isinstance(h, pd.DataFrame) and len(h)]
+        if histories:
+            runs = pd.DataFrame([{"training": title, **_run(history)} for title, history in histories])
+            section.blocks.append(table(runs, "Training."))
+        else:
+            section.paragraphs.append("Not trained.")
+        for title, history in histories:
+            caption = f"Loss of {title}: every step faint, running mean solid, validation dashed."
+            section.blocks.append(figure(pl.loss_curves(history), caption))
+        parts = pd.DataFrame(model.summary())
+        if "share" in parts:
+            parts = parts.assign(share=[f"{share:.1%}" for share in parts["share"]])
+        section.blocks.append(table(parts, "Parts and parameters; the share is of trained parameters in all."))
+        sections.append(section)
+    return sections
+
+
+def _run(history: pd.DataFrame) -> dict[str, Any]:
+    """Return a training run in a few numbers."""
+    train, val = history[history["phase"] == "train"], history[history["phase"] == "val"]
+    run: dict[str, Any] = {"steps": len(train), "epochs": int(history["epoch"].nunique())}
+    run["seconds"] = float(history["seconds"].max()) if "seconds" in history else float("nan")
+    run["peak memory (MB)"] = float(history["peak_memory_mb"].max()) if "peak_memory_mb" in history else float("nan")
+    losses = val["loss"].dropna() if len(val) else train["loss"].dropna()
+    kind = "validation" if len(val) else "training"
+    run |= {
+        "loss is of": kind,
+        "first": float(losses.iloc[0]),
+        "best": float(losses.min()),
+        "last": float(losses.iloc[-1]),
+    }
+    return run
+
+
+def embedding_section(adata: AnnData, registry: Registry) -> Section:
+    """Draw the embeddings and show their scores."""
+    section = Section("Embeddings", "embeddings")
+    keys = [c.name for c in registry.covariates]
+    keys += [k for k in (registry.cell_type_key, registry.batch_key) if k is not None and k not in keys]
+    keys = [k for k in keys if k in adata.obs] or ([registry.pert_key] if registry.pert_key else [])
+    present = [k for k in (OBSM_SE, OBSM_BASE, OBSM_ST) if k in adata.obsm]
+    if not present:
+        section.paragraphs.append("No embedding is stored in adata.obsm: call `get_latent_representation()` first.")
+    elif keys:
+        basis, compare = present[0], OBSM_BASE if OBSM_BASE in present else None
+        axes = pl.embedding(adata, basis, color=keys, compare=compare, n_cells=_MAX_DRAWN_CELLS)
+        before = f" (right) beside the plain base {OBSM_BASE} (left)" if compare not in (None, basis) else ""
+        section.blocks.append(figure(axes, f"UMAP of {basis}{before}. Positions between clusters mean little."))
+        if OBSM_ST in present and basis != OBSM_ST:
+            axes = pl.embedding(adata, OBSM_ST, color=keys, compare=None, n_cells=_MAX_DRAWN_CELLS)
+            section.blocks.append(
+                figure(axes, f"UMAP of {OBSM_ST}, the transition model's representation of the cells.")
+            )
+    scores = adata.uns.get(UNS_KEY, {}).get("evaluate")
+    if scores is None:
+        section.paragraphs.append("The embeddings were not scored: call `scstate_lora.tl.evaluate(adata)` first.")
+        return section
+    if "n_cells" in scores:
+        n_cells = int(scores["n_cells"].iloc[0])
+        n_unseen = int((adata.obs[OBS_SPLIT] != "train").sum()) if OBS_SPLIT in adata.obs else 0
+        which = ", those that no model was trained on" if n_cells == n_unseen else ", trained on or not"
+        section.paragraphs.append(f"Scores are of {n_cells:,} cells{which}.")
+    # The transition model reads cells in sets of one context and perturbation.
+    shared = [*registry.context_keys, *([registry.pert_key] if registry.pert_key is not None else [])]
+    section.verdicts = embedding_verdicts(scores, given=[c.name for c in registry.covariates], context_keys=shared)
+    section.blocks.append(figure(pl.metrics(scores), "Scores of the embeddings beside the PCA and the baseline."))
+    section.blocks.append(
+        table(_wide_embeddings(scores), "Scores; the baseline ignores the embedding. Higher is better for all of them.")
+    )
+    section.blocks += _remarks(scores, "embedding")
+    return section
+
+
+def perturbation_section(predictions: AnnData) -> Section:
+    """Show how predicted cells compare with measured ones, naive baselines first."""
+    stored = predictions.uns.get(UNS_KEY, {})
+    predict = stored.get("predict", {})
+    target, control = str(predict.get("target", "unknown")), str(predict.get("control", "unknown"))
+    section = Section(f"Predicted cells: {target}", "predictions")
+    section.paragraphs.append(
+        f"{predictions.n_obs:,} cells were predicted, from measured {control!r} cells to {target!r}. "
+        "Expression is log1p of counts per 10,000."
+    )
+    scores = stored.get("evaluate_perturbation")
+    if scores is None:
+        section.paragraphs.append("They were not scored: call `scstate_lora.tl.evaluate_perturbation(...)` first.")
+        return section
+    section.verdicts = perturbation_verdicts(scores, target=target)
+    average = scores[scores["context"] == ALL_CONTEXTS]
+    contexts = [c for c in dict.fromkeys(scores["context"]) if c != ALL_CONTEXTS]
+    if average.empty:
+        average = scores[scores["context"] == contexts[0]]
+    what = "average over contexts" if len(contexts) > 1 else "".join(contexts) or "all cells"
+    skill = "Skill: 0 is the mean shift, 1 the replicate ceiling; under 0 is worse than the mean shift."
+    section.blocks += [
+        table(_wide(average, "value"), f"Scores, {what}: naive baselines first, replicate ceiling last."),
+        table(_wide(average, "skill"), skill),
+        figure(
+            pl.metrics(average), f"Scores, {what}" + (", with 95 % bootstrap intervals." if len(contexts) > 1 else ".")
+        ),
+    ]
+    if len(contexts) > 1:
+        each = scores[scores["metric"].isin(_BY_CONTEXT)]
+        if len(each):
+            section.blocks.append(figure(pl.metrics(each), "Context by context."))
+        by_context = scores[scores["context"] != ALL_CONTEXTS]
+        wide = pd.concat([_wide(part, "value").assign(context=c) for c, part in by_context.groupby("context")])
+        section.blocks.append(
+            table(wide[["context", *wide.columns.drop("context")]], "Scores by context.", folded=True)
+        )
+    section.blocks += _remarks(scores, "model")
+    return section
+
+
+def _wide_embeddings(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row a score, with its baseline, one column an embedding, PCA first."""
+    by_score = scores.groupby(["metric", "key"], sort=False)
+    wide = scores.pivot(index=["metric", "key"], columns="embedding", values="value")
+    wide = wide.loc[by_score.size().index, sorted(dict.fromkeys(scores["embedding"]), key=lambda name: name != PCA)]
+    wide.insert(0, "baseline", by_score["baseline"].first())
+    wide.columns.name = None
+    wide = wide.reset_index()
+    return wide.assign(metric=[metric_name(m) for m in wide["metric"]])
+
+
+def _wide(scores: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One row a metric with its direction, one column a model, baselines first and the ceiling last."""
+    order = [*BASELINES, *model_names(scores), CEILING]
+    arrows = {"higher": "↑", "lower": "↓", "one": "→ 1"}
+    headed = scores.assign(
+        metric=[
+            f"{metric_name(m)} {arrows.get(d, '') if column == 'value' else ''}".strip()
+            for m, d in zip(scores["metric"], scores["direction"], strict=True)
+        ]
+    )
+    wide = headed.pivot(index="metric", columns="model", values=column)
+    wide = wide.loc[list(dict.fromkeys(headed["metric"])), [m for m in order if m in wide.columns]]
+    wide.columns.name = None
+    return wide.reset_index()
+
+
+def _remarks(scores: pd.DataFrame, series: str) -> list[Table]:
+    """List why scores could not be computed, or not on all cells: one row a metric and reason."""
+    noted = scores[scores["reason"] != ""]
+    if noted.empty:
+        return []
+    rows = [
+        {
+            "metric": metric_name(str(metric)),
+            series: ", ".join(dict.fromkeys(part[series])),
+            "scores": len(part),
+            "why": reason,
+        }
+        for (metric, reason), part in noted.groupby(["metric", "reason"], sort=False)
+    ]
+    return [table(pd.DataFrame(rows), "Remarks: what was not computed, or not on all cells.", folded=len(rows) > 5)]
+
+
+def versions_section() -> Section:
+    """Name the versions that made the page."""
+    rows = [("python", platform.python_version()), *[(name, version(name)) for name in _PACKAGES]]
+    return Section("Versions", "versions", blocks=[table(pd.DataFrame(rows, columns=["package", "version"]), "")])

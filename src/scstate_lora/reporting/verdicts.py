@@ -1,0 +1,162 @@
+"""Plain sentences that the evaluation tables support, also where a model loses to a naive baseline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scstate_lora._constants import OBSM_SE, OBSM_ST
+from scstate_lora.metrics import goodness
+from scstate_lora.pl.style import metric_name
+from scstate_lora.reporting.parts import Verdict, text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import pandas as pd
+
+YARDSTICK, CEILING = "mean shift", "ceiling"
+# Rows of `evaluate_perturbation` that no model made, weakest first as tables show them; the ceiling stands last.
+BASELINES = ("no change", "perturbed mean", "context mean", "linear", YARDSTICK)
+ALL_CONTEXTS = "all"
+PCA = "PCA"
+# Accuracies nearer than this are called equal: about one standard error of an accuracy of 0.9 over 1,000 cells.
+SAME_WITHIN = 0.01
+# An interval over fewer contexts than this would say nothing.
+_FEWEST_CONTEXTS = 3
+
+
+def model_names(table: pd.DataFrame) -> list[str]:
+    """Names in ``evaluate_perturbation``'s table that are models, not references."""
+    return [name for name in dict.fromkeys(table["model"]) if name not in (*BASELINES, CEILING)]
+
+
+def perturbation_verdicts(table: pd.DataFrame, *, target: str) -> list[Verdict]:
+    """Say for every model whether it beats the mean shift: first in one sentence, then metric by metric.
+
+    Parameters
+    ----------
+    table
+        The table of :func:`scstate_lora.tl.evaluate_perturbation`.
+    target
+        The perturbation that was predicted.
+    """
+    verdicts: list[Verdict] = []
+    for model in model_names(table):
+        single = [(metric, _against_yardstick(table, model, metric)) for metric in dict.fromkeys(table["metric"])]
+        verdicts.append(_overall(model, single, target=target))
+        verdicts += [verdict for _, verdict in single]
+    return verdicts
+
+
+def _overall(model: str, single: Sequence[tuple[str, Verdict]], *, target: str) -> Verdict:
+    by_mark = {mark: [metric_name(m) for m, v in single if v.mark == mark] for mark in ("good", "bad", "even")}
+    n_good, n_bad = len(by_mark["good"]), len(by_mark["bad"])
+    parts = [
+        f"better than the {YARDSTICK} on {_listed(by_mark['good'])}" if by_mark["good"] else "",
+        f"worse {'' if n_good else f'than the {YARDSTICK} '}on {_listed(by_mark['bad'])}" if by_mark["bad"] else "",
+        f"not decided on {_listed(by_mark['even'])}" if by_mark["even"] else "",
+    ]
+    sentence = f"Predicting {target!r}, {model!r} is " + "; ".join(p for p in parts if p) + "."
+    n_even = len(by_mark["even"])
+    if n_bad > max(n_good, n_even):
+        sentence += " Adding an average difference to the control cells predicts better here."
+    mark = "bad" if n_bad > max(n_good, n_even) else "good" if n_good > max(n_bad, n_even) else "even"
+    return Verdict(mark, sentence, headline=True)
+
+
+def _against_yardstick(table: pd.DataFrame, model: str, metric: str) -> Verdict:
+    """Compare one model with the mean shift on one metric: the average over contexts, then context by context."""
+    part = table[table["metric"] == metric]
+    direction = str(part["direction"].iloc[0])
+    contexts = list(part["context"])
+    average = part[part["context"] == (ALL_CONTEXTS if ALL_CONTEXTS in contexts else contexts[0])]
+    rows = {row["model"]: row for row in average.to_dict("records")}
+    values = {name: float(row["value"]) for name, row in rows.items()}
+    value, floor = values[model], values.get(YARDSTICK, np.nan)
+    if np.isnan(value):
+        return Verdict("even", f"{metric_name(metric)}: not computed for {model} ({rows[model]['reason']}).")
+    said = f"{metric_name(metric)}: {model} {text(value)}"
+    references = [
+        name for name in (*BASELINES, CEILING) if name != YARDSTICK and not np.isnan(values.get(name, np.nan))
+    ]
+    others = f" ({'; '.join(f'{name} {text(values[name])}' for name in references)})" if references else ""
+    if np.isnan(floor):
+        return Verdict("even", f"{said}; the {YARDSTICK} is not known, so there is nothing to hold it against{others}.")
+
+    gain = float(np.subtract(*goodness([value, floor], direction=direction)))  # type: ignore[arg-type]  # read from a table
+    if abs(gain) <= 1e-6 * max(1.0, abs(floor)):
+        return Verdict("even", f"{said}, the same as the {YARDSTICK}{others}.")
+    said += f", {'better' if gain > 0 else 'worse'} than the {YARDSTICK} with {text(floor)}"
+    gains = _gains(part, model, direction)
+    if len(gains) < _FEWEST_CONTEXTS:
+        return Verdict("good" if gain > 0 else "bad", f"{said}{others}.")
+    low, high = _interval_of_mean(gains)
+    said += f", better in {int((gains > 0).sum())} of {len(gains)} contexts{others}"
+    if (gain > 0 and low > 0) or (gain < 0 and high < 0):
+        return Verdict("good" if gain > 0 else "bad", f"{said}.")
+    unsure = f"{text(low)} to {text(high)} (95 % interval over contexts, positive is better)"
+    return Verdict("even", f"{said}. The difference lies in {unsure}: undecided.")
+
+
+def _gains(part: pd.DataFrame, model: str, direction: str) -> np.ndarray:
+    """By how much the model beats the mean shift in every context where both are known, shape (n_contexts,)."""
+    wide = part[part["context"] != ALL_CONTEXTS].pivot(index="context", columns="model", values="value")
+    both = wide.reindex(columns=[model, YARDSTICK]).dropna().to_numpy()
+    good = goodness(both, direction=direction)  # type: ignore[arg-type]  # read from a table
+    return good[:, 0] - good[:, 1]
+
+
+def _interval_of_mean(gains: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over contexts. Paired: what makes a context hard for both cancels."""
+    draws = np.random.default_rng(0).choice(gains, size=(2000, len(gains))).mean(axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def embedding_verdicts(
+    table: pd.DataFrame, *, given: Iterable[str] = (), context_keys: Iterable[str] = ()
+) -> list[Verdict]:
+    """Say for every embedding and score how it stands to the PCA of the same cells.
+
+    Parameters
+    ----------
+    table
+        The table of :func:`scstate_lora.tl.evaluate`.
+    given
+        Covariates that the models were told, so that finding them in their embeddings proves nothing.
+    context_keys
+        What the cells of one set share, which the transition model's representation was told as well.
+    """
+    told = {OBSM_SE: set(given), OBSM_ST: {*given, *context_keys}}
+    verdicts = []
+    for record in table[table["embedding"] != PCA].to_dict("records"):
+        what = f"{metric_name(record['metric'])} of {record['key']}: {record['embedding']}"
+        value, baseline = float(record["value"]), float(record["baseline"])
+        if np.isnan(value):
+            verdicts.append(Verdict("even", f"{what} not computed ({record['reason']})."))
+            continue
+        same = (table["embedding"] == PCA) & (table["metric"] == record["metric"]) & (table["key"] == record["key"])
+        pca = float(table.loc[same, "value"].iloc[0]) if same.any() else np.nan
+        said, headline = f"{what} {text(value)}", record["metric"] == "knn_accuracy"
+        ignorant = f" (ignoring the embedding gives {text(baseline)})" if not np.isnan(baseline) else ""
+        if record["key"] in told.get(record["embedding"], ()):
+            why = "the embedding was told it, so this is no evidence: compare the plain ones"
+            verdicts.append(Verdict("even", f"{said}{ignorant}; {why}."))
+        elif np.isnan(pca):
+            verdicts.append(Verdict("even", f"{said}{ignorant}; there is no PCA to compare with."))
+        else:
+            gain = float(np.subtract(*goodness([value, pca], direction=record["direction"])))
+            mark = "even" if abs(gain) <= SAME_WITHIN + 1e-9 else ("good" if gain > 0 else "bad")
+            relation = {
+                "even": f"equal to PCA with {text(pca)} within {SAME_WITHIN}",
+                "good": f"better than PCA with {text(pca)}",
+                "bad": f"worse than PCA with {text(pca)}",
+            }[mark]
+            verdicts.append(Verdict(mark, f"{said}, {relation}{ignorant}.", headline))
+    return verdicts
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

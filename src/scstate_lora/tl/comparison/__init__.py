@@ -1,0 +1,1 @@
+"""Variants of STTransition on one split: trained, scored, tabulated."""

@@ -1,0 +1,401 @@
+"""Variants of STTransition trained and scored on one split beside the naive baselines: `compare`."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from scstate_lora._constants import UNS_KEY
+from scstate_lora._logging import logger
+from scstate_lora._utils import did_you_mean
+from scstate_lora.config.compare import Thresholds
+from scstate_lora.data import Registry
+from scstate_lora.data.splits import read_split, split_table
+from scstate_lora.tl.comparison.criteria import OF_PREDICTIONS, OF_TRAINING, criteria_table
+from scstate_lora.tl.comparison.result import Comparison
+from scstate_lora.tl.comparison.scores import (
+    ALL_TARGETS,
+    Task,
+    choose_targets,
+    failed,
+    over_seeds,
+    with_mean_target,
+)
+from scstate_lora.tl.comparison.variants import Shared, variants_of
+from scstate_lora.tl.perturbation import BASELINES, CEILING
+from scstate_lora.tl.training_stability import stability
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from anndata import AnnData
+
+    from scstate_lora.model import STTransition
+    from scstate_lora.tl.comparison.variants import Variant
+
+_MEASURES = (
+    "loss_variance",
+    "loss_variance_relative",
+    "gradient_spikes",
+    "validation_improvement",
+    "best_epoch",
+    "epochs",
+    "steps",
+    "seconds_per_epoch",
+    "peak_memory_mb",
+)
+
+
+def compare(
+    adata: AnnData,
+    *,
+    variants: Mapping[str, Any] | Iterable[str] | None = None,
+    seeds: Sequence[int] = (0,),
+    target: str | Sequence[str] | None = None,
+    context_key: str | Sequence[str] | None = None,
+    model: Mapping[str, Any] | None = None,
+    objective: Mapping[str, Any] | None = None,
+    lora: Mapping[str, Any] | None = None,
+    pretrained: str | Path | None = None,
+    reuse: Literal["all", "backbone"] = "all",
+    pert_features: pd.DataFrame | None = None,
+    train_kwargs: Mapping[str, Any] | None = None,
+    time_key: str | None = None,
+    markers: Mapping[str, Sequence[str]] | Sequence[str] | None = None,
+    thresholds: Mapping[str, float] | Thresholds | None = None,
+    path: str | Path | None = None,
+    n_boot: int = 1000,
+) -> Comparison:
+    """Train variants of STTransition on one split and score them on its test cells, beside the naive baselines.
+
+    The usual variants:
+
+    * ``"zero-shot"``: not trained. The pretrained model as it is; without one, a random start, which with
+      ``residual="output"`` is exactly "no change";
+    * ``"ST"``: all of the network trains;
+    * ``"ST-LoRA"``: of the backbone only adapters do. Without a pretrained model they adapt a random backbone;
+    * ``"ST-LoRA-mHC"``: the same with hyper-connections.
+
+    All have the same cells, split, seeds and training, and are scored over the genes that every one of them predicts by
+    :func:`evaluate_perturbation`: test cells of each target against the prediction from all control cells of the same
+    contexts. What is measured is reported, whichever variant it favours. One that fails has the reason in its rows, and
+    the others go on.
+
+    Parameters
+    ----------
+    adata
+        Set up by :func:`scstate_lora.setup_anndata` with ``pert_key``, and test cells of a perturbation.
+    variants
+        Further variants: a mapping from a name to options ``model``, ``objective``, ``pretrained``, ``reuse``,
+        ``finetune``, ``lora``, ``mhc``, ``train`` (arguments of ``train()``; False: not trained), see
+        :class:`scstate_lora.config.compare.VariantConfig`. One with the name of a usual one replaces it, None leaves it
+        out. Or a list of names of usual ones, which alone are compared.
+    seeds
+        Every variant is trained once with each, also those that are not random otherwise.
+    target
+        Perturbations that are scored; by default all that have test cells.
+    context_key
+        Columns of obs that make a context; by default the cell type, or without one the registered contexts.
+    model, objective, lora, pretrained, reuse, pert_features
+        As in :class:`scstate_lora.STTransition`, for all variants that do not say otherwise. ``lora`` is for those with
+        adapters.
+    train_kwargs
+        Arguments of ``train()``, for all variants that do not say otherwise.
+    time_key
+        Column of the time, for the criterion that the order of the days is kept.
+    markers
+        Genes that are known to rise: by perturbation, or one list for all.
+    thresholds
+        What counts as a success, by name; see :class:`scstate_lora.config.compare.Thresholds`.
+    path
+        Folder to write the tables to as CSV, and the logs and checkpoints of every training. By default nothing is
+        written. The tables and logs of an earlier comparison there are replaced.
+    n_boot
+        Bootstrap samples behind the intervals over contexts, which a single seed has; several have a t-interval.
+
+    Returns
+    -------
+    :class:`Comparison`: the tables ``scores``, ``by_seed``, ``training``, ``criteria`` and ``histories``.
+
+    Adds ``adata.uns["scstate_lora"]["compare"]``, the same tables by name.
+
+    Raises
+    ------
+    KeyError
+        ``adata`` was not set up, or a column is missing.
+    TypeError, ValueError
+        There are no test cells of a target; a name, option or threshold is unknown or not allowed. Before any training.
+    FileExistsError
+        ``path`` has logs that are not of a comparison.
+
+    Notes
+    -----
+    Peak memory is that of the whole process on a CPU, with the cells, reset before every training where the system
+    allows it (Linux); elsewhere a later variant cannot show less than an earlier one.
+    """
+    registry = Registry.from_adata(adata)
+    limits = Thresholds.parse(None if thresholds is None else _plain(thresholds), name="thresholds")
+    if registry.pert_key is None:
+        msg = "compare needs a perturbation: ssl.setup_anndata(adata, pert_key=..., control=...)."
+        raise ValueError(msg)
+    numbers = _checked_seeds(seeds)
+    shared = Shared(
+        model=dict(model or {}),
+        objective=dict(objective or {}),
+        lora=dict(lora or {}),
+        pretrained=pretrained,
+        reuse=reuse,
+        pert_features=pert_features,
+        train=dict(train_kwargs or {}),
+    )
+    chosen = variants_of(variants, shared, reserved=(*BASELINES, CEILING, ALL_TARGETS))
+    tested = set(registry.labels(adata, registry.pert_key)[read_split(adata) == "test"])
+    targets = choose_targets(target, registry, [name for name in registry.targets if name in tested])
+    keys = _context_keys(adata, registry, context_key)
+    if time_key is not None and time_key not in adata.obs:
+        msg = f"time_key: adata.obs[{time_key!r}] does not exist. {did_you_mean(time_key, adata.obs.columns)}"
+        raise KeyError(msg)
+    known = _markers(markers, targets)
+
+    logger.info("The split that all variants have:\n%s", split_table(adata, registry).to_string(index=False))
+    broken, genes = _try_out(chosen, adata, registry, seed=numbers[0])
+    folder = None if path is None else _prepared(Path(path))
+    task = Task(adata, registry, targets, keys, genes, pert_features, n_boot)
+    baselines = task.baselines()
+    found = _Found([baselines], [], [], [])
+    for variant in chosen:
+        for seed in numbers:
+            logger.info("%s, seed %d.", variant.name, seed)
+            reason = broken.get(variant.name, "")
+            if not reason:
+                reason = found.run(variant, seed, task, folder, time_key=time_key, markers=known)
+            if reason:
+                logger.warning("%s, seed %d, failed: %s", variant.name, seed, reason)
+                found.by_seed.append(failed(baselines, name=variant.name, seed=seed, reason=reason))
+                found.training.append({"model": variant.name, "seed": seed, "reason": reason})
+                found.further += [
+                    {"model": variant.name, "criterion": name, "value": np.nan, "reason": reason}
+                    for name in (*OF_TRAINING, *OF_PREDICTIONS)
+                ]
+    result = found.result([variant.name for variant in chosen], registry, keys, targets, limits)
+    adata.uns[UNS_KEY] = {**adata.uns[UNS_KEY], "compare": result.tables()}
+    if folder is not None and rank_zero_only.rank == 0:
+        for name, table in result.tables().items():
+            table.to_csv(folder / f"{name}.csv", index=False)
+        result.summary().to_csv(folder / "summary.csv", index=False)
+    return result
+
+
+@dataclass
+class _Found:
+    """What the variants have shown so far."""
+
+    by_seed: list[pd.DataFrame]
+    training: list[dict[str, Any]]
+    further: list[dict[str, Any]]
+    histories: list[pd.DataFrame]
+
+    def run(
+        self,
+        variant: Variant,
+        seed: int,
+        task: Task,
+        folder: Path | None,
+        *,
+        time_key: str | None,
+        markers: dict[str, list[str]],
+    ) -> str:
+        """Train and score one variant with one seed; returns why it failed, or nothing."""
+        row: dict[str, Any] = {}
+        history: list[pd.DataFrame] = []
+        scores: list[pd.DataFrame] = []
+        further: list[dict[str, Any]] = []
+        try:
+            _forget_peak_memory()
+            made = variant.make(task.adata, seed=seed)
+            variant.train(made, None if folder is None else folder / "logs" / variant.folder_name / f"seed{seed}")
+            row, history, further = _training_row(variant, made, seed)
+            for target in task.targets:
+                part = task.part_of(made.predict(target=target), target)
+                scores.append(task.score(part, target, name=variant.name))
+                for name, value in (
+                    ("day_order", task.day_order(part, target, time_key)),
+                    ("markers_up", task.markers_up(part, target, markers)),
+                ):
+                    about = {"model": variant.name, "criterion": name, "value": value.value}
+                    further.append(
+                        about | {"reason": value.note if len(task.targets) == 1 else f"{target}: {value.note}"}
+                    )
+        except Exception as error:  # noqa: BLE001 (hours of the other variants must not end with this one)
+            self.histories += history
+            return _said(error)
+        self.by_seed.append(
+            with_mean_target(pd.concat(scores, ignore_index=True).assign(seed=seed), n_boot=task.n_boot)
+        )
+        self.training.append(row)
+        self.further += further
+        self.histories += history
+        return ""
+
+    def result(
+        self, models: list[str], registry: Registry, keys: list[str], targets: list[str], limits: Thresholds
+    ) -> Comparison:
+        """Put the tables together."""
+        columns = ["model", "seed", "target", "context", "metric", "value", "ci_low", "ci_high"]
+        by_seed = pd.concat(self.by_seed, ignore_index=True)[[*columns, "direction", "lowest", "highest", "reason"]]
+        scores = over_seeds(by_seed)
+        main = scores[scores["target"] == (ALL_TARGETS if len(targets) > 1 else targets[0])]
+        about = ["model", "seed", "parameters", "trained", "share"]
+        training = pd.DataFrame(self.training).reindex(columns=[*about, *_MEASURES, "reason"]).fillna({"reason": ""})
+        criteria = criteria_table(
+            models,
+            scores=main,
+            further=pd.DataFrame(self.further, columns=["model", "criterion", "value", "reason"]),
+            thresholds=limits,
+            by_type=lambda: _why_not_types(registry, keys),
+        )
+        histories = pd.DataFrame(columns=["model", "seed", "phase", "epoch", "step", "loss"])
+        if self.histories:
+            histories = pd.concat(self.histories, ignore_index=True)
+            last = [c for c in ("grad_norm", "lr", "seconds", "peak_memory_mb", "best") if c in histories]
+            histories = histories[[c for c in histories if c not in last] + last]
+            histories["best"] = histories["best"].astype(bool)
+        return Comparison(scores, by_seed, training, criteria, histories)
+
+
+def _training_row(
+    variant: Variant, made: STTransition, seed: int
+) -> tuple[dict[str, Any], list[pd.DataFrame], list[dict[str, Any]]]:
+    """Size and stability of a model, its history, and what the criteria of its training are judged by."""
+    total = made.summary().iloc[-1]
+    row: dict[str, Any] = {"model": variant.name, "seed": seed, "parameters": int(total["parameters"])}
+    if variant.training is None:
+        row |= {"trained": 0, "share": 0.0, "reason": "not trained, on purpose"}
+        about = {"model": variant.name, "value": np.nan, "reason": row["reason"]}
+        return row, [], [{**about, "criterion": name} for name in OF_TRAINING]
+    found = stability(made)
+    measured = dict(zip(found["metric"], found["value"], strict=True))
+    reasons = dict(zip(found["metric"], found["reason"], strict=True))
+    lacking = [f"{metric}: {why}" for metric, why in reasons.items() if why]
+    row |= {"trained": int(total["trained"]), "share": float(total["share"]), **measured, "reason": "; ".join(lacking)}
+    history = made.history.copy()
+    history.insert(0, "model", variant.name)
+    history.insert(1, "seed", seed)
+    judged = [
+        {"model": variant.name, "criterion": name, "value": measured[name], "reason": reasons[name]}
+        for name in OF_TRAINING
+    ]
+    return row, [history], judged
+
+
+def _try_out(
+    chosen: list[Variant], adata: AnnData, registry: Registry, *, seed: int
+) -> tuple[dict[str, str], list[str]]:
+    """Make every variant once, before any training: why some cannot be made, and the genes that all others predict."""
+    broken: dict[str, str] = {}
+    genes = registry.var_names
+    for variant in chosen:
+        try:
+            own = set(variant.make(adata, seed=seed).genes)
+        except Exception as error:  # noqa: BLE001 (the other variants can be made)
+            broken[variant.name] = _said(error)
+            continue
+        if own:
+            genes = [gene for gene in genes if gene in own]
+    if len(broken) == len(chosen):
+        raise ValueError("No variant can be made. " + "; ".join(f"{name}: {why}" for name, why in broken.items()))
+    if not genes:
+        msg = "The variants have no gene in common to be scored on. Leave one of them out."
+        raise ValueError(msg)
+    logger.info("All variants are scored over %d genes.", len(genes))
+    return broken, genes
+
+
+def _said(error: Exception) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text if isinstance(error, (ValueError, KeyError)) and text else f"{type(error).__name__}: {text}"
+
+
+def _why_not_types(registry: Registry, keys: list[str]) -> str:
+    if registry.cell_type_key is None:
+        return "no cell type was set up: setup_anndata(cell_type_key=...)"
+    if keys != [registry.cell_type_key]:
+        return f"contexts are {' x '.join(keys) or 'all cells together'}, not cell types: context_key="
+    return ""
+
+
+def _plain(thresholds: Mapping[str, float] | Thresholds) -> Any:
+    return thresholds if isinstance(thresholds, Thresholds) else dict(thresholds)
+
+
+def _checked_seeds(seeds: Sequence[int]) -> list[int]:
+    numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+    if not numbers or any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s in numbers):
+        msg = f"seeds={seeds!r} must be whole numbers from 0 on, at least one."
+        raise ValueError(msg)
+    if len(set(numbers)) < len(numbers):
+        msg = f"seeds={seeds!r} holds a number twice, which would train the same model twice."
+        raise ValueError(msg)
+    return [int(s) for s in numbers]
+
+
+def _context_keys(adata: AnnData, registry: Registry, given: str | Sequence[str] | None) -> list[str]:
+    if given is None:
+        return [registry.cell_type_key] if registry.cell_type_key is not None else list(registry.context_keys)
+    keys = [given] if isinstance(given, str) else list(given)
+    for key in keys:
+        if key not in adata.obs:
+            msg = f"context_key: adata.obs[{key!r}] does not exist. {did_you_mean(key, adata.obs.columns)}"
+            raise KeyError(msg)
+    return keys
+
+
+def _markers(markers: Mapping[str, Sequence[str]] | Sequence[str] | None, targets: list[str]) -> dict[str, list[str]]:
+    if markers is None:
+        return {}
+    if isinstance(markers, str):
+        msg = f"markers must be a list of genes, or a mapping from perturbations to lists; found {markers!r}."
+        raise TypeError(msg)
+    if not hasattr(markers, "keys"):
+        return {name: [str(gene) for gene in markers] for name in targets}
+    for name in markers:
+        if name not in targets:
+            msg = f"markers: {name!r} is not scored. {did_you_mean(str(name), targets)}"
+            raise ValueError(msg)
+    return {name: [str(gene) for gene in genes] for name, genes in markers.items()}  # type: ignore[union-attr]  # has keys
+
+
+def _prepared(folder: Path) -> Path:
+    """Make the folder, without the logs of an earlier comparison."""
+    if rank_zero_only.rank != 0:  # one of several processes that train together; the first has made it
+        return folder
+    if folder.exists() and not folder.is_dir():
+        msg = f"path={str(folder)!r} is a file; name a folder."
+        raise FileExistsError(msg)
+    logs = folder / "logs"
+    if logs.exists() and not (folder / _MARK).exists():
+        msg = f"{logs} exists and is not of a comparison. Name another folder by path=."
+        raise FileExistsError(msg)
+    shutil.rmtree(logs, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARK).write_text("A comparison by scstate_lora; its logs are replaced by the next one.\n")
+    return folder
+
+
+_MARK = ".compare"
+
+
+def _forget_peak_memory() -> None:
+    """Let the peak of memory start anew, where the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # Linux alone has it
+        Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,129 @@
+"""Expression from embeddings by a base's own decoder: `decode_expression`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scstate_lora._constants import OBSM_STATE, UNS_KEY
+from scstate_lora._utils import did_you_mean
+from scstate_lora.tl.plain_embedding import base_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from scstate_lora.model import LoRACovariateSE, SEBase
+
+DECODE_KEY = "decode_expression"
+
+
+def decode_expression(
+    adata: AnnData,
+    base: LoRACovariateSE | SEBase | str | Path,
+    genes: Sequence[str],
+    *,
+    obsm_key: str = OBSM_STATE,
+    read_depth: float = 4.0,
+    device: str | None = None,
+    precision: str | None = None,
+    progress_bar: bool = True,
+) -> AnnData:
+    """Predict the expression of genes from embeddings by the decoder of the base they were made with.
+
+    Parameters
+    ----------
+    adata
+        Cells with an embedding, see :func:`embed`. Only read.
+    base
+        The base of the embedding, as in :func:`embed`.
+    genes
+        Genes of the base's vocabulary; they need not be in `adata`.
+    obsm_key
+        Key of the embedding in ``adata.obsm``, ``(n_cells, embedding_dim)``.
+    read_depth
+        The decoder answers for a cell in which the expressed genes among those asked for have this mean (log1p). Arc's
+        own tool takes 4.0. Without effect on a base that is not told the depth.
+    device, precision
+        As in :func:`embed`.
+    progress_bar
+        Show a progress bar.
+
+    Returns
+    -------
+    AnnData of the same cells, with their ``obs``, and the genes asked for; ``X`` is float32
+    ``(n_cells, n_genes)``, log1p of counts without library-size scaling as the decoder sees it: not clipped, so values
+    a little under zero occur.
+
+    Raises
+    ------
+    TypeError
+        `base` is neither a model, a base nor a path, or `genes` is a string or no list.
+    KeyError
+        There is no such embedding, or a gene is not in the base's vocabulary.
+    ValueError
+        The embedding is of another width than the base's, or not finite, `genes` is empty, or `read_depth` makes no
+        sense.
+
+    References
+    ----------
+    Adduri et al. 2025, STATE, doi:10.1101/2025.06.26.661135.
+    """
+    from anndata import AnnData
+
+    from scstate_lora.inference.embed import ComputeOptions, decode_cells
+
+    if isinstance(genes, str) or not isinstance(genes, Sequence | np.ndarray | pd.Index | pd.Series):
+        msg = f"genes must be a list of names, found {type(genes).__name__}: write genes=['ACTB', ...]."
+        raise TypeError(msg)
+    genes = [str(gene) for gene in genes]
+    if not genes:
+        msg = "genes is empty. Name at least one gene of the base's vocabulary."
+        raise ValueError(msg)
+    options = ComputeOptions(device=device, precision=precision)
+    if not isinstance(read_depth, Real) or not 0 <= read_depth < np.inf:
+        msg = f"read_depth={read_depth!r} must be a number, 0 or more: a mean of log1p values."
+        raise ValueError(msg)
+    if obsm_key not in adata.obsm:
+        msg = f"adata.obsm[{obsm_key!r}] does not exist. {did_you_mean(obsm_key, adata.obsm.keys())}"
+        raise KeyError(msg)
+    base = base_of(base)
+    embedding = np.asarray(adata.obsm[obsm_key], dtype=np.float32)
+    config = base.encoder.config
+    if embedding.ndim != 2 or embedding.shape[1] != config.embedding_dim:
+        what = f"{config.output_dim} of the cell" + (" and 10 of the data set" if config.dataset_correction else "")
+        msg = (
+            f"adata.obsm[{obsm_key!r}] has shape {embedding.shape}, but embeddings of {base.name} have "
+            f"{config.embedding_dim} numbers ({what}). Give the embedding that ssl.tl.embed made with this base."
+        )
+        raise ValueError(msg)
+    if not np.isfinite(embedding).all():
+        msg_0 = f"adata.obsm[{obsm_key!r}] holds NaN or infinite values. Embed the cells again."
+        raise ValueError(msg_0)
+    place = {name: i for i, name in enumerate(base.genes)}
+    unknown = [gene for gene in genes if gene not in place]
+    if unknown:
+        msg = (
+            f"{len(unknown)} of {len(genes)} genes are not in the vocabulary of {base.name}: "
+            f"{', '.join(unknown[:5])}{', …' if len(unknown) > 5 else ''}. "
+            f"{did_you_mean(unknown[0], base.genes, limit=3)}"
+        )
+        raise KeyError(msg)
+    expression = decode_cells(
+        base.encoder,
+        embedding,
+        np.array([place[gene] for gene in genes], dtype=np.int64),
+        float(read_depth),
+        options=options,
+        progress="Decoding" if progress_bar else None,
+    )
+    decoded = AnnData(expression, obs=adata.obs.copy(), var=pd.DataFrame(index=pd.Index(genes)))
+    decoded.uns[UNS_KEY] = {
+        DECODE_KEY: {"base": base.name, "obsm_key": obsm_key, "read_depth": float(read_depth), "scale": "log1p"}
+    }
+    return decoded

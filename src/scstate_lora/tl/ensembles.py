@@ -1,0 +1,105 @@
+"""Predictions of several models put together, with their disagreement."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+from scipy import sparse
+
+from scstate_lora._constants import UNS_KEY
+from scstate_lora.tl.scoring.cells import prediction_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+ENSEMBLE_SD = "ensemble_sd"
+
+
+def ensemble(predictions: Sequence[AnnData]) -> AnnData:
+    """Average what several models predict for the same cells, and say how far they disagree.
+
+    Models that differ in their seed alone disagree where training is not settled by the data (deep ensembles;
+    Lakshminarayanan et al. 2017, arXiv:1612.01474). What all seeds get wrong alike is not in it: with
+    ``model={"prior": "context"}`` most of a prediction is solved for, in the same way for every seed. So it is a lower
+    bound of the error; :func:`evaluate_perturbation` on a group that was held out shows the error itself.
+
+    Parameters
+    ----------
+    predictions
+        From :meth:`STTransition.predict` of two models or more: the same cells, target and genes in the same order.
+
+    Returns
+    -------
+    AnnData as ``predict`` gives it: ``X``, and the predicted embedding in ``obsm``, averaged over the models, and so
+    ``obs["expected_loss"]`` of models with a confidence token. Besides, the standard deviation over the models, in the
+    units of what it is of: ``layers["ensemble_sd"]`` of ``X``, float32 ``(n_cells, n_genes)``; and
+    ``obs["ensemble_sd"]``, of a cell, the root mean square over the features of the space that the models predict in.
+    ``uns["scstate_lora"]["predict"]["n_models"]``: how many there were.
+
+    Raises
+    ------
+    TypeError
+        A single AnnData is given.
+    ValueError
+        There are fewer than two, one is no prediction, or they are not of the same cells, targets, genes and space.
+    """
+    if isinstance(predictions, ad.AnnData):
+        msg = "predictions is one AnnData. Give a list: those of several models for the same cells."
+        raise TypeError(msg)
+    found = list(predictions)
+    if len(found) < 2:
+        msg = f"{len(found)} predictions cannot disagree. Give those of two models or more."
+        raise ValueError(msg)
+    first = found[0]
+    for i, other in enumerate(found):
+        prediction_of(other)
+        _check_same(first, other, i)
+    made = ad.AnnData(obs=first.obs.copy(), var=first.var.copy())
+    space = first.uns[UNS_KEY]["predict"]["space"]
+    spread = None
+    if first.X is not None:
+        made.X, made.layers[ENSEMBLE_SD] = _mean_and_sd([p.X for p in found])
+        spread = made.layers[ENSEMBLE_SD]
+    for key in first.obsm:
+        made.obsm[key], sd = _mean_and_sd([p.obsm[key] for p in found])
+        spread = sd if key == space else spread
+    if spread is not None:
+        made.obs[ENSEMBLE_SD] = np.sqrt(np.square(spread).mean(axis=1))
+    if "expected_loss" in first.obs:
+        made.obs["expected_loss"] = np.mean([p.obs["expected_loss"].to_numpy() for p in found], axis=0)
+    made.uns[UNS_KEY] = {"predict": {**first.uns[UNS_KEY]["predict"], "n_models": len(found)}}
+    return made
+
+
+def _check_same(first: AnnData, other: AnnData, number: int) -> None:
+    """Raise unless two predictions are of the same cells, targets, genes and space."""
+    said, here = (p.uns[UNS_KEY]["predict"] for p in (first, other))
+    for what in ("target", "space", "scale"):
+        if str(said[what]) != str(here[what]):
+            msg = f"predictions[{number}] has the {what} {str(here[what])!r}, the first one {str(said[what])!r}."
+            msg_0 = f"{msg} Predict the same with every model."
+            raise ValueError(msg_0)
+    for what, names, others in (
+        ("cells", first.obs_names, other.obs_names),
+        ("genes", first.var_names, other.var_names),
+    ):
+        if not names.equals(others):
+            msg = f"predictions[{number}] has other {what} than the first one ({len(others)}, {len(names)} there), "
+            msg_0 = f"{msg}or in another order. Predict the same {what} with every model."
+            raise ValueError(msg_0)
+
+
+def _mean_and_sd(members: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over the models, float32, without all of them in one array."""
+    mean = np.zeros(members[0].shape)
+    squares = np.zeros(members[0].shape)
+    for i, member in enumerate(members):
+        values = member.toarray() if sparse.issparse(member) else np.asarray(member)
+        off = values - mean
+        mean += off / (i + 1)
+        squares += off * (values - mean)
+    return mean.astype(np.float32), np.sqrt(squares / (len(members) - 1)).astype(np.float32)

@@ -1,0 +1,234 @@
+"""Cells under values of a number that were perhaps never measured: `interpolate`."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scstate_lora._constants import OBSM_SE, UNS_KEY
+from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate, label_of
+from scstate_lora.tl.conditioned import ConditionedCells, chosen_cells, require_trained
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from anndata import AnnData
+
+    from scstate_lora.model import LoRACovariateSE
+
+INTERPOLATE_KEY = "interpolate"
+SOURCE_CELL = "source_cell"
+
+
+def interpolate(
+    se: LoRACovariateSE,
+    covariate: str,
+    values: float | Iterable[float],
+    *,
+    adata: AnnData | None = None,
+    covariates: Mapping[str, Any] | pd.DataFrame | None = None,
+    cells: np.ndarray | None = None,
+    key_added: str | None = None,
+) -> AnnData:
+    """Embed cells as if a number of their condition were another, such as a day at which none was taken.
+
+    Every cell is embedded at every value, all else being its own or as `covariates` says. The expression goes through
+    the network once, whatever the number of values.
+
+    The result is a prediction in the learned space, and as good as what the model learned of the values on either
+    side. It says where the model would put the cell, not that cells were ever there: hold out a measured value,
+    interpolate to it and compare before you trust one that nobody measured.
+
+    Parameters
+    ----------
+    se
+        A trained model.
+    covariate
+        A continuous covariate of the model.
+    values
+        Values of it, in the units of ``adata.obs[covariate]``; repeated ones count once.
+    adata
+        Cells; the model's own by default.
+    covariates
+        Further counterfactual values, as in :meth:`LoRACovariateSE.get_latent_representation`; of a DataFrame the rows
+        are those of the cells that are embedded.
+    cells
+        Which cells are embedded, a mask of shape ``(n_cells,)``; all by default.
+    key_added
+        Write the embeddings to `adata` as well, those of one value at this key of ``adata.obsm`` and those of several
+        at ``f"{key_added}_{value}"`` each, for instance ``"X_at_12"``. By default nothing is written.
+
+    Returns
+    -------
+    AnnData of ``n_values * n_cells`` embedded cells, value after value, named ``f"{cell}|{covariate}={value}"``:
+
+    - ``X`` and ``obsm["X_scstate_lora"]``: the embedding, float32 ``(n_values * n_cells, output_dim)``, rows of unit
+      length; under the same key as that of measured cells, so that ``anndata.concat`` joins the two.
+    - ``obs``: ``source_cell``, the cell's name in `adata`; `covariate`, the value asked for;
+      ``f"{covariate}_own"``, the cell's own; the other covariates as the model was told them; cell type and batch.
+    - ``uns["scstate_lora"]["interpolate"]``: ``covariate``, ``values``, the ``observed_range`` of training, the
+      ``base`` and the ``adapter``.
+
+    With `key_added` also adds ``adata.uns["scstate_lora"]["interpolate"][key_added]``, the same description.
+
+    Raises
+    ------
+    TypeError
+        `se` is no LoRACovariateSE, or a value is not a number.
+    KeyError
+        The model has no such covariate; near names are suggested.
+    ValueError
+        The covariate is categorical, a value is not finite, there is none, `covariates` names the covariate too, the
+        model is not trained, or `key_added` is given with `cells`.
+
+    Warns
+    -----
+    UserWarning
+        Values lie outside of the range seen in training.
+
+    Examples
+    --------
+    >>> import anndata, scanpy as sc
+    >>> between = ssl.tl.interpolate(se, "time_days", [12, 16])
+    >>> both = anndata.concat({"measured": adata, "interpolated": between}, label="source")
+    >>> sc.pp.neighbors(both, use_rep="X_scstate_lora")
+    >>> sc.tl.umap(both)
+    >>> sc.pl.umap(both, color=["source", "time_days"])
+    """
+    from anndata import AnnData
+
+    require_trained(se, INTERPOLATE_KEY)
+    fitted = _continuous(se, covariate)
+    wanted = _numbers(values, covariate)
+    adata = se.adata if adata is None else adata
+    if key_added is not None and cells is not None:
+        msg = f"key_added={key_added!r} writes an embedding of all cells, and cells= leaves some out. Drop one of them."
+        raise ValueError(msg)
+    if covariates is not None and covariate in covariates:
+        msg = f"covariates names {covariate!r}, whose values are {wanted.tolist()} already. Leave it out there."
+        raise ValueError(msg)
+    embedded = chosen_cells(adata, cells)
+    _warn_outside(wanted, fitted)
+
+    described = {
+        "covariate": covariate,
+        "values": wanted,
+        "observed_range": np.array([fitted.low, fitted.high]),
+        "base": "" if se.base is None else se.base.name,
+        "adapter": se.active_adapter,
+    }
+    read = ConditionedCells(se, embedded)
+    n = embedded.n_obs
+    moved: np.ndarray | None = None
+    for i, value in enumerate(wanted):
+        at_value = _under(read, covariates, covariate, float(value))
+        if moved is None:
+            moved = np.empty((len(wanted) * n, at_value.shape[1]), dtype=np.float32)
+        moved[i * n : (i + 1) * n] = at_value
+    assert moved is not None  # there is a value
+    result = AnnData(
+        moved,
+        obs=_describe(se, embedded, covariates, covariate, wanted),
+        var=pd.DataFrame(index=[f"se_{i}" for i in range(moved.shape[1])]),
+        obsm={OBSM_SE: moved},
+        uns={UNS_KEY: {INTERPOLATE_KEY: described}},
+    )
+    if key_added is not None:
+        for i, value in enumerate(wanted):
+            key = key_added if len(wanted) == 1 else f"{key_added}_{label_of(value)}"
+            adata.obsm[key] = moved[i * n : (i + 1) * n].copy()
+        earlier = adata.uns.get(UNS_KEY, {})
+        kept = {**earlier.get(INTERPOLATE_KEY, {}), key_added: described}
+        adata.uns[UNS_KEY] = {**earlier, INTERPOLATE_KEY: kept}
+    return result
+
+
+def _continuous(se: LoRACovariateSE, covariate: str) -> ContinuousCovariate:
+    fitted = se.registry.covariate(covariate)
+    if isinstance(fitted, CategoricalCovariate):
+        levels = ", ".join(map(repr, fitted.categories[:10])) + (", …" if len(fitted.categories) > 10 else "")
+        msg = (
+            f"{covariate!r} is categorical: there is nothing between its levels {levels}. For one of them use "
+            f"se.get_latent_representation(covariates={{{covariate!r}: {fitted.categories[0]!r}}}). To interpolate, "
+            "set up a column of numbers as continuous: covariate_keys={'column': 'continuous'}."
+        )
+        raise ValueError(msg)
+    return fitted
+
+
+def _numbers(values: Any, covariate: str) -> np.ndarray:
+    """Different values in the order given, float64 ``(n_values,)``."""
+    listed = [values] if np.isscalar(values) or np.ndim(values) == 0 else list(values)
+    wrong = [v for v in listed if isinstance(v, (bool, np.bool_, str, bytes)) or not np.isscalar(v)]
+    if wrong:
+        msg = f"values holds {wrong[0]!r} ({type(wrong[0]).__name__}): give numbers in the units of {covariate!r}."
+        raise TypeError(msg)
+    if not listed:
+        msg_0 = f"values is empty. Name at least one value of {covariate!r}."
+        raise ValueError(msg_0)
+    numbers = np.array(list(dict.fromkeys(float(v) for v in listed)))
+    if not np.isfinite(numbers).all():
+        found = numbers[~np.isfinite(numbers)][0]
+        msg = (
+            f"values holds {found}, and {covariate!r} can only be interpolated to finite numbers. To embed cells "
+            f"without it: se.get_latent_representation(covariates={{{covariate!r}: None}})."
+        )
+        raise ValueError(msg)
+    return numbers
+
+
+def _warn_outside(values: np.ndarray, fitted: ContinuousCovariate) -> None:
+    outside = values[(values < fitted.low) | (values > fitted.high)]
+    if len(outside):
+        msg = (
+            f"{fitted.name!r} was seen from {fitted.low:g} to {fitted.high:g} in training; "
+            f"{', '.join(f'{v:g}' for v in outside)} {'lies' if len(outside) == 1 else 'lie'} outside. This is "
+            "extrapolation: nothing held the model to the truth there."
+        )
+        warnings.warn(msg, UserWarning, stacklevel=3)
+
+
+def _under(
+    read: ConditionedCells, covariates: Mapping[str, Any] | pd.DataFrame | None, covariate: str, value: float
+) -> np.ndarray:
+    told: Mapping[str, Any] | pd.DataFrame
+    if isinstance(covariates, pd.DataFrame):
+        told = covariates.assign(**{covariate: value})
+    else:
+        told = {**(covariates or {}), covariate: value}
+    with warnings.catch_warnings():
+        # Said already, once for all values; what `covariates` does to others is still heard.
+        warnings.filterwarnings("ignore", message=rf"covariates\[{covariate!r}\] goes to", category=UserWarning)
+        return read.under(told)
+
+
+def _describe(
+    se: LoRACovariateSE,
+    cells: AnnData,
+    covariates: Mapping[str, Any] | pd.DataFrame | None,
+    covariate: str,
+    values: np.ndarray,
+) -> pd.DataFrame:
+    """Say of every embedded cell which it is and what it was told."""
+    from scstate_lora.data.counterfactual import move
+
+    registry = se.registry
+    others = [c.name for c in registry.covariates if c.name != covariate and c.name in cells.obs]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*goes to", category=UserWarning)  # said while embedding
+        told = move(cells.obs[others], registry, covariates)
+    keys = [k for k in (registry.cell_type_key, registry.batch_key) if k is not None and k in cells.obs]
+    once = pd.DataFrame(index=pd.RangeIndex(cells.n_obs))
+    once[SOURCE_CELL] = np.asarray(cells.obs_names, dtype=object)
+    if covariate in cells.obs:
+        once[f"{covariate}_own"] = cells.obs[covariate].to_numpy()
+    for name in [*told.columns, *(k for k in keys if k not in told and k != covariate)]:
+        column = told[name] if name in told else cells.obs[name]
+        once[str(name)] = column.array
+    obs = pd.concat([once] * len(values), ignore_index=True)
+    obs.insert(1, covariate, np.repeat(values, len(once)))
+    obs.index = pd.Index([f"{cell}|{covariate}={label_of(value)}" for value in values for cell in once[SOURCE_CELL]])
+    return obs

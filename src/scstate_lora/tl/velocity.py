@@ -1,0 +1,115 @@
+"""How well a model's shift of cells agrees with their RNA velocity: `velocity_alignment`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scstate_lora._constants import UNS_KEY
+from scstate_lora.config import STObjectiveConfig
+from scstate_lora.data import Registry, log_expression
+from scstate_lora.model.st.inputs import expression, read_velocity
+from scstate_lora.tl.scoring.cells import prediction_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_CHUNK = 4096  # cells at a time: velocities are dense
+
+
+def velocity_alignment(adata: AnnData, predicted: AnnData, *, velocity_key: str = "velocity") -> pd.DataFrame:
+    """Hold a model's shift of every control cell, predicted - control, against the cell's RNA velocity.
+
+    Both in the space of the model: log1p expression, where the velocity of counts per 10,000 in a layer is divided by
+    1 + s to be that of log1p; or an embedding, whose velocity is in ``obsm``. A gene without a velocity is left out of
+    the shift as well. A velocity points to a cell's own near future, and a perturbation need not: a cosine near 0 says
+    that the two are unlike, not that either is wrong.
+
+    Parameters
+    ----------
+    adata
+        Set up by :func:`scstate_lora.setup_anndata`; it holds the control cells and their velocity.
+    predicted
+        From :meth:`scstate_lora.STTransition.predict`; ``obs["control_cell"]`` names the rows of `adata`.
+    velocity_key
+        Key of ``adata.layers``, or of ``adata.obsm`` for a prediction in an embedding. Its confidence is taken from
+        ``adata.obs["<key>_confidence"]`` where that exists.
+
+    Returns
+    -------
+    One row a predicted cell, in order: ``control_cell``, ``target``, ``cell_type`` (where one was set up), ``cosine``
+    (NaN where the shift or the velocity is zero or unknown), ``magnitude_shift``, ``magnitude_velocity``,
+    ``confidence`` (NaN where unknown). In an embedding of two columns also ``x``, ``y``, ``shift_x``, ``shift_y``,
+    ``velocity_x``, ``velocity_y``.
+
+    Adds ``predicted.uns["scstate_lora"]["velocity_alignment"]``, the same table.
+
+    Raises
+    ------
+    KeyError
+        ``adata`` was not set up, there is no such velocity, or control cells are missing from ``adata``.
+    ValueError
+        ``predicted`` is no prediction, or has neither genes nor an embedding with a velocity.
+    """
+    described = prediction_of(predicted)
+    registry = Registry.from_adata(adata)
+    rows = adata.obs_names.get_indexer(predicted.obs["control_cell"])
+    if (rows < 0).any():
+        name = predicted.obs["control_cell"].iloc[int(np.flatnonzero(rows < 0)[0])]
+        msg = (
+            f"{int((rows < 0).sum())} of the {len(rows)} control cells of predicted are not in adata.obs_names, the "
+            f"first is {name!r}. Give the cells that were predicted from."
+        )
+        raise KeyError(msg)
+    space = str(predicted.uns[UNS_KEY]["predict"].get("space", "genes"))
+    parts = [
+        _align(adata, predicted, registry, rows, slice(start, start + _CHUNK), space, velocity_key)
+        for start in range(0, len(rows), _CHUNK)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    table.insert(0, "control_cell", predicted.obs["control_cell"].astype(str).to_numpy())
+    table.insert(1, "target", predicted.obs[described["pert_key"]].astype(str).to_numpy())
+    if registry.cell_type_key is not None:
+        table.insert(2, "cell_type", registry.labels(adata, registry.cell_type_key).astype(str)[rows])
+    predicted.uns[UNS_KEY] = {**predicted.uns[UNS_KEY], "velocity_alignment": table}
+    return table
+
+
+def _align(
+    adata: AnnData, predicted: AnnData, registry: Registry, rows: np.ndarray, part: slice, space: str, key: str
+) -> pd.DataFrame:
+    """Compare some of the cells."""
+    cells, made = adata[rows[part]], predicted[part]
+    objective = STObjectiveConfig(velocity_key=key)
+    if space == "genes":
+        genes = [str(name) for name in made.var_names]
+        velocity, confidence = read_velocity(cells, registry, objective, genes=genes)
+        control, after = expression(cells, registry, genes).toarray(), log_expression(made).toarray()
+    else:
+        velocity, confidence = read_velocity(cells, registry, objective, genes=None)
+        control, after = registry.embedding(cells), np.asarray(made.obsm[space], dtype=np.float32)
+    return _compared(control, after - control, velocity, confidence)
+
+
+def _compared(
+    position: np.ndarray, shift: np.ndarray, velocity: np.ndarray, confidence: np.ndarray | None
+) -> pd.DataFrame:
+    """Cosine and lengths of each row, over the columns whose velocity is known."""
+    known = np.isfinite(velocity)
+    v = np.where(known, velocity, 0.0).astype(np.float64)
+    dz = np.where(known, shift, 0.0).astype(np.float64)
+    lengths = np.linalg.norm(dz, axis=1), np.linalg.norm(v, axis=1)
+    product = lengths[0] * lengths[1]
+    cosine = np.divide((dz * v).sum(axis=1), product, out=np.full(len(v), np.nan), where=product > 0)
+    columns: dict[str, Any] = {
+        "cosine": cosine,
+        "magnitude_shift": lengths[0],
+        "magnitude_velocity": np.where(known.any(axis=1), lengths[1], np.nan),
+        "confidence": np.full(len(v), np.nan) if confidence is None else confidence.astype(np.float64),
+    }
+    if position.shape[1] == 2:
+        for name, values in (("", position), ("shift_", shift), ("velocity_", velocity)):
+            columns |= {f"{name}x": values[:, 0].astype(np.float64), f"{name}y": values[:, 1].astype(np.float64)}
+    return pd.DataFrame(columns)

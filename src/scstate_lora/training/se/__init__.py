@@ -1,0 +1,1 @@
+"""Training of LoRACovariateSE: batches, loss terms, the compact base."""

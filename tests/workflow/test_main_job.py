@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import copy
+import logging
+import re
+import shutil
+import warnings
+
+import anndata as ad
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import yaml
+
+import scstate_lora as ssl
+from scstate_lora import workflow
+from scstate_lora.config import RunConfig
+from scstate_lora.demo import run_demo
+from scstate_lora.reporting import report
+from scstate_lora.workflow.features import read_features
+from scstate_lora.workflow.folder import TABLES
+
+SMALL = {
+    "se": {
+        "compact": {"n_steps": 20, "d_model": 16, "d_hid": 16, "n_layers": 1, "n_heads": 2, "output_dim": 8},
+        "conditioning": {"n_steps": 20, "hidden_dims": [16]},
+        "train": {"max_epochs": 2},
+    },
+    "st": {"model": {"hidden": 16, "n_layers": 1, "n_heads": 2}, "train": {"max_epochs": 2}},
+    "accelerator": "cpu",
+}
+DATA = {
+    "covariate_keys": ["condition", "timepoint"],
+    "pert_key": "condition",
+    "control": "sham",
+    "cell_type_key": "cell_type",
+}
+
+
+def _config(data=None, **changes):
+    return RunConfig.parse({**SMALL, "data": {**DATA, **(data or {})}, **changes}, name="run")
+
+
+@pytest.fixture(scope="module")
+def wound():
+    """Simulated wound of 700 cells x 200 genes. Not to be changed."""
+    simulated = ssl.datasets.wound_healing(700, n_genes=200, seed=3)
+    obs = simulated.obs[["condition", "timepoint", "cell_type", "mouse_id"]]
+    return ad.AnnData(simulated.X, obs=obs, var=pd.DataFrame(index=simulated.var_names))
+
+
+@pytest.fixture(scope="module")
+def finished(wound, tmp_path_factory):
+    """A run and its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "new" / "wound"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        done = workflow.run(wound.copy(), _config(), folder)
+    return done, folder
+
+
+@pytest.fixture
+def said(caplog):
+    """What the package says; it goes past pytest's own handler otherwise."""
+    logger = logging.getLogger("scstate_lora")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Fail when a refused run trains."""
+
+    def train(*_args, **_kwargs):
+        pytest.fail("trained before the refusal")
+
+    monkeypatch.setattr(ssl.LoRACovariateSE, "train_base", train)
+    monkeypatch.setattr(ssl.LoRACovariateSE, "train", train)
+
+
+def test_cells_read_back_evaluate_and_plot(finished, wound):
+    matplotlib.use("Agg")
+    done, folder = finished
+    adata = ad.read_h5ad(folder / "adata.h5ad")
+    assert adata.obs_names.equals(wound.obs_names)
+    assert (adata.X != wound.X).nnz == 0
+    for key in ("X_scstate_base", "X_scstate_lora", "X_scstate_st"):
+        np.testing.assert_array_equal(adata.obsm[key], done.adata.obsm[key])
+        assert np.isfinite(adata.obsm[key]).all()
+    stored = adata.uns["scstate_lora"]["evaluate"].copy()
+    assert set(stored["embedding"]) == {"X_scstate_base", "X_scstate_lora", "X_scstate_st", "PCA"}
+    assert isinstance(ssl.pl.metrics(adata), (plt.Axes, list, np.ndarray))
+    assert ssl.pl.embedding(adata, color="condition") is not None
+    plt.close("all")
+    unseen = (adata.obs["scstate_split"] != "train").to_numpy()
+    pd.testing.assert_frame_equal(ssl.tl.evaluate(adata, cells=unseen), stored, check_dtype=False)
+    assert not np.allclose(ssl.tl.evaluate(adata)["value"], stored["value"])
+
+
+def test_predictions_read_back(finished):
+    done, folder = finished
+    predictions = ad.read_h5ad(folder / "predictions.h5ad")
+    np.testing.assert_array_equal(predictions.X, done.predictions[0].X)
+    controls = done.adata.obs_names[done.adata.obs["condition"] == "sham"]
+    assert list(predictions.obs["control_cell"]) == list(controls)
+    assert set(predictions.obs["condition"]) == {"burn"}
+    scores = predictions.uns["scstate_lora"]["evaluate_perturbation"]
+    references = {"no change", "mean shift", "perturbed mean", "context mean", "linear", "ceiling"}
+    assert {"STTransition", *references} == set(scores["model"])
+
+
+def test_tables_hold_the_scores_and_histories(finished):
+    done, folder = finished
+    assert sorted(p.stem for p in (folder / "tables").iterdir()) == sorted(TABLES)
+    read = {p.stem: pd.read_csv(p, float_precision="round_trip") for p in (folder / "tables").iterdir()}
+    split = done.adata.obs["scstate_split"].value_counts()
+    assert read["split"][["train", "val", "test"]].sum().to_dict() == split.to_dict()
+    for name, history in (
+        ("base", done.models.se.base_history),
+        ("se", done.models.se.history),
+        ("st", done.models.st.history),
+    ):
+        np.testing.assert_array_equal(read[f"history_{name}"]["loss"], history["loss"])
+    np.testing.assert_array_equal(
+        read["embeddings"]["value"], done.adata.uns["scstate_lora"]["evaluate"]["value"].to_numpy()
+    )
+    assert set(read["perturbation"]["target"]) == {"burn"}
+
+
+def test_configuration_reads_back_the_same(finished):
+    _, folder = finished
+    text = (folder / "config.yaml").read_text()
+    assert RunConfig.parse(yaml.safe_load(text), name="config.yaml") == _config()
+
+
+def test_models_load_and_give_the_same(finished):
+    done, folder = finished
+    se = ssl.LoRACovariateSE.load(folder / "models" / "se", adata=done.adata)
+    np.testing.assert_array_equal(se.get_latent_representation(key_added=None), done.adata.obsm["X_scstate_lora"])
+    st = ssl.STTransition.load(folder / "models" / "st", adata=done.adata)
+    np.testing.assert_array_equal(st.predict(target="burn").X, done.predictions[0].X)
+
+
+def test_every_training_has_logs_of_its_own(finished):
+    done, folder = finished
+    histories = {"base": done.models.se.base_history, "se": done.models.se.history, "st": done.models.st.history}
+    assert sorted(p.name for p in (folder / "logs").iterdir()) == sorted(histories)
+    for name, history in histories.items():
+        logs = pd.read_csv(folder / "logs" / name / "metrics.csv", float_precision="round_trip")
+        np.testing.assert_array_equal(logs["loss"], history["loss"])
+        assert list((folder / "logs" / name).glob("events.out.tfevents.*"))
+        assert not (folder / "logs" / name / "checkpoints").exists()  # the models are saved
+
+
+def test_report_is_written_from_a_run(finished):
+    done, folder = finished
+    page = report(done.adata, done.models, folder / "report.html", predictions=done.predictions).read_text()
+    assert "were not scored" not in page
+    assert "<img" in page
+
+
+def test_the_same_folder_takes_a_second_run(finished, tmp_path, said):
+    """Without perturbation, on the cells of the first run: nothing of the first one is left."""
+    done, first = finished
+    folder = tmp_path / "copy"
+    shutil.copytree(first, folder)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "models" / "mine").mkdir()
+    (folder / "tables" / "mine.csv").write_text("mine")
+    adata = ad.read_h5ad(folder / "adata.h5ad")
+    adata.obsm["X_mine"] = adata.obsm["X_scstate_base"]
+    config = _config({"pert_key": None, "control": None}, seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        again = workflow.run(adata, config, folder)
+    assert "Replacing the results of an earlier run" in said.text
+    assert "came with 'X_scstate_lora', 'X_scstate_base', 'X_scstate_st'" in said.text
+    assert again.models.st is None
+    assert again.predictions == []
+    left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert {"notes.txt", "tables/mine.csv", "adata.h5ad", "config.yaml", "tables/history_se.csv"} <= left
+    assert (folder / "models" / "mine").is_dir()
+    assert not {"predictions.h5ad", "tables/history_st.csv", "tables/perturbation.csv"} & left
+    assert not [name for name in left if name.startswith(("models/st", "logs/st"))]
+    assert len(list((folder / "logs" / "se").glob("events.*"))) == 1
+    read = ad.read_h5ad(folder / "adata.h5ad")
+    assert set(read.obsm) == {"X_scstate_lora", "X_scstate_base", "X_mine"}
+    assert np.abs(read.obsm["X_scstate_base"] - done.adata.obsm["X_scstate_base"]).max() > 1e-3
+
+
+def test_several_targets_of_which_one_cannot_be_scored(wound, tmp_path, monkeypatch, said):
+    """Log expression, cells held out by a condition, three arms; a score that fails does not end the run."""
+    logged = wound.copy()
+    sc.pp.normalize_total(logged, target_sum=1e4)
+    sc.pp.log1p(logged)
+    arm = logged.obs["condition"].astype(str).to_numpy()
+    arm[(arm == "burn") & (np.arange(logged.n_obs) % 2 == 0)] = "scald"
+    logged.obs["arm"] = arm
+    held_out = [{"cell_type": name, "arm": target} for name in ("macrophage", "fibroblast") for target in set(arm)]
+    held_out = [condition for condition in held_out if condition["arm"] != "sham"]
+
+    score = ssl.tl.evaluate_perturbation
+
+    def fail_for_scald(pred, *args, **kwargs):
+        if "scald" in set(pred.obs["arm"]):
+            raise ValueError("too few cells.")
+        return score(pred, *args, **kwargs)
+
+    monkeypatch.setattr(ssl.tl, "evaluate_perturbation", fail_for_scald)
+    done = workflow.run(
+        logged, _config({"covariate_keys": ["timepoint"], "pert_key": "arm", "holdout": held_out}), tmp_path
+    )
+    assert "The prediction of 'scald' is not scored: too few cells." in said.text
+    assert "adata.X is taken as log1p" in said.text
+    tested = done.adata.obs.loc[done.adata.obs["scstate_split"] == "test"]
+    assert set(tested["cell_type"]) == {"macrophage", "fibroblast"}
+    assert "sham" not in set(tested["arm"])
+    predictions = ad.read_h5ad(tmp_path / "predictions.h5ad")
+    assert predictions.obs["arm"].value_counts().to_dict() == {
+        "burn": (arm == "sham").sum(),
+        "scald": (arm == "sham").sum(),
+    }
+    assert predictions.obs_names.is_unique
+    assert predictions.uns["scstate_lora"]["predict"]["target"] == "burn, scald"
+    assert "evaluate_perturbation" not in predictions.uns["scstate_lora"]
+    scores = pd.read_csv(tmp_path / "tables" / "perturbation.csv")
+    assert set(scores["target"]) == {"burn"}
+    assert set(scores["context"]) == {"macrophage", "fibroblast", "all"}
+
+
+@pytest.fixture
+def arms(wound, tmp_path):
+    """Cells with three perturbations, and what a run on them needs to predict one that is held out."""
+    cells = wound.copy()
+    arm = cells.obs["condition"].astype(str).to_numpy()
+    for i, name in enumerate(("scald", "acid")):
+        arm[(arm == "burn") & (np.arange(cells.n_obs) % 3 == i)] = name
+    cells.obs["arm"] = arm
+    data = {"covariate_keys": ["timepoint"], "pert_key": "arm", "holdout": [{"arm": "acid"}]}
+    return cells, _config(data, st={**SMALL["st"], "pert_features": str(tmp_path / "arms.csv")})
+
+
+def test_a_perturbation_that_was_held_out_is_predicted_by_its_features(arms, tmp_path, monkeypatch):
+    cells, config = arms
+    features = pd.DataFrame({"heat": [1.0, 0.5, 0.8]}, index=["burn", "scald", "acid"])
+    features.to_csv(tmp_path / "arms.csv")
+    asked, score = [], ssl.tl.evaluate_perturbation
+
+    def listen(*args, **kwargs):
+        asked.append(kwargs["pert_features"])
+        return score(*args, **kwargs)
+
+    monkeypatch.setattr(ssl.tl, "evaluate_perturbation", listen)
+    done = workflow.run(cells, config, tmp_path / "out")
+    assert [set(p.obs["arm"]) for p in done.predictions] == [{"acid"}, {"burn"}, {"scald"}]
+    scores = pd.read_csv(tmp_path / "out" / "tables" / "perturbation.csv")
+    assert set(scores["target"]) == {"acid"}  # no cell of the others was held out
+    linear = scores[(scores["model"] == "linear") & (scores["metric"] == "mae")]
+    assert linear["value"].notna().all()
+    pd.testing.assert_frame_equal(asked[0], features)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_perturbation_without_features_is_found_before_training_raises(arms, tmp_path):
+    cells, config = arms
+    (tmp_path / "arms.csv").write_text("name,heat\nburn,1\nscald,0.5\n")
+    with pytest.raises(ValueError, match=r"adata\.obs\['arm'\]='acid' has no row in pert_features"):
+        workflow.run(cells, config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_embedding_without_decoder_is_predicted_and_not_scored(wound, tmp_path, said):
+    embedded = wound.copy()
+    embedded.obsm["X_own"] = np.random.default_rng(0).normal(size=(wound.n_obs, 6)).astype(np.float32)
+    st = {**SMALL["st"], "model": {**SMALL["st"]["model"], "space": "embedding", "gene_decoder": False}}
+    done = workflow.run(embedded, _config({"embed_key": "X_own"}, st=st), tmp_path)
+    assert "'burn' is not scored: it is an embedding without a gene decoder" in said.text
+    assert ad.read_h5ad(tmp_path / "predictions.h5ad").obsm["X_own"].shape == (done.predictions[0].n_obs, 6)
+    report(done.adata, done.models, tmp_path / "report.html", predictions=done.predictions)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "csv.gz"])
+def test_features_are_read_by_name(tmp_path, ending):
+    expected = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [0, 1, 0]}, index=["NA", "10", "TP53+MYC"])
+    expected.to_csv(tmp_path / f"perts.{ending}", sep="\t" if ending == "tsv" else ",")
+    read = read_features(tmp_path / f"perts.{ending}")
+    pd.testing.assert_frame_equal(read, expected)
+
+
+def test_features_as_r_writes_them_are_read(tmp_path):
+    (tmp_path / "perts.tsv").write_text("a\tb\nNA\t1\t2\nB\t3\t4\n")
+    assert read_features(tmp_path / "perts.tsv").to_dict("index") == {"NA": {"a": 1, "b": 2}, "B": {"a": 3, "b": 4}}
+
+
+@pytest.mark.parametrize("stored", ["index", "column"])
+def test_features_are_read_from_parquet(tmp_path, monkeypatch, stored):
+    table = pd.DataFrame({"name": ["A", "B"], "a": [1.0, 2.0]})
+    (tmp_path / "perts.parquet").touch()
+    monkeypatch.setattr(pd, "read_parquet", lambda _path: table.set_index("name") if stored == "index" else table)
+    read = read_features(tmp_path / "perts.parquet")
+    assert read["a"].to_dict() == {"A": 1.0, "B": 2.0}
+    assert list(read.columns) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("perts.xlsx", "", "is of another kind; it must end in .csv, .csv.gz, .tsv, .tsv.gz or .parquet"),
+        ("perts.csv", "", "cannot be read: No columns"),
+        ("perts.csv", "name;a\nA;1\n", "has 1 rows and 0 columns besides the names"),
+        ("perts.csv", "name,a\n", "cannot be read"),
+        ("perts.csv", "name,a\nA,1,2,3\n", "the first line has 2 columns, the others have 4"),
+        ("perts.csv", "name,a\nA,1\nA,2\n", "has 'A' in several rows"),
+        ("perts.csv", "name,a\nA,1\nB,high\n", "the column 'a' holds something else than numbers, for instance 'high'"),
+        ("perts.csv", "name,a\nA,1\nB,2,3,4\n", "cannot be read"),
+        ("perts.csv.gz", "name,a\nA,1\n", "cannot be read"),
+        ("perts.parquet", "no parquet", "perts.parquet cannot be read"),
+    ],
+)
+def test_features_that_cannot_be_read_raise(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        read_features(tmp_path / name)
+    assert str(tmp_path / name) in str(raised.value)
+
+
+def test_features_of_another_name_raise(tmp_path):
+    (tmp_path / "perts.csv").touch()
+    with pytest.raises(FileNotFoundError, match=r"Did you mean 'perts\.csv'"):
+        read_features(tmp_path / "pert.csv")
+
+
+def test_without_cells_left_out_all_are_scored_and_it_is_said(wound, tmp_path, said):
+    done = workflow.run(wound.copy(), _config({"test_size": 0, "val_size": 0}), tmp_path)
+    assert "'burn' is not scored: no cell of it was held out" in said.text
+    assert "scored on all cells, training ones included: 0 others are too few" in said.text
+    table = done.adata.uns["scstate_lora"]["evaluate"]
+    assert table["value"].notna().all()
+    assert table["reason"].str.startswith("scored on all cells").all()
+    assert not (tmp_path / "tables" / "perturbation.csv").exists()
+
+
+def test_cells_too_few_for_scores_still_give_embeddings(wound, tmp_path, said):
+    rows = np.concatenate([np.flatnonzero(wound.obs["condition"] == c)[:15] for c in ("sham", "burn")])
+    config = _config({"covariate_keys": ["condition"], "pert_key": None, "control": None})
+    done = workflow.run(wound[rows].copy(), config, tmp_path)
+    assert "30 cells are too few to score" in said.text
+    assert "X_scstate_lora" in ad.read_h5ad(tmp_path / "adata.h5ad").obsm
+    assert not (tmp_path / "tables" / "embeddings.csv").exists()
+    assert "were not scored" in report(done.adata, done.models, tmp_path / "report.html").read_text()
+
+
+def test_trained_base_is_taken_and_not_trained(finished, wound, tmp_path):
+    first, folder = finished
+    done = workflow.run(wound.copy(), _config(base=str(folder / "models" / "se")), tmp_path)
+    np.testing.assert_array_equal(done.adata.obsm["X_scstate_base"], first.adata.obsm["X_scstate_base"])
+    assert not (tmp_path / "logs" / "base").exists()
+    assert not (tmp_path / "tables" / "history_base.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ({"covariate_keys": ["conditoin"]}, {}, "Did you mean 'condition'"),
+        ({"control": "Sham"}, {}, "Did you mean 'sham'"),
+        ({"holdout": [{"condition": "burn"}]}, {}, "No training cell"),
+        ({"context_keys": ["mouse_id"]}, {}, "no control"),
+        ({}, {"precision": "bf16-true"}, "'32-true', '16-mixed' or 'bf16-mixed'"),
+        ({}, {"accelerator": "cdua"}, "Did you mean 'cuda'"),
+        ({}, {"st": {"train": {"accelerator": "cdua"}}}, "st.train: .*Did you mean 'cuda'"),
+        ({}, {"st": {"train": {"run_folder": "mine"}}}, "st.train.run_folder"),
+        ({}, {"se": None}, "se is null"),
+        ({}, {"base": "nowhere"}, "There is no file or folder nowhere"),
+        ({}, {"st": {"model": {"cell_set_len": 500}}}, "cell_set_len=500"),
+    ],
+)
+@pytest.mark.usefixtures("no_training")
+def test_refused_run_leaves_nothing_raises(wound, tmp_path, data, options, message):
+    folder = tmp_path / "out"
+    with pytest.raises((ValueError, KeyError, FileNotFoundError), match=message):
+        workflow.run(wound.copy(), _config(data, **options), folder)
+    assert not folder.exists()
+
+
+def test_too_few_cells_to_train_on_leaves_nothing_raises(wound, tmp_path):
+    pair = wound[[np.flatnonzero(wound.obs["condition"] == c)[0] for c in ("sham", "burn")]].copy()
+    config = _config({"covariate_keys": ["condition"], "pert_key": None, "control": None})
+    with pytest.raises(ValueError, match="at least 3 training cells"):
+        workflow.run(pair, config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["adata.h5ad", "config.yaml", "models/se/mine.bin", "tables/split.csv"])
+@pytest.mark.usefixtures("no_training")
+def test_files_of_others_raise(wound, tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("mine: 1\n")
+    with pytest.raises(FileExistsError, match="not the folder of an earlier run"):
+        workflow.run(wound.copy(), _config(), tmp_path)
+    assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["mine: 1\n"]
+
+
+def test_demo_runs_both_experiments_and_writes_one_page(wound, tmp_path, monkeypatch):
+    """The demonstration itself, on fewer cells and with short trainings."""
+    blood = ssl.datasets.pbmc68k()[:, :100].copy()
+    monkeypatch.setattr(ssl.datasets, "wound_healing", lambda *_args, **_kwargs: wound[::2].copy())
+    monkeypatch.setattr(ssl.datasets, "pbmc68k", lambda: blood)
+    configs = {}
+
+    def short(data, config, folder):
+        configs[folder.name] = config
+        small = RunConfig.parse({**copy.deepcopy(SMALL), "data": config.data.model_dump()}, name="run")
+        return workflow.run(data, small, folder)
+
+    monkeypatch.setattr("scstate_lora.demo.run", short)
+    run_demo(tmp_path)
+    assert configs["wound_healing"].data.pert_key == "condition"
+    assert configs["pbmc68k"].data.pert_key is None
+    for name in configs:
+        assert "X_scstate_lora" in ad.read_h5ad(tmp_path / name / "adata.h5ad").obsm
+    page = (tmp_path / "report.html").read_text()
+    assert "Simulated wound" in page
+    assert "Blood cells" in page
