@@ -22,6 +22,3 @@ OBS_SPLIT = "scstate_split"
 
 TARGET_SUM = 1e4
 """Counts per cell after library-size normalisation, before log1p."""
-
-BATCHES = "__batches__"
-"""Where batch codes stand among the covariates of cells, for networks with a table of batches."""

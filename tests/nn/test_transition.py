@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scstate_lora._constants import BATCHES
 from scstate_lora.losses import energy_distance
 from scstate_lora.nn.backbones import GPT2Backbone
 from scstate_lora.nn.covariates import CovariateSpec
@@ -213,7 +212,7 @@ def test_every_form_is_equivariant(backbone: str, residual: str) -> None:
         predicted, shuffled = network(control, pert, {}), network(control[:, order], pert, {})
     assert (shuffled.cells - predicted.cells[:, order]).abs().max() < 1e-5
     assert (shuffled.confidence - predicted.confidence).abs().max() < 1e-5
-    assert (shuffled.batch - predicted.batch).abs().max() < 1e-5
+    assert (shuffled.batch_scores - predicted.batch_scores).abs().max() < 1e-5
 
 
 def test_a_latent_residual_adds_the_encoded_cell_before_the_head() -> None:
@@ -239,21 +238,23 @@ def test_tokens_beside_the_cells_change_them_and_tell_of_the_set() -> None:
     assert predicted.cells.shape == control.shape
     assert predicted.confidence.shape == (3,)
     assert (predicted.confidence >= 0).all()
-    assert predicted.batch.shape == (3, 4)
+    assert predicted.batch_scores.shape == (3, 4)
     with torch.no_grad():
         network.confidence_token.confidence_token.mul_(-3)
         network.batch_token.batch_token.mul_(-3)
     other = network(control, pert, {})
     assert (other.cells - predicted.cells).abs().max() > 1e-4
-    assert (other.batch - predicted.batch).abs().max() > 1e-4
+    assert (other.batch_scores - predicted.batch_scores).abs().max() > 1e-4
 
 
 def test_a_table_of_batches_is_added_to_every_cell() -> None:
     network = _of(n_batches=3)
     control, pert, _ = _sets()
     batches = torch.zeros(3, 9, dtype=torch.int64)
-    first, second = (network(control, pert, {BATCHES: b}).cells for b in (batches, batches + 1))
+    first, second = (network(control, pert, {}, b).cells for b in (batches, batches + 1))
     assert (first - second).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="batch="):
+        network(control, pert, {})
 
 
 def test_expression_is_decoded_from_the_predicted_embedding() -> None:

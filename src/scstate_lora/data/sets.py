@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 import numpy as np
 import pandas as pd
 
-from scstate_lora._constants import BATCHES
 from scstate_lora.data.fields import withhold
 
 if TYPE_CHECKING:
@@ -34,8 +33,10 @@ class SetBatch(TypedDict):
     """RNA velocity of the control cells, ``(n_sets, n_cells, n_inputs)``, NaN where unknown."""
     velocity_confidence: NotRequired[np.ndarray]
     """Its confidence, ``(n_sets, n_cells)``."""
-    batch: NotRequired[np.ndarray]
-    """Most frequent batch of each set's control cells, int64 ``(n_sets,)``; -1 where none is known."""
+    batch_codes: NotRequired[np.ndarray]
+    """Rows of the control cells in the network's table of batches, an input, int64 ``(n_sets, n_cells)``."""
+    batch_labels: NotRequired[np.ndarray]
+    """Batch to recognise in each set, the most frequent of its control cells, int64 ``(n_sets,)``; -1 if unknown."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ class SetData:
         log1p expression where ``x`` is an embedding and expression is decoded from it.
     velocity, velocity_confidence
         RNA velocity in the space of ``x``, ``(n_cells, n_columns)``, and its confidence, ``(n_cells,)``.
-    table_of_batches
-        Codes of the batches where the network has a table of them, int64 ``(n_cells,)``.
-    batches
-        Codes of the batches where the network is to tell them apart, int64 ``(n_cells,)``; -1 for an unknown one.
+    batch_codes
+        Rows of the cells in the network's table of batches, which it reads, int64 ``(n_cells,)``.
+    batch_labels
+        Batches of the cells that the network's batch token learns to recognise, int64 ``(n_cells,)``; -1 for an unknown
+        one.
     """
 
     x: sparse.csr_matrix | np.ndarray
@@ -66,8 +68,8 @@ class SetData:
     genes: sparse.csr_matrix | None = None
     velocity: np.ndarray | None = None
     velocity_confidence: np.ndarray | None = None
-    table_of_batches: np.ndarray | None = None
-    batches: np.ndarray | None = None
+    batch_codes: np.ndarray | None = None
+    batch_labels: np.ndarray | None = None
 
     def batch(self, control: np.ndarray, target: np.ndarray, codes: np.ndarray) -> SetBatch:
         """Lay out sets of cells, all rows ``(n_sets, n_cells)``, with the code of each one's perturbation."""
@@ -77,21 +79,22 @@ class SetData:
             pert=self.perts[codes],
             covariates={name: values[control] for name, values in self.covariates.items()},
         )
-        if self.table_of_batches is not None:
-            made["covariates"][BATCHES] = self.table_of_batches[control]
+        if self.batch_codes is not None:
+            made["batch_codes"] = self.batch_codes[control]
         if self.genes is not None:
             made["target_genes"] = dense(self.genes, target)
         if self.velocity is not None:
             made["velocity"] = self.velocity[control]
         if self.velocity_confidence is not None:
             made["velocity_confidence"] = self.velocity_confidence[control]
-        if self.batches is not None:
-            made["batch"] = np.array([_most_frequent(codes) for codes in self.batches[control]], dtype=np.int64)
+        if self.batch_labels is not None:
+            labels = [_most_frequent(labels) for labels in self.batch_labels[control]]
+            made["batch_labels"] = np.array(labels, dtype=np.int64)
         return made
 
 
-def _most_frequent(codes: np.ndarray) -> int:
-    known = codes[codes >= 0]
+def _most_frequent(labels: np.ndarray) -> int:
+    known = labels[labels >= 0]
     return int(np.bincount(known).argmax()) if len(known) else -1
 
 
@@ -209,8 +212,7 @@ class SetSampler:
         control = np.stack([self._draw(g.control, rng) for g in chosen])  # (n_sets, set_len)
         target = np.stack([self._draw(g.perturbed, rng) for g in chosen])
         batch = self.data.batch(control, target, np.array([g.pert for g in chosen]))
-        told = {name: values for name, values in batch["covariates"].items() if name in self.unknown}
-        batch["covariates"] |= withhold(told, self.unknown, self.withheld, rng)
+        batch["covariates"] = withhold(batch["covariates"], self.unknown, self.withheld, rng)
         return batch
 
     def _draw(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:

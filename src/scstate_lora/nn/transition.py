@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scstate_lora._constants import BATCHES
 from scstate_lora.nn.backbones import make_backbone
 from scstate_lora.nn.context_shift import ContextShift, n_coordinates, places
 from scstate_lora.nn.covariates import MultiCovariateEncoder
@@ -119,7 +118,7 @@ class Prediction(NamedTuple):
     """Change of each cell beyond the shift of its perturbation, ``(n_sets, n_cells, n_inputs)``."""
     confidence: Tensor | None
     """Loss that the network expects of each set, ``(n_sets,)``; None without that token."""
-    batch: Tensor | None
+    batch_scores: Tensor | None
     """Scores of the batches of each set, ``(n_sets, batch_classes)``; None without that token."""
 
 
@@ -210,16 +209,21 @@ class StateTransition(nn.Module):
             train_adapters_only(self.transformer_backbone)
         return self
 
-    def _tokens(self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _tokens(
+        self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor], batch: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Encode cells alone, and with all that is known of them, ``(n_sets, n_cells, hidden)`` each."""
         n_sets, n_cells, _ = control.shape
         basal = self.basal_encoder(control)
         tokens = basal + self.pert_encoder(pert).unsqueeze(1)
         if self.covariate_encoder is not None:
-            flat = {name: values.reshape(-1) for name, values in covariates.items() if name != BATCHES}
+            flat = {name: values.reshape(-1) for name, values in covariates.items()}
             tokens = tokens + self.covariate_encoder(flat).view(n_sets, n_cells, -1)
         if self.batch_encoder is not None:
-            tokens = tokens + self.batch_encoder(covariates[BATCHES])
+            if batch is None:
+                msg = "This network has a table of batches and needs the code of every cell's batch: batch=."
+                raise ValueError(msg)
+            tokens = tokens + self.batch_encoder(batch)
         return basal, tokens
 
     def _mix(self, tokens: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -229,14 +233,18 @@ class StateTransition(nn.Module):
         after = [] if self.confidence_token is None else [self.confidence_token.token(n_sets)]
         mixed = self.transformer_backbone(torch.cat([*before, tokens, *after], dim=1) if before or after else tokens)
         confidence = None if self.confidence_token is None else self.confidence_token(mixed[:, -1])
-        batch = None if self.batch_classifier is None else self.batch_classifier(mixed[:, 0])
-        return mixed[:, len(before) : len(before) + n_cells], confidence, batch
+        batch_scores = None if self.batch_classifier is None else self.batch_classifier(mixed[:, 0])
+        return mixed[:, len(before) : len(before) + n_cells], confidence, batch_scores
 
-    def represent(self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
+    def represent(
+        self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor], batch: Tensor | None = None
+    ) -> Tensor:
         """Representation of cells before the head, ``(n_sets, n_cells, hidden)``. Arguments as in :meth:`forward`."""
-        return self._mix(self._tokens(control, pert, covariates)[1])[0]
+        return self._mix(self._tokens(control, pert, covariates, batch)[1])[0]
 
-    def forward(self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor]) -> Prediction:
+    def forward(
+        self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor], batch: Tensor | None = None
+    ) -> Prediction:
         """Predict perturbed cells.
 
         Parameters
@@ -246,11 +254,18 @@ class StateTransition(nn.Module):
         pert
             What describes each set's perturbation, ``(n_sets, pert_dim)``.
         covariates
-            Codes or standardised numbers of each cell, ``(n_sets, n_cells)`` each; int64 codes of the batches under
-            the key ``BATCHES`` where the network has a table of them.
+            Codes or standardised values of each cell, ``(n_sets, n_cells)`` each.
+        batch
+            Code of each cell's batch, int64 ``(n_sets, n_cells)``, for a network with a table of batches; others ignore
+            it.
+
+        Raises
+        ------
+        ValueError
+            If the network has a table of batches and `batch` is None.
         """
-        basal, tokens = self._tokens(control, pert, covariates)
-        mixed, confidence, batch = self._mix(tokens)
+        basal, tokens = self._tokens(control, pert, covariates, batch)
+        mixed, confidence, batch_scores = self._mix(tokens)
         if self.shift is not None:
             change = self.project_out(mixed)
             whole = self.common_shift(control.mean(dim=1), pert, covariates).unsqueeze(1) + change
@@ -263,7 +278,7 @@ class StateTransition(nn.Module):
             if self.config.non_negative:
                 cells = cells.relu()
             change = cells - control
-        return Prediction(cells, change, confidence, batch)
+        return Prediction(cells, change, confidence, batch_scores)
 
     def common_shift(self, control_mean: Tensor, pert: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
         """Shift of all cells of sets, ``(n_sets, n_inputs)``, by the mean of each set's control cells."""

@@ -11,7 +11,6 @@ import torch
 from scipy import sparse
 
 import scstate_lora as ssl
-from scstate_lora._constants import BATCHES
 from scstate_lora.data import log_expression
 from scstate_lora.io.published.st_checkpoint import read_st_folder
 from scstate_lora.model.st.published import GENE_RANGE, st_network
@@ -67,8 +66,8 @@ def test_it_predicts_before_any_training_as_the_published_network_does(form):
     genes = [None] * len(x)
     for window in np.array_split(rng.permutation(len(x)), -(-len(x) // 4)):
         with torch.no_grad():
-            batch = {BATCHES: torch.from_numpy(codes[window])[None]}
-            made = network(torch.from_numpy(x[window])[None], published.perturbations["TP53"][None], batch)
+            batch = torch.from_numpy(codes[window])[None]
+            made = network(torch.from_numpy(x[window])[None], published.perturbations["TP53"][None], {}, batch)
             expected[window] = made.cells[0].numpy()
             for i, row in zip(
                 window, [] if network.gene_decoder is None else network.decode(made.cells)[0], strict=False

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from scstate_lora._constants import BATCHES
 from scstate_lora.io.published.st_checkpoint import backbone_state, read_st_folder
 from scstate_lora.model.st.published import (
     backbone_config,
@@ -30,9 +29,9 @@ TOLERANCE = 1e-5
 def _predict(network, model, expected, i, **covariates):
     control = torch.from_numpy(expected[f"control_{i}"])[None]
     pert = model.perturbations[str(expected[f"pert_{i}"])][None]
-    covariates[BATCHES] = torch.from_numpy(expected[f"batch_{i}"])[None]
+    batch = torch.from_numpy(expected[f"batch_{i}"])[None]
     with torch.no_grad():
-        return network(control, pert, covariates)
+        return network(control, pert, covariates, batch)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -73,7 +72,7 @@ def test_sets_side_by_side_do_not_see_each_other():
         both = network(control, pert, {})
         first = network(control[:1], pert[:1], {})
     torch.testing.assert_close(both.cells[:1], first.cells, atol=1e-5, rtol=0)
-    assert both.batch.shape == (2, 3)
+    assert both.batch_scores.shape == (2, 3)
     assert both.confidence.shape == (2,)
 
 

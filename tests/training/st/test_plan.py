@@ -69,11 +69,11 @@ def test_confidence_is_the_loss_of_the_set_and_does_not_change_what_is_predicted
 def test_a_batch_that_is_not_known_is_left_out() -> None:
     network = _network(batch_classes=3)
     plan = _plan(network, energy=1.0, batch=1.0)
-    known = _batch(batch=torch.tensor([0, 2, -1]))
-    scores = network(known["control"], known["pert"], {}).batch
+    known = _batch(batch_labels=torch.tensor([0, 2, -1]))
+    scores = network(known["control"], known["pert"], {}).batch_scores
     expected = F.cross_entropy(scores[:2], torch.tensor([0, 2]))
     torch.testing.assert_close(plan.terms(known)["batch"], expected)
-    assert plan.terms(_batch(batch=torch.tensor([-1, -1, -1])))["batch"] == 0
+    assert plan.terms(_batch(batch_labels=torch.tensor([-1, -1, -1])))["batch"] == 0
 
 
 def test_velocity_is_that_of_the_change_with_its_parts_logged_beside() -> None:

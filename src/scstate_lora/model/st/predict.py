@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
-from scstate_lora._constants import BATCHES, OBSM_ST, UNS_KEY
+from scstate_lora._constants import OBSM_ST, UNS_KEY
 from scstate_lora._utils import did_you_mean, progress_bar
 from scstate_lora.data.counterfactual import move
 from scstate_lora.data.fields import label_of
@@ -207,7 +207,7 @@ class Predicting(BaseModel):
         """Read what the network sees of cells, their perturbation excepted; covariates may be given."""
         own = self.registry.encode(adata.obs, without=self.registry.pert_key) if encoded is None else encoded
         batches = self._batch_codes(adata)
-        return SetData(self._cells_in_space(adata), self.perts.values[:0], own, table_of_batches=batches)
+        return SetData(self._cells_in_space(adata), self.perts.values[:0], own, batch_codes=batches)
 
     def _run(self, data: SetData, contexts: np.ndarray, perts: np.ndarray, *, represent: bool = False) -> _Computed:
         """Pass all cells through the network in sets of one context and perturbation; rows stay in order."""
@@ -247,15 +247,16 @@ class Predicting(BaseModel):
                 "covariates": {name: values[rows][None] for name, values in data.covariates.items()},
             }
         )
-        if data.table_of_batches is not None:
-            batch["covariates"][BATCHES] = torch.from_numpy(data.table_of_batches[rows][None])
+        if data.batch_codes is not None:
+            batch["batch_codes"] = torch.from_numpy(data.batch_codes[rows][None])
         network = self.network.eval()
         batch = move_data_to_device(batch, next(network.parameters()).device)
         with torch.inference_mode():
+            inputs = batch["control"], batch["pert"], batch["covariates"], batch.get("batch_codes")
             if represent:
-                shown = network.represent(batch["control"], batch["pert"], batch["covariates"])
+                shown = network.represent(*inputs)
                 return _Computed(shown[0].cpu().numpy(), None, None)
-            predicted = network(batch["control"], batch["pert"], batch["covariates"])
+            predicted = network(*inputs)
             genes = None if network.gene_decoder is None else network.decode(predicted.cells)[0].cpu().numpy()
             expected = None if predicted.confidence is None else predicted.confidence.expand(len(rows)).cpu().numpy()
             cells = predicted.cells[0].cpu().numpy()

@@ -187,7 +187,7 @@ class STTransition(NetworkModel):
             found = read_velocity(self.adata, self.registry, self.objective, genes=genes)
             extra["velocity"], extra["velocity_confidence"] = found
         if self.sizes.batch_classes is not None and self.registry.batch is not None:
-            extra["batches"] = self.registry.batch_codes(self.adata.obs)
+            extra["batch_labels"] = self.registry.batch_codes(self.adata.obs)
         return replace(data, **extra)
 
     def _weights(self, data: SetData) -> dict[str, float]:
@@ -202,7 +202,7 @@ class STTransition(NetworkModel):
             weights |= {"velocity": o.velocity, "velocity_regularization": o.velocity_regularization}
         if self.sizes.confidence_token:
             weights["confidence"] = o.confidence
-        if data.batches is not None:
+        if data.batch_labels is not None:
             weights["batch"] = o.batch
         return weights
 

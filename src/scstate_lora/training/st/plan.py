@@ -73,7 +73,7 @@ class STPlan(Plan):
     def terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss terms of a :class:`~scstate_lora.data.sets.SetBatch`."""
         control, target = batch["control"], batch["target"]
-        predicted = self.network(control, batch["pert"], batch["covariates"])
+        predicted = self.network(control, batch["pert"], batch["covariates"], batch.get("batch_codes"))
         distances = {
             name: distance(predicted.cells, target) for name, distance in SET_DISTANCES.items() if name in self.weights
         }
@@ -95,9 +95,10 @@ class STPlan(Plan):
         if predicted.confidence is not None and "confidence" in self.weights:
             by_set = sum(self.weights[name] * distance for name, distance in distances.items())
             terms["confidence"] = F.mse_loss(predicted.confidence, by_set.detach())  # type: ignore[union-attr]  # never empty
-        if predicted.batch is not None and "batch" in self.weights:
-            known = batch["batch"] >= 0
-            entropy = F.cross_entropy(predicted.batch, batch["batch"].clamp(min=0), reduction="none")
+        if predicted.batch_scores is not None and "batch" in self.weights:
+            labels = batch["batch_labels"]
+            known = labels >= 0
+            entropy = F.cross_entropy(predicted.batch_scores, labels.clamp(min=0), reduction="none")
             terms["batch"] = (entropy * known).sum() / known.sum().clamp(min=1)
         return terms
 
