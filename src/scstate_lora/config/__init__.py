@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from scstate_lora.config.data import ContinuousEncoderConfig, CovariateConfig, DataConfig
 from scstate_lora.config.load import load_run, to_yaml, with_overrides
-from scstate_lora.config.lora import LoraConfig
+from scstate_lora.config.lora import SELoraConfig, STLoraConfig
 from scstate_lora.config.mhc import MHCConfig
 from scstate_lora.config.run import RunConfig, SERunConfig, STRunConfig
-from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, ObjectiveConfig
-from scstate_lora.config.st import STLoraConfig, STModelConfig, STObjectiveConfig
+from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, SEObjectiveConfig
+from scstate_lora.config.st import STModelConfig, STObjectiveConfig
 from scstate_lora.config.training import TrainConfig
 
 __all__ = [
@@ -17,10 +17,10 @@ __all__ = [
     "ContinuousEncoderConfig",
     "CovariateConfig",
     "DataConfig",
-    "LoraConfig",
     "MHCConfig",
-    "ObjectiveConfig",
     "RunConfig",
+    "SELoraConfig",
+    "SEObjectiveConfig",
     "SERunConfig",
     "STLoraConfig",
     "STModelConfig",

@@ -7,23 +7,23 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from scstate_lora.config.data import DataConfig
-from scstate_lora.config.lora import LoraConfig
+from scstate_lora.config.lora import SELoraConfig, STLoraConfig
 from scstate_lora.config.options import Options
-from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, ObjectiveConfig
-from scstate_lora.config.st import STLoraConfig, STModelConfig, STObjectiveConfig
+from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, SEObjectiveConfig
+from scstate_lora.config.st import STModelConfig, STObjectiveConfig
 from scstate_lora.config.training import Precision, TrainConfig
 
 
 class SERunConfig(Options):
     """LoRACovariateSE within a run."""
 
-    lora: LoraConfig | Literal[False] = LoraConfig()
+    lora: SELoraConfig | Literal[False] = SELoraConfig()
     """Adapters; false for none."""
     conditioning: ConditioningConfig = ConditioningConfig()
     """How covariates enter."""
     compact: CompactBaseConfig = CompactBaseConfig()
     """Compact base."""
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: SEObjectiveConfig = SEObjectiveConfig()
     """Loss terms."""
     train: TrainConfig = TrainConfig()
     """Training."""

@@ -62,7 +62,7 @@ class ConditioningConfig(Options):
         return self
 
 
-class ObjectiveConfig(Options):
+class SEObjectiveConfig(Options):
     """Weights of the loss terms of LoRACovariateSE; 0 switches a term off."""
 
     reconstruction: float = Field(default=1.0, ge=0)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from scstate_lora.config.lora import check_layers
 from scstate_lora.config.options import Options, check_heads
 
 
@@ -48,27 +47,6 @@ class STModelConfig(Options):
     def _heads(self) -> Self:
         check_heads("hidden", self.hidden, self.n_heads)
         return self
-
-
-class STLoraConfig(Options):
-    """LoRA adapters on the backbone of STTransition."""
-
-    r: int = Field(default=16, ge=1)
-    """Rank of the adapters."""
-    alpha: int = Field(default=32, ge=1)
-    """Scale: W = W0 + (alpha / r) B A."""
-    dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Dropout before the adapter, while training."""
-    targets: tuple[Literal["q", "k", "v", "qkv", "out"], ...] | None = Field(default=None, min_length=1)
-    """Which linear layers of the attention carry an adapter; `qkv` is GPT-2's for the first three. None: all."""
-    layers: tuple[int, int | None] | None = None
-    """Which layers carry adapters: the first, and the one after the last, as in a slice. None: all."""
-    use_rslora: bool = False
-    """Scale by alpha / sqrt(r) instead of alpha / r, for high ranks."""
-    use_dora: bool = False
-    """Train the length of every row of a weight on its own (DoRA); slower, with a few more parameters."""
-
-    _layers = field_validator("layers")(check_layers)
 
 
 class STObjectiveConfig(Options):

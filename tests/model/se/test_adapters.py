@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import scstate_lora as ssl
-from scstate_lora.config import LoraConfig
+from scstate_lora.config import SELoraConfig
 from scstate_lora.model.se.adapters import Adapter, check_name
 from scstate_lora.nn.conditioning import Conditioning
 from scstate_lora.nn.covariates import CovariateSpec
@@ -197,7 +197,7 @@ def test_names_that_are_no_part_of_a_file_name_raise(name):
 
 
 def test_tensors_by_file():
-    adapter = Adapter("day14", LoraConfig(), _conditioning())
+    adapter = Adapter("day14", SELoraConfig(), _conditioning())
     adapter.put_on(None)  # a base from obsm has no encoder
     files = adapter.tensors(None)
     assert list(files) == ["conditioning.day14"]

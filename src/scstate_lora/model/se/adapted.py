@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from scstate_lora._utils import did_you_mean
-from scstate_lora.config import LoraConfig, MHCConfig
+from scstate_lora.config import MHCConfig, SELoraConfig
 from scstate_lora.model.base import BaseModel
 from scstate_lora.model.covariate_specs import covariate_specs
 from scstate_lora.model.hyper_connected import HyperConnected, refuse_other
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class AdaptedModel(HyperConnected, BaseModel):
     """A base with named adapters, of which one is active: it embeds, and it is trained."""
 
-    lora: LoraConfig | None
+    lora: SELoraConfig | None
     conditioning: ConditioningConfig
     compact: CompactBaseConfig
     base: SEBase | ObsmBase | None
@@ -51,7 +51,7 @@ class AdaptedModel(HyperConnected, BaseModel):
         self.network = ConditionedSE(base.encoder if isinstance(base, SEBase) else None, first.conditioning)
         self._put_on(first)
 
-    def _new_adapter(self, name: str, lora: LoraConfig | None) -> Adapter:
+    def _new_adapter(self, name: str, lora: SELoraConfig | None) -> Adapter:
         assert self.base is not None  # only called with one
         dim = self.base.encoder.config.output_dim if isinstance(self.base, SEBase) else self.base.dim
         lora = lora if isinstance(self.base, SEBase) else None
@@ -160,7 +160,7 @@ class AdaptedModel(HyperConnected, BaseModel):
         """Name of the adapter that embeds and is trained."""
         return self._active
 
-    def add_adapter(self, name: str, *, lora: LoraConfig | dict[str, Any] | Literal[False] | None = None) -> None:
+    def add_adapter(self, name: str, *, lora: SELoraConfig | dict[str, Any] | Literal[False] | None = None) -> None:
         """Add an adapter, untrained, and activate it; those that are there keep what they learned.
 
         An adapter is the LoRA weights, the hyper-connections, the covariate encoder and the conditioning that are
@@ -181,7 +181,7 @@ class AdaptedModel(HyperConnected, BaseModel):
         self._built()
         check_name(name, self.adapter_names)
         self._refuse_merged("add adapters")
-        options = self.lora if lora is None else None if lora is False else LoraConfig.parse(lora, name="lora")
+        options = self.lora if lora is None else None if lora is False else SELoraConfig.parse(lora, name="lora")
         self._put_on(self._new_adapter(name, options))
 
     def set_adapter(self, name: str) -> None:

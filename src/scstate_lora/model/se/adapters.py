@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scstate_lora.config import LoraConfig, MHCConfig
+    from scstate_lora.config import MHCConfig, SELoraConfig
     from scstate_lora.model.se.pretrained import SEBase
     from scstate_lora.nn.conditioning import Conditioning
     from scstate_lora.nn.hyper_connections import MHCTransformerLayer
@@ -59,7 +59,7 @@ class Adapter:
     """
 
     name: str
-    lora: LoraConfig | None
+    lora: SELoraConfig | None
     conditioning: Conditioning
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
     mhc: MHCConfig | None = None

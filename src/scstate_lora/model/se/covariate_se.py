@@ -10,7 +10,7 @@ import torch
 
 from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._logging import logger
-from scstate_lora.config import CompactBaseConfig, ConditioningConfig, LoraConfig, MHCConfig, ObjectiveConfig
+from scstate_lora.config import CompactBaseConfig, ConditioningConfig, MHCConfig, SELoraConfig, SEObjectiveConfig
 from scstate_lora.data.matrix import fingerprint, log_normalize
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.inference.embed import condition_cells, embed_conditioned
@@ -59,14 +59,14 @@ class LoRACovariateSE(AdaptedModel):
         embedding of ``embed_key``, where that was set up; otherwise a compact SE of about a million parameters is first
         trained on the training cells, without labels.
     lora
-        Options of the adapters, see :class:`scstate_lora.config.LoraConfig`. False: no adapters; only the conditioning
-        is trained, on base embeddings that are computed once.
+        Options of the adapters, see :class:`scstate_lora.config.SELoraConfig`. False: no adapters; only the
+        conditioning is trained, on base embeddings that are computed once.
     conditioning
         How covariates enter, see :class:`scstate_lora.config.ConditioningConfig`.
     compact
         Options of the compact base, see :class:`scstate_lora.config.CompactBaseConfig`.
     objective
-        Weights of the loss terms, see :class:`scstate_lora.config.ObjectiveConfig`.
+        Weights of the loss terms, see :class:`scstate_lora.config.SEObjectiveConfig`.
     seed
         Seed of initialisation, of the cells' sentences and of training.
 
@@ -97,10 +97,10 @@ class LoRACovariateSE(AdaptedModel):
         adata: AnnData,
         *,
         base: str | Path | SEBase | None = None,
-        lora: LoraConfig | dict[str, Any] | Literal[False] | None = None,
+        lora: SELoraConfig | dict[str, Any] | Literal[False] | None = None,
         conditioning: ConditioningConfig | dict[str, Any] | None = None,
         compact: CompactBaseConfig | dict[str, Any] | None = None,
-        objective: ObjectiveConfig | dict[str, Any] | None = None,
+        objective: SEObjectiveConfig | dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(adata, seed=seed)
@@ -113,10 +113,10 @@ class LoRACovariateSE(AdaptedModel):
         if base is not None and self.registry.embed_key is not None:
             msg = f"base= and embed_key={self.registry.embed_key!r} are both given; each is a base. Leave one out."
             raise ValueError(msg)
-        self.lora = None if lora is False else LoraConfig.parse(lora, name="lora")
+        self.lora = None if lora is False else SELoraConfig.parse(lora, name="lora")
         self.conditioning = ConditioningConfig.parse(conditioning, name="conditioning")
         self.compact = CompactBaseConfig.parse(compact, name="compact")
-        self.objective = ObjectiveConfig.parse(objective, name="objective")
+        self.objective = SEObjectiveConfig.parse(objective, name="objective")
         self._without_base()
         self._plain: tuple[int, np.ndarray] | None = None  # base embedding of the cells seen last, and their print
         if self.registry.embed_key is not None:
@@ -467,16 +467,16 @@ class LoRACovariateSE(AdaptedModel):
         return cls._load(path, adata, saved_at=path, base=base)
 
     def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **given: Any) -> None:
-        self.lora = None if metadata["lora"] is None else LoraConfig.parse(metadata["lora"], name="lora")
+        self.lora = None if metadata["lora"] is None else SELoraConfig.parse(metadata["lora"], name="lora")
         self.conditioning = ConditioningConfig.parse(metadata["conditioning"], name="conditioning")
         self.compact = CompactBaseConfig.parse(metadata["compact"], name="compact")
-        self.objective = ObjectiveConfig.parse(metadata["objective"], name="objective")
+        self.objective = SEObjectiveConfig.parse(metadata["objective"], name="objective")
         self._without_base()
         self._plain = None
         self.base = self._restored_base(metadata["base"], tensors, **given)
         encoder = self.base.encoder if isinstance(self.base, SEBase) else None
         for name, options in metadata["adapters"].items():
-            adapter = self._new_adapter(name, None if options is None else LoraConfig.parse(options, name="lora"))
+            adapter = self._new_adapter(name, None if options is None else SELoraConfig.parse(options, name="lora"))
             if self.network is None:
                 self.network = ConditionedSE(encoder, adapter.conditioning)
             self._put_on(adapter)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from scstate_lora.config import ObjectiveConfig
+    from scstate_lora.config import SEObjectiveConfig
     from scstate_lora.data.registry import Registry
 
 # A number with more values than a handful is cut into this many groups of equal size to find cells to compare.
@@ -130,7 +130,7 @@ def describe_cells(registry: Registry, adata: AnnData, *, contrastive_on: str) -
     }
 
 
-def active_weights(objective: ObjectiveConfig, registry: Registry, *, reads: bool) -> dict[str, float]:
+def active_weights(objective: SEObjectiveConfig, registry: Registry, *, reads: bool) -> dict[str, float]:
     """Weights of the loss terms that an experiment and its base can have.
 
     Parameters
