@@ -8,16 +8,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 DEMO_OUT ?= demo
+# Test processes side by side, of about 2 GB each.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs clean
+.PHONY: help demo test test-fast docs clean
 
 help:
-	@echo "make demo   install, run the main job on simulated and on real cells, leave $(DEMO_OUT)/ with h5ad and HTML report"
-	@echo "make test   install, then lint, types, import layers, tests with coverage"
-	@echo "make docs   install, then build the documentation in docs/_build/html"
-	@echo "make clean  remove $(VENV), $(DEMO_OUT) and build outputs"
+	@echo "make demo       install, run the main job on simulated and on real cells, leave $(DEMO_OUT)/ with h5ad and HTML report"
+	@echo "make test       install, then lint, types, import layers, tests with coverage"
+	@echo "make test-fast  the tests alone, without those marked slow"
+	@echo "make docs       install, then build the documentation in docs/_build/html"
+	@echo "make clean      remove $(VENV), $(DEMO_OUT) and build outputs"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is %s. Name another one: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -44,7 +48,10 @@ test: $(STAMP)
 	@echo "== Import layers"
 	@$(BIN)/lint-imports
 	@echo "== Tests"
-	@$(BIN)/pytest --cov --cov-fail-under=85 --durations=10
+	@$(PYTEST) --cov --cov-fail-under=85 --durations=10
+
+test-fast: $(STAMP)
+	@$(PYTEST) -q -m "not slow"
 
 docs: $(DOCS_STAMP)
 	@$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
