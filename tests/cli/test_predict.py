@@ -12,6 +12,7 @@ import pytest
 
 import scstate_lora as ssl
 from scstate_lora import workflow
+from scstate_lora.data.results import read_prediction
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "arc_st" / "trained"
 
@@ -71,7 +72,7 @@ def test_predicts_from_the_controls_of_a_file_beside_it_by_default(call, folder,
     np.testing.assert_allclose(written.X, expected.X, atol=1e-5)
     assert written.obs_names.equals(expected.obs_names)
     assert written.var_names.equals(expected.var_names)
-    assert written.uns["scstate_lora"]["predict"] == expected.uns["scstate_lora"]["predict"]
+    assert read_prediction(written) == read_prediction(expected)
     assert set(written.obs.columns) == set(expected.obs.columns)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cells.h5ad", "cells_predicted.h5ad"]
 
@@ -95,7 +96,7 @@ def test_several_targets_contexts_and_covariates(call, folder, model, cells, tmp
     assert list(written.obs["arm"]) == list(expected.obs["arm"])
     assert set(written.obs["timepoint"]) == {"day19"}
     assert set(written.obs["time_days"]) == {12.0}
-    assert written.uns["scstate_lora"]["predict"]["target"] == "burn, scald"
+    assert written.uns["scstate_lora"]["predict"]["target"].tolist() == ["burn", "scald"]
 
 
 def test_cells_without_the_column_are_controls(call, folder, model, cells, tmp_path):

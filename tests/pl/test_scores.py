@@ -78,7 +78,7 @@ def test_several_metrics_on_one_ax_raises(perturbation_table):
 
 
 def test_missing_tables_raise(evaluate_table, perturbation_table):
-    with pytest.raises(KeyError, match="holds none of"):
+    with pytest.raises(KeyError, match="has none of"):
         pl.metrics(ad.AnnData(np.zeros((1, 1))))
     both = {"evaluate": evaluate_table, "evaluate_perturbation": perturbation_table}
     with pytest.raises(ValueError, match=r"holds .*Give the one to draw"):

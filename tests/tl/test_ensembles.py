@@ -40,7 +40,7 @@ def test_mean_and_standard_deviation_over_the_models():
     assert (made.obs["expected_loss"] == 1).all()
     assert made.X.dtype == made.layers["ensemble_sd"].dtype == np.float32
     assert made.uns["scstate_lora"]["predict"]["n_models"] == 3
-    assert made.uns["scstate_lora"]["predict"]["target"] == "drug"
+    assert made.uns["scstate_lora"]["predict"]["target"] == ["drug"]
     assert list(made.obs["control_cell"]) == ["c0", "c1", "c2", "c3"]
 
 

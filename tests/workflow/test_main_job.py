@@ -225,7 +225,7 @@ def test_several_targets_of_which_one_cannot_be_scored(wound, tmp_path, monkeypa
         "scald": (arm == "sham").sum(),
     }
     assert predictions.obs_names.is_unique
-    assert predictions.uns["scstate_lora"]["predict"]["target"] == "burn, scald"
+    assert predictions.uns["scstate_lora"]["predict"]["target"].tolist() == ["burn", "scald"]
     assert "evaluate_perturbation" not in predictions.uns["scstate_lora"]
     scores = pd.read_csv(tmp_path / "tables" / "perturbation.csv")
     assert set(scores["target"]) == {"burn"}

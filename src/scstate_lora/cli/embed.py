@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scstate_lora._constants import OBSM_SE, OBSM_STATE, UNS_KEY
+from scstate_lora._constants import OBSM_SE, OBSM_STATE
 from scstate_lora.cli.shared import (
     BASE,
     BaseConfig,
@@ -147,6 +147,7 @@ def _embed_conditioned(
     file: Path, model: LoRACovariateSE, out: Path, key_added: str | None, covariates: list[str] | None, *, source: str
 ) -> str:
     """Embed under the cells' own covariates or others, and write; gives the key."""
+    from scstate_lora.data.results import EMBED, as_uns
     from scstate_lora.io.cells_file import write_embedding
 
     moved = None if covariates is None else covariate_values(covariates, model.registry, option="--covariates")
@@ -160,6 +161,6 @@ def _embed_conditioned(
         "model": source,
         "covariates": {name: "withheld" if v is None else v for name, v in (moved or {}).items()},
     }
-    uns = {UNS_KEY: {"embed": {key: record}}}
+    uns = as_uns(EMBED, record, key=key)
     write_embedding(file, out, [(0, embedding)], shape=embedding.shape, key=key, uns=uns)
     return key

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scstate_lora._constants import UNS_KEY
-from scstate_lora.data.registry import REGISTRY_KEY, Registry
+from scstate_lora.data.registry import Registry
+from scstate_lora.data.results import REGISTRY, is_predicted, read_result
 from scstate_lora.data.stream import read_matrix
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ def log_expression(adata: AnnData) -> sparse.csr_matrix:
     KeyError
         The AnnData is neither set up nor a prediction.
     """
-    stored = adata.uns.get(UNS_KEY, {})
-    if "predict" in stored and REGISTRY_KEY not in stored:
+    if is_predicted(adata) and read_result(adata, REGISTRY) is None:
         return read_matrix(adata)
     return Registry.from_adata(adata).log_expression(adata)

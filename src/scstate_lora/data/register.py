@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from scstate_lora._constants import UNS_KEY
 from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean
 from scstate_lora.config.data import declared_covariates
 from scstate_lora.data.fields import CategoricalCovariate
 from scstate_lora.data.modalities import Borrowed, borrow
 from scstate_lora.data.registry import Registry
+from scstate_lora.data.results import results_restored_on_error
 from scstate_lora.data.splits import SplitRules, make_split, split_table, write_split, write_split_table
 
 if TYPE_CHECKING:
@@ -187,14 +187,11 @@ def _check_levels_are_trained(adata: AnnData, registry: Registry, split: np.ndar
 @contextmanager
 def undone_on_error(adata: AnnData) -> Iterator[None]:
     """Take the registry, the split and any other new column out again, or put the earlier ones back, on an error."""
-    uns, obs = adata.uns.get(UNS_KEY), adata.obs.copy(deep=False)
+    obs = adata.obs.copy(deep=False)
     try:
-        yield
+        with results_restored_on_error(adata):
+            yield
     except BaseException:
         if not adata.obs.equals(obs):
             adata.obs = obs
-        if uns is not None:
-            adata.uns[UNS_KEY] = uns
-        elif UNS_KEY in adata.uns:
-            del adata.uns[UNS_KEY]
         raise

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scstate_lora._constants import UNS_KEY
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.embedding import read_embedding
 from scstate_lora.data.fields import (
@@ -27,6 +26,7 @@ from scstate_lora.data.fields import (
 )
 from scstate_lora.data.genes import gene_names, match_genes, take_columns, unique_names
 from scstate_lora.data.matrix import MatrixStats, Scale, check_scale, log_normalize, resolve_scale
+from scstate_lora.data.results import REGISTRY, read_result, write_result
 from scstate_lora.data.stream import check_not_empty, matrix_name, open_source, read_matrix
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from scipy import sparse
 
-REGISTRY_KEY = "registry"
 MISSING = "(missing)"
 """Label of cells whose value of a covariate is missing."""
 
@@ -315,13 +314,12 @@ class Registry:
 
     def write(self, adata: AnnData) -> None:
         """Store the registry in ``adata.uns["scstate_lora"]["registry"]``."""
-        # A new dict: those of a view belong to its parent.
-        adata.uns[UNS_KEY] = {**adata.uns.get(UNS_KEY, {}), REGISTRY_KEY: self.to_json()}
+        write_result(adata, REGISTRY, self.to_json())
 
     @classmethod
     def from_adata(cls, adata: AnnData) -> Registry:
         """Read the registry of an AnnData that was set up; a KeyError otherwise."""
-        stored = adata.uns.get(UNS_KEY, {}).get(REGISTRY_KEY)
+        stored = read_result(adata, REGISTRY)
         if stored is None:
             msg = "This AnnData was not set up. Run ssl.setup_anndata(adata, covariate_keys=[...]) first."
             raise KeyError(msg)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from scstate_lora._constants import OBS_SPLIT, UNS_KEY
+from scstate_lora._constants import OBS_SPLIT
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.fields import as_labels, label_of, obs_column
+from scstate_lora.data.results import SPLIT, write_result
 from scstate_lora.data.split_files import SplitFile
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from scstate_lora.data.registry import Registry
 
 SPLITS = ("train", "val", "test")
-SPLIT_KEY = "split"
 
 ZeroshotControls = Literal["held_out", "train"]
 """What happens to control cells of contexts that are held out as a whole."""
@@ -260,8 +260,7 @@ def write_split_table(adata: AnnData, registry: Registry, rules: SplitRules) -> 
     table = split_table(adata, registry)
     table.index = table.index.astype(str)  # as it is read from a file
     record = {"table": table, "source": rules.source, "rules": rules.to_json()}
-    # A new dict: those of a view belong to its parent.
-    adata.uns[UNS_KEY] = {**adata.uns.get(UNS_KEY, {}), SPLIT_KEY: record}
+    write_result(adata, SPLIT, record)
 
 
 def read_split(adata: AnnData) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from scstate_lora._constants import UNS_KEY
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.results import COMPARE, require_result
 from scstate_lora.metrics.stability import spikes
 from scstate_lora.pl.scores import metrics
 from scstate_lora.pl.style import color_cycle, grid_shape
@@ -148,11 +148,7 @@ def compare(
 
 def _tables(result: Any) -> Mapping[str, pd.DataFrame]:
     if hasattr(result, "uns"):
-        kept = result.uns.get(UNS_KEY, {})
-        if "compare" not in kept:
-            msg = f"adata.uns[{UNS_KEY!r}] has no 'compare'. Call `scstate_lora.tl.compare(adata)` first."
-            raise KeyError(msg)
-        result = kept["compare"]
+        result = require_result(result, COMPARE, call="tl.compare(adata)")
     found: Any = result if hasattr(result, "keys") else {n: getattr(result, n, None) for n in _TABLES}
     if any(not isinstance(found.get(name), pd.DataFrame) for name in _TABLES):
         msg = (

@@ -9,8 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from scstate_lora._constants import UNS_KEY
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.results import COVARIATE_INFORMATION, require_result
 from scstate_lora.pl.style import color_cycle, grid_shape, metric_name
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-_TABLE = "covariate_information"
 _COLUMNS = ("embedding", "covariate", "told", "metric", "value", "low", "high", "baseline", "verdict")
 _ROWS = {
     ("PCA", "nothing"): "PCA of expression",
@@ -89,10 +88,7 @@ def covariate_effects(
 
 
 def _find_table(adata: AnnData) -> pd.DataFrame:
-    table: pd.DataFrame | None = adata.uns.get(UNS_KEY, {}).get(_TABLE)
-    if table is None:
-        msg = f"adata.uns[{UNS_KEY!r}] holds no {_TABLE!r}. Call `scstate_lora.tl.covariate_information(se)` first."
-        raise KeyError(msg)
+    table: pd.DataFrame = require_result(adata, COVARIATE_INFORMATION, call="tl.covariate_information(se)")
     return table
 
 

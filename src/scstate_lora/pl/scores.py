@@ -11,6 +11,7 @@ import pandas as pd
 
 from scstate_lora._constants import UNS_KEY
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.results import DISCRIMINATION, EVALUATE, EVALUATE_PERTURBATION, read_result
 from scstate_lora.pl.style import color_cycle, grid_shape, metric_name
 
 if TYPE_CHECKING:
@@ -107,18 +108,18 @@ def metrics(
 
 
 def _find_table(adata: AnnData) -> pd.DataFrame:
-    kept = adata.uns.get(UNS_KEY, {})
-    found = [name for name in ("evaluate", "evaluate_perturbation", "discrimination") if name in kept]
-    if not found:
+    results = {name: read_result(adata, name) for name in (EVALUATE, EVALUATE_PERTURBATION, DISCRIMINATION)}
+    tables = {name: table for name, table in results.items() if table is not None}
+    if not tables:
         msg = (
-            f"adata.uns[{UNS_KEY!r}] holds none of 'evaluate', 'evaluate_perturbation' and 'discrimination'. "
+            f"adata.uns[{UNS_KEY!r}] has none of 'evaluate', 'evaluate_perturbation' and 'discrimination'. "
             "Call `scstate_lora.tl.evaluate(adata)` or `scstate_lora.tl.evaluate_perturbation(...)` first."
         )
         raise KeyError(msg)
-    if len(found) > 1:
-        msg = f"adata.uns[{UNS_KEY!r}] holds {found}. Give the one to draw: adata.uns[{UNS_KEY!r}][...]."
+    if len(tables) > 1:
+        msg = f"adata.uns[{UNS_KEY!r}] holds {list(tables)}. Give the one to draw: adata.uns[{UNS_KEY!r}][...]."
         raise ValueError(msg)
-    table: pd.DataFrame = kept[found[0]]
+    (table,) = tables.values()
     return table
 
 

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from scstate_lora._constants import UNS_KEY
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.results import VELOCITY_ALIGNMENT, require_result
 from scstate_lora.pl.style import MISSING_COLOR, color_cycle
 
 if TYPE_CHECKING:
@@ -85,14 +85,8 @@ def _cells(table: Any) -> pd.DataFrame:
         if not hasattr(table, "uns"):
             msg = f"Expected a table or an AnnData, found {type(table).__name__}."
             raise TypeError(msg)
-        kept = table.uns.get(UNS_KEY, {})
-        if "velocity_alignment" not in kept:
-            msg = (
-                f"uns[{UNS_KEY!r}] has no 'velocity_alignment': call "
-                "scstate_lora.tl.velocity_alignment(adata, predicted, velocity_key=...) first."
-            )
-            raise KeyError(msg)
-        table = kept["velocity_alignment"]
+        call = "tl.velocity_alignment(adata, predicted, velocity_key=...)"
+        table = require_result(table, VELOCITY_ALIGNMENT, call=call)
     missing = [column for column in ("cosine", "confidence") if column not in table]
     if missing:
         msg = f"The table lacks the columns {missing}; give the one of tl.velocity_alignment."

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scstate_lora._constants import UNS_KEY
 from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.matrix import check_values
+from scstate_lora.data.results import VELOCITY, read_result, write_result
 from scstate_lora.data.stream import check_not_empty, matrix_name, open_source
 from scstate_lora.pp import scvelo_steps
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from scipy import sparse
 
-VELOCITY_KEY = "velocity"
 MODES = ("deterministic", "stochastic", "dynamical")
 FEWEST_CELLS = 50
 
@@ -50,7 +49,7 @@ def velocity(
     n_neighbors: int = 30,
     n_pcs: int = 30,
     use_rep: str | None = None,
-    key_added: str = VELOCITY_KEY,
+    key_added: str = VELOCITY,
     n_jobs: int = 1,
     seed: int = 0,
 ) -> None:
@@ -327,10 +326,8 @@ def _say(record: dict[str, Any]) -> None:
 
 
 def _write_record(adata: AnnData, key: str, record: dict[str, Any], basis: str | None) -> None:
-    """Keep how velocities were made; new dicts, as those of a view belong to its parent."""
-    ours = adata.uns.get(UNS_KEY, {})
-    made = ours.get(VELOCITY_KEY, {})
-    kept = record or dict(made.get(key, {"mode": "as found"}))
+    """Store how velocities were made."""
+    record = record or dict(read_result(adata, VELOCITY, key=key) or {"mode": "as found"})
     if basis is not None:
-        kept["bases"] = sorted({*map(str, kept.get("bases", [])), basis})
-    adata.uns[UNS_KEY] = {**ours, VELOCITY_KEY: {**made, key: kept}}
+        record["bases"] = sorted({*map(str, record.get("bases", [])), basis})
+    write_result(adata, VELOCITY, record, key=key)

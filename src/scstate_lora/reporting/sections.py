@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from scstate_lora import pl
-from scstate_lora._constants import OBS_SPLIT, OBSM_BASE, OBSM_SE, OBSM_ST, UNS_KEY
+from scstate_lora._constants import OBS_SPLIT, OBSM_BASE, OBSM_SE, OBSM_ST
+from scstate_lora.data.results import EVALUATE, EVALUATE_PERTURBATION, read_prediction, read_result
 from scstate_lora.data.splits import split_table
 from scstate_lora.pl.style import metric_name
 from scstate_lora.reporting.parts import Section, Table, figure, table, text
@@ -158,7 +159,7 @@ def embedding_section(adata: AnnData, registry: Registry) -> Section:
             section.blocks.append(
                 figure(axes, f"UMAP of {OBSM_ST}, the transition model's representation of the cells.")
             )
-    scores = adata.uns.get(UNS_KEY, {}).get("evaluate")
+    scores = read_result(adata, EVALUATE)
     if scores is None:
         section.paragraphs.append("The embeddings were not scored: call `scstate_lora.tl.evaluate(adata)` first.")
         return section
@@ -180,15 +181,14 @@ def embedding_section(adata: AnnData, registry: Registry) -> Section:
 
 def perturbation_section(predictions: AnnData) -> Section:
     """Show how predicted cells compare with measured ones, naive baselines first."""
-    stored = predictions.uns.get(UNS_KEY, {})
-    predict = stored.get("predict", {})
-    target, control = str(predict.get("target", "unknown")), str(predict.get("control", "unknown"))
+    prediction = read_prediction(predictions)
+    target, control = ", ".join(prediction.targets), prediction.control
     section = Section(f"Predicted cells: {target}", "predictions")
     section.paragraphs.append(
         f"{predictions.n_obs:,} cells were predicted, from measured {control!r} cells to {target!r}. "
         "Expression is log1p of counts per 10,000."
     )
-    scores = stored.get("evaluate_perturbation")
+    scores = read_result(predictions, EVALUATE_PERTURBATION)
     if scores is None:
         section.paragraphs.append("They were not scored: call `scstate_lora.tl.evaluate_perturbation(...)` first.")
         return section

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from scstate_lora._constants import OBS_SPLIT, UNS_KEY
+from scstate_lora._constants import OBS_SPLIT
 from scstate_lora.data.fields import ContinuousCovariate, Covariate, as_labels, obs_column
+from scstate_lora.data.results import COVARIATE_INFORMATION, write_result
 from scstate_lora.data.splits import read_split
 from scstate_lora.metrics import (
     HeldOutScore,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from scstate_lora.model import LoRACovariateSE
 
-INFORMATION_KEY = "covariate_information"
 FEWEST_HELD_OUT = 20
 PCA, BASE, MODEL = "PCA", "base", "model"
 NOTHING, OTHERS, ALL = "nothing", "others", "all"
@@ -129,7 +129,7 @@ def covariate_information(
 
     A linear probe that finds nothing is no proof that there is nothing.
     """
-    require_trained(se, INFORMATION_KEY)
+    require_trained(se, COVARIATE_INFORMATION)
     _check_level(level)
     adata = se.adata if adata is None else adata
     used = chosen_cells(adata, cells)
@@ -178,7 +178,7 @@ def covariate_information(
     result["lowest"] = result["metric"].map(_LOWEST)
     result["highest"] = 1.0
     result = result[_COLUMNS]
-    adata.uns[UNS_KEY] = {**adata.uns.get(UNS_KEY, {}), INFORMATION_KEY: result}
+    write_result(adata, COVARIATE_INFORMATION, result)
     return result
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scstate_lora._constants import OBSM_STATE, UNS_KEY
+from scstate_lora._constants import OBSM_STATE
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.results import DECODE_EXPRESSION, write_result
 from scstate_lora.tl.plain_embedding import base_of
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scstate_lora.model import LoRACovariateSE, SEBase
-
-DECODE_KEY = "decode_expression"
 
 
 def decode_expression(
@@ -123,7 +122,6 @@ def decode_expression(
         progress="Decoding" if progress_bar else None,
     )
     decoded = AnnData(expression, obs=adata.obs.copy(), var=pd.DataFrame(index=pd.Index(genes)))
-    decoded.uns[UNS_KEY] = {
-        DECODE_KEY: {"base": base.name, "obsm_key": obsm_key, "read_depth": float(read_depth), "scale": "log1p"}
-    }
+    record = {"base": base.name, "obsm_key": obsm_key, "read_depth": float(read_depth), "scale": "log1p"}
+    write_result(decoded, DECODE_EXPRESSION, record)
     return decoded

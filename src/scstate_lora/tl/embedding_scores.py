@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from pandas.api import types as pdt
 
-from scstate_lora._constants import OBSM_BASE, OBSM_SE, OBSM_ST, OBSM_STATE, UNS_KEY
+from scstate_lora._constants import OBSM_BASE, OBSM_SE, OBSM_ST, OBSM_STATE
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data import Registry, log_expression
 from scstate_lora.data.fields import HANDFUL, as_labels, obs_column
+from scstate_lora.data.results import EVALUATE, write_result
 from scstate_lora.metrics import (
     Score,
     categorical_probe,
@@ -127,7 +128,7 @@ def evaluate(
     table["n_cells"] = int(mask.sum())
     columns = ["embedding", "metric", "key", "value", "baseline", "direction", "lowest", "highest", "n_cells", "reason"]
     table = table[columns]
-    adata.uns[UNS_KEY] = {**adata.uns[UNS_KEY], "evaluate": table}
+    write_result(adata, EVALUATE, table)
     return table
 
 

@@ -8,8 +8,7 @@ import anndata as ad
 import numpy as np
 from scipy import sparse
 
-from scstate_lora._constants import UNS_KEY
-from scstate_lora.tl.scoring.cells import prediction_of
+from scstate_lora.data.results import PREDICT, read_prediction, write_result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,39 +49,41 @@ def ensemble(predictions: Sequence[AnnData]) -> AnnData:
     if isinstance(predictions, ad.AnnData):
         msg = "predictions is one AnnData. Give a list: those of several models for the same cells."
         raise TypeError(msg)
-    found = list(predictions)
-    if len(found) < 2:
-        msg = f"{len(found)} predictions cannot disagree. Give those of two models or more."
+    members = list(predictions)
+    if len(members) < 2:
+        msg = f"{len(members)} predictions cannot disagree. Give those of two models or more."
         raise ValueError(msg)
-    first = found[0]
-    for i, other in enumerate(found):
-        prediction_of(other)
-        _check_same(first, other, i)
-    made = ad.AnnData(obs=first.obs.copy(), var=first.var.copy())
-    space = first.uns[UNS_KEY]["predict"]["space"]
+    first, shared = members[0], read_prediction(members[0])
+    for i, member in enumerate(members):
+        _check_same(first, member, i)
+    averaged = ad.AnnData(obs=first.obs.copy(), var=first.var.copy())
     spread = None
     if first.X is not None:
-        made.X, made.layers[ENSEMBLE_SD] = _mean_and_sd([p.X for p in found])
-        spread = made.layers[ENSEMBLE_SD]
+        averaged.X, averaged.layers[ENSEMBLE_SD] = _mean_and_sd([p.X for p in members])
+        spread = averaged.layers[ENSEMBLE_SD]
     for key in first.obsm:
-        made.obsm[key], sd = _mean_and_sd([p.obsm[key] for p in found])
-        spread = sd if key == space else spread
+        averaged.obsm[key], sd = _mean_and_sd([p.obsm[key] for p in members])
+        spread = sd if key == shared.space else spread
     if spread is not None:
-        made.obs[ENSEMBLE_SD] = np.sqrt(np.square(spread).mean(axis=1))
+        averaged.obs[ENSEMBLE_SD] = np.sqrt(np.square(spread).mean(axis=1))
     if "expected_loss" in first.obs:
-        made.obs["expected_loss"] = np.mean([p.obs["expected_loss"].to_numpy() for p in found], axis=0)
-    made.uns[UNS_KEY] = {"predict": {**first.uns[UNS_KEY]["predict"], "n_models": len(found)}}
-    return made
+        averaged.obs["expected_loss"] = np.mean([p.obs["expected_loss"].to_numpy() for p in members], axis=0)
+    write_result(averaged, PREDICT, shared.record(n_models=len(members)))
+    return averaged
 
 
 def _check_same(first: AnnData, other: AnnData, number: int) -> None:
     """Raise unless two predictions are of the same cells, targets, genes and space."""
-    said, here = (p.uns[UNS_KEY]["predict"] for p in (first, other))
-    for what in ("target", "space", "scale"):
-        if str(said[what]) != str(here[what]):
-            msg = f"predictions[{number}] has the {what} {str(here[what])!r}, the first one {str(said[what])!r}."
-            msg_0 = f"{msg} Predict the same with every model."
-            raise ValueError(msg_0)
+    expected, actual = read_prediction(first), read_prediction(other)
+    for what, wanted, value in (
+        ("target", ", ".join(expected.targets), ", ".join(actual.targets)),
+        ("space", expected.space, actual.space),
+        ("scale", expected.scale, actual.scale),
+    ):
+        if wanted != value:
+            msg = f"predictions[{number}] has the {what} {value!r}, the first one {wanted!r}. "
+            msg += "Predict the same with every model."
+            raise ValueError(msg)
     for what, names, others in (
         ("cells", first.obs_names, other.obs_names),
         ("genes", first.var_names, other.var_names),

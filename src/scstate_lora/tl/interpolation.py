@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scstate_lora._constants import OBSM_SE, UNS_KEY
+from scstate_lora._constants import OBSM_SE
 from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate, label_of
+from scstate_lora.data.results import INTERPOLATE, as_uns, write_result
 from scstate_lora.tl.conditioned import ConditionedCells, chosen_cells, require_trained
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from scstate_lora.model import LoRACovariateSE
 
-INTERPOLATE_KEY = "interpolate"
 SOURCE_CELL = "source_cell"
 
 
@@ -100,7 +100,7 @@ def interpolate(
     """
     from anndata import AnnData
 
-    require_trained(se, INTERPOLATE_KEY)
+    require_trained(se, INTERPOLATE)
     fitted = _continuous(se, covariate)
     wanted = _numbers(values, covariate)
     adata = se.adata if adata is None else adata
@@ -113,7 +113,7 @@ def interpolate(
     embedded = chosen_cells(adata, cells)
     _warn_outside(wanted, fitted)
 
-    described = {
+    description = {
         "covariate": covariate,
         "values": wanted,
         "observed_range": np.array([fitted.low, fitted.high]),
@@ -134,15 +134,13 @@ def interpolate(
         obs=_describe(se, embedded, covariates, covariate, wanted),
         var=pd.DataFrame(index=[f"se_{i}" for i in range(moved.shape[1])]),
         obsm={OBSM_SE: moved},
-        uns={UNS_KEY: {INTERPOLATE_KEY: described}},
+        uns=as_uns(INTERPOLATE, description),
     )
     if key_added is not None:
         for i, value in enumerate(wanted):
             key = key_added if len(wanted) == 1 else f"{key_added}_{label_of(value)}"
             adata.obsm[key] = moved[i * n : (i + 1) * n].copy()
-        earlier = adata.uns.get(UNS_KEY, {})
-        kept = {**earlier.get(INTERPOLATE_KEY, {}), key_added: described}
-        adata.uns[UNS_KEY] = {**earlier, INTERPOLATE_KEY: kept}
+        write_result(adata, INTERPOLATE, description, key=key_added)
     return result
 
 

@@ -9,15 +9,14 @@ import numpy as np
 import pandas as pd
 
 from scstate_lora import metrics
-from scstate_lora._constants import UNS_KEY
 from scstate_lora.data import Registry
+from scstate_lora.data.results import EVALUATE_PERTURBATION, read_prediction, write_result
 from scstate_lora.tl.scoring.cells import (
     ALL_CONTEXTS,
     Trained,
     common_contexts,
     feature_table,
     labels_of,
-    prediction_of,
     read_cells,
     refuse_predicted,
     require_level,
@@ -168,12 +167,12 @@ def evaluate_perturbation(
     if name in (*BASELINES, CEILING):
         msg = f"name={name!r} is the name of a baseline; choose another one."
         raise ValueError(msg)
-    predict = prediction_of(pred)
+    prediction = read_prediction(pred)
     for argument, adata in (("real", real), ("control", control), ("train", train)):
         if adata is not None:
             refuse_predicted(adata, argument)
 
-    level, own_key = predict["control"], predict["pert_key"]
+    level, own_key = prediction.control, prediction.pert_key
     pert_key = own_key if pert_key is None else pert_key
     keys = [context_key] if isinstance(context_key, str) else list(context_key)
     read = partial(read_cells, genes=[str(g) for g in pred.var_names], context_keys=keys)
@@ -201,7 +200,7 @@ def evaluate_perturbation(
         predictions = [predicted.of(context), *_baselines(control_cells, context, target, known, features)]
         values[:, c], reasons[:, c] = _score(predictions, perturbed.of(context), control_cells, seed=seed)
     table = _table(values, reasons, models=models, contexts=contexts, n_boot=n_boot, seed=seed)
-    pred.uns[UNS_KEY] = {**pred.uns[UNS_KEY], "evaluate_perturbation": table}
+    write_result(pred, EVALUATE_PERTURBATION, table)
     return table
 
 

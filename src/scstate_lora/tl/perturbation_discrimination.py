@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from scstate_lora import metrics
-from scstate_lora._constants import UNS_KEY
 from scstate_lora.data import Registry
 from scstate_lora.data.perturbations import SEPARATOR
+from scstate_lora.data.results import DISCRIMINATION, read_prediction, write_result
 from scstate_lora.tl.scoring.cells import (
     ALL_CONTEXTS,
     Cells,
@@ -19,7 +19,6 @@ from scstate_lora.tl.scoring.cells import (
     common_contexts,
     feature_table,
     mean_of,
-    prediction_of,
     read_cells,
     refuse_predicted,
     require_level,
@@ -133,12 +132,12 @@ def discrimination(
     if name in models[1:]:
         msg = f"name={name!r} is the name of a baseline; choose another one."
         raise ValueError(msg)
-    predict = prediction_of(pred)
+    prediction = read_prediction(pred)
     for argument, adata in (("real", real), ("control", control), ("train", train)):
         if adata is not None:
             refuse_predicted(adata, argument)
 
-    level, own_key = predict["control"], predict["pert_key"]
+    level, own_key = prediction.control, prediction.pert_key
     pert_key = own_key if pert_key is None else pert_key
     keys = [context_key] if isinstance(context_key, str) else list(context_key)
     genes = [str(g) for g in pred.var_names]
@@ -173,7 +172,7 @@ def discrimination(
             scores[model, context] = guess.score(effects, hidden)
         scores[CEILING, context] = _ceiling(measured, context, names, before, hidden, seed=seed)
     table = _table(scores, targets, models=models, n_boot=n_boot, seed=seed)
-    pred.uns[UNS_KEY] = {**pred.uns[UNS_KEY], "discrimination": table}
+    write_result(pred, DISCRIMINATION, table)
     return table
 
 

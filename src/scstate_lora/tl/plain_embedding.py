@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scstate_lora._constants import OBSM_STATE, UNS_KEY
+from scstate_lora._constants import OBSM_STATE
 from scstate_lora._logging import logger
 from scstate_lora.data.genes import match_vocabulary, unique_names
 from scstate_lora.data.matrix import log_raw, resolve_scale
 from scstate_lora.data.reader import SentenceReader, arc_log
-from scstate_lora.data.registry import REGISTRY_KEY, Registry
+from scstate_lora.data.registry import Registry
+from scstate_lora.data.results import EMBED, REGISTRY, as_uns, read_result, write_result
 from scstate_lora.data.stream import matrix_name, open_cells, open_source
 from scstate_lora.data.tokens import cell_seeds
 from scstate_lora.io.cells_file import FORMATS, write_embedding
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from scstate_lora.inference.embed import ComputeOptions
     from scstate_lora.model import LoRACovariateSE, SEBase
 
-EMBED_KEY = "embed"
 EXPRESSED = "expressed"
 
 
@@ -124,7 +124,7 @@ def embed(
     options = _compute_options(batch_size, device, precision, n_workers, compile=compile)
     _check_n_tokens(n_tokens)
     is_told = any(given is not None for given in (layer, input_scale, gene_key))
-    if not is_told and REGISTRY_KEY in adata.uns.get(UNS_KEY, {}):
+    if not is_told and read_result(adata, REGISTRY) is not None:
         registry = Registry.from_adata(adata)
         layer, input_scale, gene_key = registry.layer, registry.scale, registry.gene_key
         logger.info("Layer, scale and genes are those that were set up.")
@@ -152,9 +152,7 @@ def embed(
             partial.remove()
     if key_added is not None:
         adata.obsm[key_added] = embedding
-        ours = adata.uns.get(UNS_KEY, {})
-        # New dicts: those of a view belong to its parent.
-        adata.uns[UNS_KEY] = {**ours, EMBED_KEY: {**ours.get(EMBED_KEY, {}), key_added: job.record}}
+        write_result(adata, EMBED, job.record, key=key_added)
     return embedding
 
 
@@ -228,7 +226,7 @@ def embed_file(
     )
     with PartialMatrix(out.parent / f".{out.name}.partial", shape=job.shape, made_from=job.made_from()) as partial:
         job.fill(partial, options, progress_bar=progress_bar)
-        uns = {UNS_KEY: {EMBED_KEY: {key_added: job.record}}}
+        uns = as_uns(EMBED, job.record, key=key_added)
         write_embedding(path, out, partial.blocks(), shape=job.shape, key=key_added, uns=uns)
         partial.remove()
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scstate_lora._constants import UNS_KEY
 from scstate_lora.config import STObjectiveConfig
 from scstate_lora.data import Registry, log_expression
+from scstate_lora.data.results import VELOCITY_ALIGNMENT, read_prediction, write_result
 from scstate_lora.model.st.inputs import expression, read_velocity
-from scstate_lora.tl.scoring.cells import prediction_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,7 +52,7 @@ def velocity_alignment(adata: AnnData, predicted: AnnData, *, velocity_key: str 
     ValueError
         ``predicted`` is no prediction, or has neither genes nor an embedding with a velocity.
     """
-    described = prediction_of(predicted)
+    prediction = read_prediction(predicted)
     registry = Registry.from_adata(adata)
     rows = adata.obs_names.get_indexer(predicted.obs["control_cell"])
     if (rows < 0).any():
@@ -63,17 +62,16 @@ def velocity_alignment(adata: AnnData, predicted: AnnData, *, velocity_key: str 
             f"first is {name!r}. Give the cells that were predicted from."
         )
         raise KeyError(msg)
-    space = str(predicted.uns[UNS_KEY]["predict"].get("space", "genes"))
     parts = [
-        _align(adata, predicted, registry, rows, slice(start, start + _CHUNK), space, velocity_key)
+        _align(adata, predicted, registry, rows, slice(start, start + _CHUNK), prediction.space, velocity_key)
         for start in range(0, len(rows), _CHUNK)
     ]
     table = pd.concat(parts, ignore_index=True)
     table.insert(0, "control_cell", predicted.obs["control_cell"].astype(str).to_numpy())
-    table.insert(1, "target", predicted.obs[described["pert_key"]].astype(str).to_numpy())
+    table.insert(1, "target", predicted.obs[prediction.pert_key].astype(str).to_numpy())
     if registry.cell_type_key is not None:
         table.insert(2, "cell_type", registry.labels(adata, registry.cell_type_key).astype(str)[rows])
-    predicted.uns[UNS_KEY] = {**predicted.uns[UNS_KEY], "velocity_alignment": table}
+    write_result(predicted, VELOCITY_ALIGNMENT, table)
     return table
 
 

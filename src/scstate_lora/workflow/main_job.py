@@ -10,8 +10,16 @@ import numpy as np
 import pandas as pd
 
 from scstate_lora import tl
-from scstate_lora._constants import OBS_SPLIT, UNS_KEY
+from scstate_lora._constants import OBS_SPLIT
 from scstate_lora._logging import logger
+from scstate_lora.data.results import (
+    EVALUATE,
+    EVALUATE_PERTURBATION,
+    PREDICT,
+    read_prediction,
+    read_result,
+    write_result,
+)
 from scstate_lora.model import Models
 from scstate_lora.workflow.features import read_features
 from scstate_lora.workflow.folder import PARTS, ResultsFolder
@@ -91,7 +99,7 @@ def run(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume
         predictions = [_predict_and_score(st, adata, target, features) for target in st.registry.targets]
     _score_embeddings(adata)
 
-    place.write_table("embeddings", adata.uns[UNS_KEY].get("evaluate"))
+    place.write_table("embeddings", read_result(adata, EVALUATE))
     place.write_table("perturbation", _scores(predictions))
     if predictions:
         place.write_cells("predictions", _join(predictions))
@@ -135,7 +143,7 @@ def _score_prediction(
         pert_features=features,
         name="STTransition",
     )
-    predicted.uns[UNS_KEY]["evaluate_perturbation"] = part.uns[UNS_KEY]["evaluate_perturbation"]
+    write_result(predicted, EVALUATE_PERTURBATION, read_result(part, EVALUATE_PERTURBATION))
 
 
 def _groups(obs: pd.DataFrame, keys: list[str]) -> np.ndarray:
@@ -162,10 +170,9 @@ def _score_embeddings(adata: AnnData) -> None:
 
 def _scores(predictions: list[AnnData]) -> pd.DataFrame | None:
     """Join the scores of the predictions that have any."""
-    scored = [p.uns[UNS_KEY] for p in predictions if "evaluate_perturbation" in p.uns[UNS_KEY]]
-    if not scored:
-        return None
-    return pd.concat(uns["evaluate_perturbation"].assign(target=uns["predict"]["target"]) for uns in scored)
+    tables = {read_prediction(p).targets[0]: read_result(p, EVALUATE_PERTURBATION) for p in predictions}
+    scored = [table.assign(target=target) for target, table in tables.items() if table is not None]
+    return pd.concat(scored) if scored else None
 
 
 def _join(predictions: list[AnnData]) -> AnnData:
@@ -173,7 +180,7 @@ def _join(predictions: list[AnnData]) -> AnnData:
     if len(predictions) == 1:
         return predictions[0]
     joined = ad.concat(predictions, merge="same")
-    described = [p.uns[UNS_KEY]["predict"] for p in predictions]
-    targets = ", ".join(d["target"] for d in described)
-    joined.uns[UNS_KEY] = {"predict": {**described[0], "target": targets}}
+    descriptions = [read_prediction(p) for p in predictions]
+    targets = [target for description in descriptions for target in description.targets]
+    write_result(joined, PREDICT, descriptions[0]._replace(targets=targets).record())
     return joined

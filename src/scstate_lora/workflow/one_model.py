@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from scstate_lora._constants import OBSM_BASE, OBSM_SE, OBSM_ST, UNS_KEY
+from scstate_lora._constants import OBSM_BASE, OBSM_SE, OBSM_ST
 from scstate_lora._logging import logger
 from scstate_lora.data.register import register
+from scstate_lora.data.results import EVALUATE, drop_result
 from scstate_lora.data.splits import split_table
 from scstate_lora.model import LoRACovariateSE, SEBase, STTransition
 from scstate_lora.training.runner import TrainerOptions
@@ -204,7 +205,7 @@ def _drop_earlier_embeddings(adata: AnnData) -> None:
         logger.info("The cells came with %s in obsm, of other models: left out.", ", ".join(map(repr, earlier)))
     for key in earlier:
         del adata.obsm[key]
-    adata.uns[UNS_KEY] = {key: value for key, value in adata.uns[UNS_KEY].items() if key != "evaluate"}
+    drop_result(adata, EVALUATE)
 
 
 def _train_base(se: LoRACovariateSE, config: RunConfig, place: ResultsFolder) -> None:

@@ -9,8 +9,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from scstate_lora._constants import UNS_KEY
 from scstate_lora._utils import progress_bar
+from scstate_lora.data.results import PREDICT, as_uns, read_prediction
 from scstate_lora.io.cells_file import in_place
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _write(out: Path, first: AnnData, others: Iterator[AnnData], targets: list[s
     import h5py
     from anndata.io import write_elem
 
-    uns = {UNS_KEY: {"predict": {**first.uns[UNS_KEY]["predict"], "target": ", ".join(targets)}}}
+    uns = as_uns(PREDICT, read_prediction(first)._replace(targets=targets).record())
     tables = []
     with in_place(out) as temporary, h5py.File(temporary, "w") as file:
         write_elem(file, "/", ad.AnnData(var=first.var, uns=uns))

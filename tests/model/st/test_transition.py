@@ -145,7 +145,7 @@ def test_prediction_says_of_every_cell_where_it_comes_from(screened):
             "scale": "log1p_cp10k",
             "pert_key": "guide",
             "control": "none",
-            "target": "g1",
+            "target": ["g1"],
             "space": "genes",
         }
     }
@@ -157,7 +157,7 @@ def test_several_targets_are_predicted_one_after_the_other(screened):
     both = st.predict(target=["g3", "g1", "g3"])
     assert both.obs_names.is_unique
     assert both.obs["guide"].unique().tolist() == ["g3", "g1"]
-    assert both.uns["scstate_lora"]["predict"]["target"] == "g3, g1"
+    assert both.uns["scstate_lora"]["predict"]["target"] == ["g3", "g1"]
     np.testing.assert_array_equal(both.X[: len(both) // 2], st.predict(target="g3").X)
     np.testing.assert_array_equal(both.X[len(both) // 2 :], st.predict(target="g1").X)
 

@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
-from scstate_lora._constants import OBSM_ST, UNS_KEY
+from scstate_lora._constants import OBSM_ST
 from scstate_lora._utils import did_you_mean, progress_bar
 from scstate_lora.data.counterfactual import move
 from scstate_lora.data.fields import label_of
+from scstate_lora.data.results import PREDICT, Prediction, write_result
 from scstate_lora.data.sets import SetData, dense, windows
 from scstate_lora.inference.arrays import to_tensors
 from scstate_lora.inference.embed import ComputeOptions
@@ -110,7 +111,7 @@ class Predicting(BaseModel):
         gene decoder there are no genes. ``obs``: the control cell's name (``control_cell``), the target under the name
         of the perturbation's column, the context columns and covariates, and with a confidence token the loss that
         the model expects of the cell's set (``expected_loss``). ``uns["scstate_lora"]["predict"]``: scale, pert_key,
-        control, target and space.
+        control, target (a list) and space.
 
         Raises
         ------
@@ -159,15 +160,14 @@ class Predicting(BaseModel):
         result = ad.AnnData(x, obs=table, var=var)
         if embedded:
             result.obsm[str(self.registry.embed_key)] = np.concatenate([c.cells for _, c in made])
-        result.uns[UNS_KEY] = {
-            "predict": {
-                "scale": _SCALE,
-                "pert_key": str(self.registry.pert_key),
-                "control": str(self.registry.control),
-                "target": ", ".join(targets),
-                "space": str(self.registry.embed_key) if embedded else "genes",
-            }
-        }
+        prediction = Prediction(
+            scale=_SCALE,
+            pert_key=str(self.registry.pert_key),
+            control=str(self.registry.control),
+            targets=targets,
+            space=str(self.registry.embed_key) if embedded else "genes",
+        )
+        write_result(result, PREDICT, prediction.record())
         return result
 
     def _carried(self) -> list[str]:

@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from scstate_lora._constants import UNS_KEY
 from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean
 from scstate_lora.config.compare import Thresholds
 from scstate_lora.data import Registry
+from scstate_lora.data.results import COMPARE, write_result
 from scstate_lora.data.splits import read_split, split_table
 from scstate_lora.tl.comparison.criteria import OF_PREDICTIONS, OF_TRAINING, criteria_table
 from scstate_lora.tl.comparison.result import Comparison
@@ -186,7 +186,7 @@ def compare(
                     for name in (*OF_TRAINING, *OF_PREDICTIONS)
                 ]
     result = found.result([variant.name for variant in chosen], registry, keys, targets, limits)
-    adata.uns[UNS_KEY] = {**adata.uns[UNS_KEY], "compare": result.tables()}
+    write_result(adata, COMPARE, result.tables())
     if folder is not None and rank_zero_only.rank == 0:
         for name, table in result.tables().items():
             table.to_csv(folder / f"{name}.csv", index=False)

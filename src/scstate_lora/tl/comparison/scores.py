@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from scstate_lora import metrics
-from scstate_lora._constants import OBS_SPLIT, UNS_KEY
+from scstate_lora._constants import OBS_SPLIT
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.results import PREDICT, Prediction, write_result
 from scstate_lora.tl.comparison.criteria import Found, day_order, in_order_of_time
 from scstate_lora.tl.perturbation import BASELINES, CEILING, MEAN_SHIFT, evaluate_perturbation
 
@@ -86,8 +87,10 @@ class Task:
         obs = pd.DataFrame({"control_cell": cells.obs_names.astype(str)}, index=cells.obs_names.astype(str))
         obs[str(self.registry.pert_key)] = target
         made = ad.AnnData(x.astype(np.float32), obs=obs, var=pd.DataFrame(index=self.genes))
-        described = {"pert_key": str(self.registry.pert_key), "control": str(self.registry.control), "target": target}
-        made.uns[UNS_KEY] = {"predict": {"scale": "log1p_cp10k", **described, "space": "genes"}}
+        prediction = Prediction(
+            "log1p_cp10k", str(self.registry.pert_key), str(self.registry.control), [target], "genes"
+        )
+        write_result(made, PREDICT, prediction.record())
         return made
 
     def part_of(self, predicted: AnnData, target: str) -> AnnData:

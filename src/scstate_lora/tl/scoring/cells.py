@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scstate_lora import metrics
-from scstate_lora._constants import UNS_KEY
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data import Registry, log_expression
 from scstate_lora.data.perturbations import PerturbationTable
+from scstate_lora.data.results import is_predicted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -104,18 +104,9 @@ class Trained(NamedTuple):
         }
 
 
-def prediction_of(pred: AnnData) -> dict[str, str]:
-    """Return what ``STTransition.predict`` says of its cells: the perturbation's column, control and target."""
-    predict = pred.uns.get(UNS_KEY, {}).get("predict")
-    if predict is None:
-        msg = "pred.uns['scstate_lora']['predict'] does not exist; pred must come from STTransition.predict."
-        raise ValueError(msg)
-    return {key: str(predict[key]) for key in ("pert_key", "control")}
-
-
 def refuse_predicted(adata: AnnData, argument: str) -> None:
     """Raise if these are predicted cells."""
-    if "predict" in adata.uns.get(UNS_KEY, {}) or "control_cell" in adata.obs:
+    if is_predicted(adata) or "control_cell" in adata.obs:
         msg = (
             f"{argument} holds predicted cells (it comes from STTransition.predict); scores need measured ones. "
             f"Give the measured cells as {argument}."
@@ -155,8 +146,7 @@ def read_cells(
     contexts = np.full(adata.n_obs, ALL_CONTEXTS, dtype=object)
     if columns:
         contexts = np.array([" | ".join(parts) for parts in zip(*columns, strict=True)], dtype=object)
-    is_predicted = "predict" in adata.uns.get(UNS_KEY, {})
-    found = [str(g) for g in adata.var_names] if is_predicted else registry.var_names
+    found = [str(g) for g in adata.var_names] if is_predicted(adata) else registry.var_names
     position = {gene: i for i, gene in enumerate(found)}
     for gene in genes:
         if gene not in position:

@@ -1,0 +1,170 @@
+"""Results in ``adata.uns["scstate_lora"]``: the one door through which they are written and read."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from scstate_lora._constants import UNS_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anndata import AnnData
+
+REGISTRY = "registry"
+SPLIT = "split"
+EMBED = "embed"
+DECODE_EXPRESSION = "decode_expression"
+PREDICT = "predict"
+INTERPOLATE = "interpolate"
+EVALUATE = "evaluate"
+EVALUATE_PERTURBATION = "evaluate_perturbation"
+DISCRIMINATION = "discrimination"
+COMPARE = "compare"
+COVARIATE_INFORMATION = "covariate_information"
+VELOCITY = "velocity"
+VELOCITY_ALIGNMENT = "velocity_alignment"
+
+
+def as_uns(function: str, value: Any, *, key: str | None = None) -> dict[str, Any]:
+    """Return the ``uns`` of an AnnData that holds one result.
+
+    Parameters
+    ----------
+    function, value, key
+        As in :func:`write_result`.
+    """
+    return {UNS_KEY: {function: value if key is None else {key: value}}}
+
+
+def write_result(adata: AnnData, function: str, value: Any, *, key: str | None = None) -> None:
+    """Store a result and keep all others.
+
+    Parameters
+    ----------
+    adata
+        Annotated data. If it is a view, its parent stays as it is.
+    function
+        What made the result, one of the constants of this module.
+    value
+        The result, of types that an ``.h5ad`` file holds.
+    key
+        Name of the result where a function keeps several.
+    """
+    # New dicts: those of a view belong to its parent.
+    results = dict(adata.uns.get(UNS_KEY, {}))
+    results[function] = value if key is None else {**results.get(function, {}), key: value}
+    adata.uns[UNS_KEY] = results
+
+
+def read_result(adata: AnnData, function: str, *, key: str | None = None) -> Any:
+    """Read a result; None if there is none.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    function, key
+        As in :func:`write_result`.
+    """
+    result = adata.uns.get(UNS_KEY, {}).get(function)
+    return result if key is None or result is None else result.get(key)
+
+
+def require_result(adata: AnnData, function: str, *, call: str) -> Any:
+    """Read a result.
+
+    Parameters
+    ----------
+    adata, function
+        As in :func:`read_result`.
+    call
+        The call that writes the result, for the error message.
+
+    Raises
+    ------
+    KeyError
+        If there is no such result.
+    """
+    result = read_result(adata, function)
+    if result is None:
+        msg = f"adata.uns[{UNS_KEY!r}] has no {function!r}. Call `scstate_lora.{call}` first."
+        raise KeyError(msg)
+    return result
+
+
+def drop_result(adata: AnnData, function: str) -> None:
+    """Remove a result if it exists."""
+    if read_result(adata, function) is not None:
+        adata.uns[UNS_KEY] = {name: value for name, value in adata.uns[UNS_KEY].items() if name != function}
+
+
+@contextmanager
+def results_restored_on_error(adata: AnnData) -> Iterator[None]:
+    """Put all results back as they were if the block raises."""
+    before = adata.uns.get(UNS_KEY)
+    try:
+        yield
+    except BaseException:
+        if before is not None:
+            adata.uns[UNS_KEY] = before
+        else:
+            adata.uns.pop(UNS_KEY, None)
+        raise
+
+
+class Prediction(NamedTuple):
+    """Description of predicted cells."""
+
+    scale: str
+    """Scale of the expression."""
+    pert_key: str
+    """Column of ``obs`` with the perturbation."""
+    control: str
+    """Control level of the perturbation."""
+    targets: list[str]
+    """Predicted perturbations."""
+    space: str
+    """``"genes"``, or the key of ``obsm`` with the predicted embedding."""
+
+    def record(self, **further: Any) -> dict[str, Any]:
+        """Return what is stored under :data:`PREDICT`: the perturbations are called ``target``."""
+        names = {"targets": "target"}
+        return {**{names.get(name, name): value for name, value in self._asdict().items()}, **further}
+
+
+def is_predicted(adata: AnnData) -> bool:
+    """Whether these are cells that a model predicted."""
+    return read_result(adata, PREDICT) is not None
+
+
+def read_prediction(adata: AnnData) -> Prediction:
+    """Read the description of predicted cells, also one written by version 0.1.
+
+    Raises
+    ------
+    ValueError
+        If these are no predicted cells.
+    """
+    record = read_result(adata, PREDICT)
+    if record is None:
+        msg = f"pred.uns[{UNS_KEY!r}][{PREDICT!r}] does not exist; pred must come from STTransition.predict."
+        raise ValueError(msg)
+    pert_key = str(record["pert_key"])
+    return Prediction(
+        scale=str(record.get("scale", "log1p_cp10k")),
+        pert_key=pert_key,
+        control=str(record["control"]),
+        targets=_targets(record.get("target", ()), set(adata.obs[pert_key]) if pert_key in adata.obs else set()),
+        space=str(record.get("space", "genes")),
+    )
+
+
+def _targets(stored: str | Sequence[str] | np.ndarray, labels: set[object]) -> list[str]:
+    """Names of perturbations, which version 0.1 joined by commas."""
+    if not isinstance(stored, str):
+        return [str(name) for name in np.asarray(stored, dtype=object).ravel()]
+    return [stored] if stored in labels else stored.split(", ")
