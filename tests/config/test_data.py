@@ -1,33 +1,16 @@
 from __future__ import annotations
 
 import datetime
-import inspect
 
 import pytest
 import yaml
 
-from scstate_lora import setup_anndata
 from scstate_lora.config import ContinuousEncoderConfig, CovariateConfig, DataConfig, to_yaml
 from scstate_lora.config.data import declared_covariates
-from scstate_lora.data.register import register
 
 
 def _read(text):
     return DataConfig.parse(yaml.safe_load(text), name="run.yaml")
-
-
-def test_every_argument_of_the_set_up_is_an_option_and_the_other_way_round():
-    options = set(DataConfig.model_fields)
-    assert options == set(inspect.signature(register).parameters) - {"data", "seed"}
-    assert options == set(inspect.signature(setup_anndata).parameters) - {"adata", "seed", "base"}
-
-
-def test_defaults_are_those_of_the_set_up():
-    config = DataConfig()
-    for name, parameter in inspect.signature(register).parameters.items():
-        if name not in ("data", "seed", "covariate_keys"):
-            assert getattr(config, name) == parameter.default, name
-    assert config.covariate_keys == []
 
 
 @pytest.mark.parametrize("keys", ["day", ["day", "dose"], {"day": None, "dose": "continuous"}])

@@ -60,7 +60,7 @@ def test_commented_out_options_are_options_too(path):
 def test_columns_are_those_of_the_simulated_wound(path, wound):
     data = load_run(path).data
     named = {"covariate_keys", "pert_key", "control", "cell_type_key", "batch_key", "context_keys"}
-    registry = Registry.create(wound.copy(), **data.model_dump(include=named))
+    registry = Registry.create(wound.copy(), DataConfig(**data.model_dump(include=named)))
     days = registry.covariates[1]
     expected = "categorical" if path.stem.startswith("st_") else "continuous"
     assert (days.name, days.kind) == ("timepoint" if expected == "categorical" else "time_days", expected)
@@ -93,8 +93,10 @@ def test_files_say_what_data_there_can_be():
 
 
 def test_split_file_splits_the_simulated_wound(wound):
-    registry = Registry.create(wound.copy(), pert_key="condition", control="sham", cell_type_key="cell_type")
-    split = make_split(wound, registry, SplitRules(split=FOLDER / "splits_example.toml"))
+    registry = Registry.create(
+        wound.copy(), DataConfig(pert_key="condition", control="sham", cell_type_key="cell_type")
+    )
+    split = make_split(wound, registry, SplitRules.of(DataConfig(split=FOLDER / "splits_example.toml")))
     types, burned = wound.obs["cell_type"].astype(str), wound.obs["condition"] == "burn"
     expected = types.map({"macrophage": "test", "T cell": "val"}).fillna("train")
     expected[burned & (types == "fibroblast")] = "test"

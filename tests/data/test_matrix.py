@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from scstate_lora.config import DataConfig
 from scstate_lora.data import log_expression
 from scstate_lora.data.matrix import MatrixStats, Moments, check_scale, log_normalize, log_raw, resolve_scale
 from scstate_lora.data.registry import Registry
@@ -284,7 +285,7 @@ def test_log_raw_does_not_scale_to_library_size():
 
 def test_log_expression_of_registered_data_and_of_predictions(adata):
     expected = _log(adata.X.toarray())
-    Registry.create(adata).write(adata)
+    Registry.create(adata, DataConfig()).write(adata)
     np.testing.assert_allclose(log_expression(adata).toarray(), expected, rtol=1e-5)
     predicted = ad.AnnData(expected.astype(np.float32), uns={"scstate_lora": {"predict": {"scale": "log1p_cp10k"}}})
     read = log_expression(predicted)

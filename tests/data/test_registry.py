@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry, storage, stream
 from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate
 
@@ -21,7 +22,7 @@ KEYS = {
 
 
 def _create(adata, **changed):
-    return Registry.create(adata, **{**KEYS, **changed})
+    return Registry.create(adata, DataConfig.parse({**KEYS, **changed}, name="options"))
 
 
 def test_what_was_found_is_recorded_and_nothing_written(adata):
@@ -66,11 +67,13 @@ def test_json_holds_plain_values_whatever_the_user_gave(adata):
     adata.var["symbol"] = [np.str_(f"S{i}") for i in range(30)]
     registry = Registry.create(
         adata,
-        covariate_keys=np.array(["dose", "day"]),
-        pert_key=np.str_("pert"),
-        control=np.int64(0),
-        context_keys=pd.Index(["cell_type"]),
-        gene_key="symbol",
+        DataConfig(
+            covariate_keys=np.array(["dose", "day"]),
+            pert_key=np.str_("pert"),
+            control=np.int64(0),
+            context_keys=pd.Index(["cell_type"]),
+            gene_key="symbol",
+        ),
     )
     assert registry.control == "0"
     assert Registry.from_json(registry.to_json()) == registry
@@ -79,7 +82,7 @@ def test_json_holds_plain_values_whatever_the_user_gave(adata):
 
 def test_bool_perturbation_and_control(adata):
     adata.obs["stimulated"] = np.repeat([False, True], 24)
-    registry = Registry.create(adata, pert_key="stimulated", control=False)
+    registry = Registry.create(adata, DataConfig(pert_key="stimulated", control=False))
     assert (registry.control, registry.targets) == ("False", ["True"])
 
 
@@ -88,7 +91,7 @@ def test_write_to_a_view_leaves_its_parent_alone(adata):
     view = adata[:, :20]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ad.ImplicitModificationWarning)
-        Registry.create(view, covariate_keys="day").write(view)
+        Registry.create(view, DataConfig(covariate_keys="day")).write(view)
     assert len(Registry.from_adata(view).var_names) == 20
     assert len(Registry.from_adata(adata).var_names) == 30
 
@@ -132,7 +135,7 @@ def test_not_set_up_raises(adata):
     [
         ({"covariate_keys": ["conditoin"]}, KeyError, r"adata\.obs\['conditoin'\] does not exist.*'condition'"),
         ({"cell_type_key": "celltype"}, KeyError, r"adata\.obs\['celltype'\] does not exist.*'cell_type'"),
-        ({"batch_key": 3}, TypeError, "must be a string, found 3"),
+        ({"batch_key": 3}, ValueError, "batch_key=3 is not allowed: Input should be a valid string"),
         ({"control": None}, ValueError, r"pert_key='condition' needs control=.*'burn', 'sham'"),
         ({"control": "Sham"}, ValueError, r"control='Sham' is not in adata\.obs\['condition'\]. Did you mean 'sham'"),
         ({"pert_key": None}, ValueError, "control='sham' is given without pert_key="),

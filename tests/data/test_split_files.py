@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
 from scstate_lora.data.split_files import FewShot, SplitFile
 from scstate_lora.data.splits import SplitRules, make_split
@@ -56,7 +57,7 @@ def adata():
 
 @pytest.fixture
 def registry(adata):
-    return Registry.create(adata, pert_key="drug", control="dmso", cell_type_key="type")
+    return Registry.create(adata, DataConfig(pert_key="drug", control="dmso", cell_type_key="type"))
 
 
 @pytest.fixture
@@ -70,8 +71,9 @@ def write(tmp_path):
     return to_file
 
 
-def _split(adata, registry, sections, **rules):
-    return make_split(adata, registry, SplitRules(split=sections, **{"val_size": 0, **rules}))
+def _split(adata, registry, sections, *, seed=0, **rules):
+    config = DataConfig(split=sections, **{"val_size": 0, **rules})
+    return make_split(adata, registry, SplitRules.of(config, seed=seed))
 
 
 def test_a_published_file_is_read(write):
@@ -146,7 +148,7 @@ def test_validation_is_drawn_from_the_training_cells_where_the_file_names_none(a
 
 def test_a_file_that_holds_nothing_out(adata, registry, write):
     assert (_split(adata, registry, write(ONE)) == "train").all()
-    without = Registry.create(adata)
+    without = Registry.create(adata, DataConfig())
     assert (_split(adata, without, write(ONE)) == "train").all()
 
 
@@ -264,8 +266,8 @@ def test_columns_that_the_file_needs_raises(adata, write):
     with pytest.raises(
         ValueError, match=r"split\.toml holds cell types out. Name their column of adata\.obs: cell_type_"
     ):
-        _split(adata, Registry.create(adata, pert_key="drug", control="dmso"), zeroshot)
-    without = Registry.create(adata, cell_type_key="type")
+        _split(adata, Registry.create(adata, DataConfig(pert_key="drug", control="dmso")), zeroshot)
+    without = Registry.create(adata, DataConfig(cell_type_key="type"))
     with pytest.raises(
         ValueError, match=r"few\.toml, \[fewshot\], holds perturbations out. Name their column.*pert_key="
     ):

@@ -156,17 +156,17 @@ def test_a_split_file_is_applied_printed_and_stored(adata, setup, split_file, tm
 def test_a_split_file_of_several_datasets_asks_which(adata, setup):
     sections = {**ZEROSHOT, "datasets": {"wound": "a", "other": "b"}, "training": {"wound": "train", "other": "train"}}
     with pytest.raises(ValueError, match=r"splits 2 datasets \('wound', 'other'\).*split_dataset='wound'"):
-        register(adata, **setup, split=sections)
-    register(adata, **setup, split=sections, split_dataset="other", val_size=0)
+        register(adata, DataConfig(**setup, split=sections))
+    register(adata, DataConfig(**setup, split=sections, split_dataset="other", val_size=0))
     assert (adata.obs["scstate_split"] == "train").all()
-    register(adata, **setup, split=sections, split_dataset="wound")
+    register(adata, DataConfig(**setup, split=sections, split_dataset="wound"))
     assert (adata.obs["scstate_split"] == "test").any()
 
 
 def test_a_configuration_names_a_split_file(adata, setup, split_file, monkeypatch):
     monkeypatch.chdir(split_file.parent)
     config = DataConfig.parse({**setup, "split": "split.toml", "zeroshot_controls": "train"}, name="run.yaml")
-    register(adata, **config.model_dump())
+    register(adata, config)
     split, control = adata.obs["scstate_split"], adata.obs["condition"] == "sham"
     assert (split[control] == "train").all()
     assert (split[~control & (adata.obs["cell_type"] == "macrophage")] == "test").all()
@@ -174,19 +174,19 @@ def test_a_configuration_names_a_split_file(adata, setup, split_file, monkeypatc
 
 def test_a_cell_type_that_is_a_covariate_needs_its_controls_in_training(adata, setup):
     covariates = ["cell_type", "condition"]
-    register(adata, **{**setup, "covariate_keys": covariates}, split=ZEROSHOT, zeroshot_controls="train")
+    register(adata, DataConfig(**{**setup, "covariate_keys": covariates}, split=ZEROSHOT, zeroshot_controls="train"))
     assert Registry.from_adata(adata).covariate("cell_type").kind == "categorical"
 
 
 def test_a_perturbation_that_is_held_out_everywhere_is_registered_unless_a_covariate(adata):
     adata.obs["drug"] = np.where(adata.obs["condition"] == "sham", "none", np.resize(["a", "b", "c"], 700))
     keys = {"pert_key": "drug", "control": "none", "cell_type_key": "cell_type", "holdout": {"drug": "c"}}
-    register(adata, **keys)
+    register(adata, DataConfig(**keys))
     assert Registry.from_adata(adata).targets == ["a", "b", "c"]
     with pytest.raises(ValueError, match=r"No training cell has adata\.obs\['drug'\] = 'c'"):
-        register(adata, **keys, covariate_keys=["drug"])
+        register(adata, DataConfig(**keys, covariate_keys=["drug"]))
     with pytest.raises(ValueError, match=r"No training cell has adata\.obs\['drug'\] = 'none'"):
-        register(adata, **{**keys, "holdout": {"drug": "none"}})
+        register(adata, DataConfig(**{**keys, "holdout": {"drug": "none"}}))
 
 
 RULES = [
@@ -329,7 +329,7 @@ def test_a_configuration_sets_up_what_the_arguments_do(adata):
         },
         name="run.yaml",
     )
-    _, registry = register(adata, **config.model_dump())
+    _, registry = register(adata, config)
     assert registry.covariate("dose").hidden_dim == 4
     assert registry.covariate("time_days").categories == ("10", "14", "19")
     assert (registry.control, registry.targets, registry.embed_width) == ("0", ["5"], 4)

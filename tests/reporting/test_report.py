@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import scstate_lora as ssl
+from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
 from scstate_lora.reporting.parts import text
 from scstate_lora.reporting.verdicts import embedding_verdicts, perturbation_verdicts
@@ -66,7 +67,7 @@ def adata() -> ad.AnnData:
         obsm={"X_scstate_base": rng.normal(size=(n, 2)), "X_scstate_lora": rng.normal(size=(n, 2))},
     )
     registry = Registry.create(
-        a, covariate_keys=["condition"], pert_key="condition", control="ctrl", cell_type_key="cell_type"
+        a, DataConfig(covariate_keys=["condition"], pert_key="condition", control="ctrl", cell_type_key="cell_type")
     )
     registry.write(a)
     return a

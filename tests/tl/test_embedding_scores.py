@@ -7,6 +7,7 @@ import pytest
 from scipy import sparse
 
 from scstate_lora import tl
+from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
 
 COLUMNS = ["embedding", "metric", "key", "value", "baseline", "direction", "lowest", "highest", "n_cells", "reason"]
@@ -32,7 +33,10 @@ def _adata(*, n=120, n_genes=40, seed=0, register=True):
     adata = ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)]))
     if register:
         registry = Registry.create(
-            adata, covariate_keys=["condition", "day"], pert_key="condition", control="sham", cell_type_key="cell_type"
+            adata,
+            DataConfig(
+                covariate_keys=["condition", "day"], pert_key="condition", control="sham", cell_type_key="cell_type"
+            ),
         )
         registry.write(adata)
     return adata
@@ -119,7 +123,7 @@ def test_evaluate_leaves_out_cells_whose_covariate_may_be_missing():
     keys = {"condition": {"allow_missing": True}, "day": {"allow_missing": True}}
     adata.obs["day"] = adata.obs["day"].where(np.arange(adata.n_obs) >= 20)
     adata.obs["condition"] = adata.obs["condition"].where(np.arange(adata.n_obs) >= 7)
-    Registry.create(adata, covariate_keys=keys).write(adata)
+    Registry.create(adata, DataConfig(covariate_keys=keys)).write(adata)
     table = tl.evaluate(adata)
     day, condition = (_value(table, embedding="PCA", key=key) for key in ("day", "condition"))
     assert (day["reason"], condition["reason"]) == (
@@ -162,7 +166,7 @@ def test_evaluate_not_set_up_raises():
 
 def test_evaluate_nothing_to_score_raises():
     adata = _adata(register=False)
-    Registry.create(adata).write(adata)
+    Registry.create(adata, DataConfig()).write(adata)
     with pytest.raises(ValueError, match="nothing to score"):
         tl.evaluate(adata)
 

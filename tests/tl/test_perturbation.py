@@ -9,6 +9,7 @@ import pytest
 from scipy import sparse
 
 from scstate_lora import metrics, tl
+from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry, log_expression
 from scstate_lora.datasets import perturbation_screen
 
@@ -48,7 +49,7 @@ def _adata(*, n=30, n_genes=60, seed=0):
     counts = sparse.csr_matrix(rng.poisson(np.exp(log_rate)).astype(np.float32))
     adata = ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)]))
     registry = Registry.create(
-        adata, covariate_keys=["condition"], pert_key="condition", control="sham", cell_type_key="type"
+        adata, DataConfig(covariate_keys=["condition"], pert_key="condition", control="sham", cell_type_key="type")
     )
     registry.write(adata)
     return adata
@@ -173,7 +174,7 @@ def test_linear_gives_a_held_out_context_a_change_of_its_own():
     counts = rng.poisson(np.exp(log_rate)).astype(np.float32)
     adata = ad.AnnData(sparse.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(60)]))
     Registry.create(
-        adata, covariate_keys=["condition"], pert_key="condition", control="sham", cell_type_key="type"
+        adata, DataConfig(covariate_keys=["condition"], pert_key="condition", control="sham", cell_type_key="type")
     ).write(adata)
     test = adata.obs["type"] == "t5"
     train = adata[~(test & (adata.obs["condition"] == "burn"))].copy()
@@ -199,7 +200,10 @@ def test_context_without_training_cells_has_no_context_mean():
 def test_target_that_training_lacks_is_predicted_from_the_other_perturbations():
     screen = perturbation_screen(25, n_cells=1500, n_control=250, n_genes=150, n_cell_types=1, seed=1)
     Registry.create(
-        screen, covariate_keys=["perturbation"], pert_key="perturbation", control="control", cell_type_key="cell_type"
+        screen,
+        DataConfig(
+            covariate_keys=["perturbation"], pert_key="perturbation", control="control", cell_type_key="cell_type"
+        ),
     ).write(screen)
     features = screen.uns["perturbation_features"]
     target = features.index[3]
@@ -231,10 +235,12 @@ def test_missing_values_that_are_allowed_are_a_context():
     adata.obs["site"] = pd.Categorical(np.array([None, "back", "chest"], dtype=object)[np.arange(adata.n_obs) % 3])
     registry = Registry.create(
         adata,
-        covariate_keys={"condition": "categorical", "site": {"type": "categorical", "allow_missing": True}},
-        pert_key="condition",
-        control="sham",
-        cell_type_key="type",
+        DataConfig(
+            covariate_keys={"condition": "categorical", "site": {"type": "categorical", "allow_missing": True}},
+            pert_key="condition",
+            control="sham",
+            cell_type_key="type",
+        ),
     )
     registry.write(adata)
     table = tl.evaluate_perturbation(_no_change(adata), adata, adata, context_key="site")

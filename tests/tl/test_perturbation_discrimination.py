@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from scstate_lora import metrics, tl
+from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry, log_expression
 from scstate_lora.datasets import perturbation_screen
 
@@ -23,7 +24,10 @@ def screen() -> ad.AnnData:
     """25 perturbations in two cell types, of which every fifth is held out."""
     adata = perturbation_screen(25, n_cells=2200, n_control=200, n_genes=200, n_cell_types=2, seed=3)
     Registry.create(
-        adata, covariate_keys=["perturbation"], pert_key="perturbation", control="control", cell_type_key="cell_type"
+        adata,
+        DataConfig(
+            covariate_keys=["perturbation"], pert_key="perturbation", control="control", cell_type_key="cell_type"
+        ),
     ).write(adata)
     return adata
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+import numpy as np
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from scstate_lora._utils import did_you_mean
 from scstate_lora.config.options import Options
@@ -150,6 +152,7 @@ def _check_covariates(value: Any) -> Any:
 
 
 def _check_level(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, (str, int, float)):
         msg = (
             f"must be text, a number, true or false, found {value!r}. Put quotes around text that YAML reads otherwise."
@@ -164,15 +167,15 @@ def _check_conditions(value: Any) -> Any:
     if not isinstance(conditions, (list, tuple)) or not all(isinstance(c, Mapping) and c for c in conditions):
         msg = f"must be mappings from a column to a value, such as [{{cell_type: B cells}}], found {value!r}."
         raise ValueError(msg)
-    for condition in conditions:
-        for key, levels in condition.items():
-            for level in levels if isinstance(levels, (list, tuple)) else [levels]:
-                try:
-                    _check_level(level)
-                except ValueError as error:
-                    msg_0 = f"{key} {error}"
-                    raise ValueError(msg_0) from error
-    return list(conditions)
+    return [{key: _check_levels(key, levels) for key, levels in condition.items()} for condition in conditions]
+
+
+def _check_levels(key: Any, levels: Any) -> Any:
+    try:
+        return [_check_level(v) for v in levels] if isinstance(levels, (list, tuple)) else _check_level(levels)
+    except ValueError as error:
+        msg = f"{key} {error}"
+        raise ValueError(msg) from error
 
 
 Level = str | int | float | bool
@@ -180,7 +183,7 @@ Level = str | int | float | bool
 
 
 class DataConfig(Options):
-    """What the columns of the data mean; as the arguments of `setup_anndata`."""
+    """What the columns of the data mean and how the cells are split: the arguments of `setup_anndata`."""
 
     covariate_keys: Annotated[
         str | list[str | CovariateConfig] | dict[str, Literal["categorical", "continuous"] | None],
@@ -196,7 +199,7 @@ class DataConfig(Options):
     batch_key: str | None = None
     """Column of the batch."""
     context_keys: (
-        Annotated[list[str], BeforeValidator(lambda keys: [keys] if isinstance(keys, str) else keys)] | None
+        Annotated[list[str], BeforeValidator(lambda keys: [keys] if isinstance(keys, str) else list(keys))] | None
     ) = None
     """Columns within which perturbed cells are compared to controls."""
     layer: str | None = None
@@ -213,16 +216,23 @@ class DataConfig(Options):
     """Conditions that no model may see in training."""
     split_key: str | None = None
     """Column with train, val and test."""
-    split: str | None = None
-    """Split file in TOML, of cell types and perturbations held out; a path as seen from where the command is run."""
+    split: (
+        Annotated[
+            str | dict[str, Any] | SerializeAsAny[Options],
+            BeforeValidator(lambda split: os.fspath(split) if isinstance(split, os.PathLike) else split),
+        ]
+        | None
+    ) = None
+    """Split file in TOML, of the cell types and perturbations held out: a path, relative to the
+    working directory, or its sections."""
     split_dataset: str | None = None
     """Which dataset of the split file the cells are; needed where it splits several."""
     zeroshot_controls: Literal["held_out", "train"] = "held_out"
     """Whether control cells of contexts that are held out as a whole train."""
     test_size: float = Field(default=0.2, ge=0, lt=1)
-    """Share of the cells held out at random."""
+    """Share of the cells held out at random, where nothing else says which."""
     val_size: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the rest that validates."""
+    """Share of the remaining cells that validate; ignored if the split file defines validation cells."""
 
     @model_validator(mode="before")
     @classmethod
@@ -233,3 +243,20 @@ class DataConfig(Options):
             msg = "covariates and covariate_keys are two names of one option. Give one of them."
             raise ValueError(msg)
         return {"covariate_keys" if key == "covariates" else key: value for key, value in options.items()}
+
+    @model_validator(mode="after")
+    def _one_split(self) -> Self:
+        given = [name for name in ("holdout", "split_key", "split") if getattr(self, name) is not None]
+        if len(given) > 1:
+            msg = f"{' and '.join(f'{name}=' for name in given)} both say which cells are held out. Give one of them."
+            raise ValueError(msg)
+        if self.zeroshot_controls == "train" and self.holdout is None and self.split is None:
+            msg = (
+                "zeroshot_controls='train' is about contexts that are held out as a whole, by holdout= or split=. "
+                "Neither is given: leave it out."
+            )
+            raise ValueError(msg)
+        if self.split_dataset is not None and self.split is None:
+            msg = f"split_dataset={self.split_dataset!r} is one of the datasets of a split file. Give the file: split=."
+            raise ValueError(msg)
+        return self

@@ -33,15 +33,12 @@ def read_embedding(adata: AnnData, key: str, *, width: int | None = None) -> np.
     Raises
     ------
     TypeError
-        The key is not a string, or the values are not numbers.
+        The values are not numbers.
     KeyError
         There is no such embedding; near names are suggested.
     ValueError
         It is not two-dimensional, has under 2 columns or another number than wanted, or is not finite.
     """
-    if not isinstance(key, str):
-        msg = f"embed_key must name an embedding of adata.obsm, found {key!r} ({type(key).__name__})."
-        raise TypeError(msg)
     what = f"adata.obsm[{key!r}]"
     if key not in adata.obsm:
         msg = f"{what} does not exist. {did_you_mean(key, adata.obsm)}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +13,16 @@ from scstate_lora.data.modalities import Borrowed, borrow
 from scstate_lora.data.registry import Registry
 from scstate_lora.data.results import results_restored_on_error
 from scstate_lora.data.splits import SplitRules, make_split, split_table, write_split, write_split_table
+from scstate_lora.data.stream import matrix_name
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     import numpy as np
     from anndata import AnnData
     from mudata import MuData
 
-    from scstate_lora.data.fields import CovariateKeys
-    from scstate_lora.data.split_files import SplitFile
-    from scstate_lora.data.splits import ZeroshotControls
+    from scstate_lora.config import DataConfig
 
 
 def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
@@ -59,73 +55,45 @@ def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
     return modalities[modality]
 
 
-def register(
-    data: AnnData | MuData,
-    *,
-    covariate_keys: CovariateKeys = (),
-    pert_key: str | None = None,
-    control: str | float | bool | None = None,
-    cell_type_key: str | None = None,
-    batch_key: str | None = None,
-    context_keys: Sequence[str] | None = None,
-    layer: str | None = None,
-    input_scale: str | None = None,
-    gene_key: str | None = None,
-    embed_key: str | None = None,
-    modality: str | None = None,
-    holdout: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-    split_key: str | None = None,
-    split: str | os.PathLike[str] | Mapping[str, Any] | SplitFile | None = None,
-    split_dataset: str | None = None,
-    zeroshot_controls: ZeroshotControls = "held_out",
-    test_size: float = 0.2,
-    val_size: float = 0.1,
-    seed: int = 0,
-) -> tuple[AnnData, Registry]:
-    """Validate, then write the registry and the split. Parameters: see :func:`scstate_lora.setup_anndata`."""
-    adata = choose_modality(data, modality)
-    rules = SplitRules(
-        holdout=holdout,
-        split_key=split_key,
-        split=split,
-        split_dataset=split_dataset,
-        zeroshot_controls=zeroshot_controls,
-        test_size=test_size,
-        val_size=val_size,
-        seed=seed,
-    )
-    declared = declared_covariates(covariate_keys)
-    borrowed: dict[str, Borrowed] = {}
-    if data is not adata:
-        others = (pert_key, cell_type_key, batch_key, split_key, *_names(context_keys), *_holdout_keys(holdout))
-        borrowed = _borrow(data, adata, declared, others)
-    for name, found in borrowed.items():
-        if found.is_variable and declared[name].type is None:
+def register(data: AnnData | MuData, config: DataConfig, *, seed: int = 0) -> tuple[AnnData, Registry]:
+    """Validate, then write the registry and the split.
+
+    Parameters
+    ----------
+    data
+        Cells x genes.
+    config
+        What the columns mean and how the cells are split.
+    seed
+        Seed of a random split.
+
+    Returns
+    -------
+    The AnnData that was set up, of a MuData that of its modality, and the registry.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError, FileNotFoundError
+        See :func:`scstate_lora.setup_anndata`.
+    """
+    adata = choose_modality(data, config.modality)
+    rules = SplitRules.of(config, seed=seed)
+    declared = declared_covariates(config.covariate_keys)
+    borrowed: dict[str, Borrowed] = {} if data is adata else _borrow(data, adata, declared, _other_columns(config))
+    for name, column in borrowed.items():
+        if column.is_variable and declared[name].type is None:
             declared[name] = declared[name].model_copy(update={"type": "continuous"})
     with undone_on_error(adata):
-        for name, found in borrowed.items():
-            adata.obs[name] = found.values.array
-        registry = Registry.create(
-            adata,
-            covariate_keys=declared,
-            pert_key=pert_key,
-            control=control,
-            cell_type_key=cell_type_key,
-            batch_key=batch_key,
-            context_keys=context_keys,
-            layer=layer,
-            input_scale=input_scale,
-            gene_key=gene_key,
-            embed_key=embed_key,
-        )
+        for name, column in borrowed.items():
+            adata.obs[name] = column.values.array
+        registry = Registry.create(adata, config.model_copy(update={"covariate_keys": list(declared.values())}))
         cells = make_split(adata, registry, rules)
         _check_levels_are_trained(adata, registry, cells)
         registry = registry.of_trained_batches(adata, cells == "train")
         registry.write(adata)
         write_split(adata, cells)
         write_split_table(adata, registry, rules)
-    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    logger.info("%s is taken as %s: %s.", where, registry.scale, registry.scale_reason)
+    logger.info("%s is taken as %s: %s.", matrix_name(config.layer), registry.scale, registry.scale_reason)
     kinds = ", ".join(f"{c.name} ({c.kind})" for c in registry.covariates) or "none"
     logger.info("%d cells x %d genes; covariates: %s.", adata.n_obs, adata.n_vars, kinds)
     if borrowed:
@@ -135,30 +103,18 @@ def register(
     return adata, registry
 
 
-def _borrow(mdata: Any, adata: AnnData, covariates: Iterable[str], others: Iterable[Any]) -> dict[str, Borrowed]:
+def _borrow(mdata: Any, adata: AnnData, covariates: Iterable[str], others: Iterable[str]) -> dict[str, Borrowed]:
     """Find the columns that the modality's own obs lacks elsewhere in the MuData; variables only for covariates."""
-    found = {key: borrow(mdata, adata, key, variables=False) for key in others if isinstance(key, str)}
-    found |= {key: borrow(mdata, adata, key, variables=True) for key in covariates}
-    return {key: values for key, values in found.items() if values is not None}
+    columns = {key: borrow(mdata, adata, key, variables=False) for key in others}
+    columns |= {key: borrow(mdata, adata, key, variables=True) for key in covariates}
+    return {key: column for key, column in columns.items() if column is not None}
 
 
-def _names(keys: str | Sequence[str] | None) -> list[str]:
-    return [keys] if isinstance(keys, str) else list(keys or [])
-
-
-def _holdout_keys(holdout: Any) -> list[Any]:
-    """Columns that ``holdout`` names; what is no condition is refused later."""
-    conditions = [holdout] if isinstance(holdout, Mapping) else list(holdout or [])
-    return [key for condition in conditions if isinstance(condition, Mapping) for key in condition]
-
-
-def check_arguments(given: Mapping[str, Any]) -> None:
-    """Raise a TypeError that suggests near names when :func:`register` has no such argument."""
-    known = [name for name in inspect.signature(register).parameters if name != "data"]
-    for name in given:
-        if name not in known:
-            msg = f"setup_anndata() has no argument {name!r}. {did_you_mean(name, known, limit=len(known))}"
-            raise TypeError(msg)
+def _other_columns(config: DataConfig) -> list[str]:
+    """Columns of obs that are named beside the covariates."""
+    keys = [config.pert_key, config.cell_type_key, config.batch_key, config.split_key]
+    keys += [*(config.context_keys or []), *(key for condition in config.holdout or [] for key in condition)]
+    return [key for key in keys if key is not None]
 
 
 def _check_levels_are_trained(adata: AnnData, registry: Registry, split: np.ndarray) -> None:

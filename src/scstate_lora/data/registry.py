@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,6 @@ from scstate_lora.data.fields import (
     HANDFUL,
     CategoricalCovariate,
     Covariate,
-    CovariateKeys,
     as_labels,
     covariate_from_dict,
     covariate_to_dict,
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from scipy import sparse
+
+    from scstate_lora.config import DataConfig
 
 MISSING = "(missing)"
 """Label of cells whose value of a covariate is missing."""
@@ -87,22 +88,15 @@ class Registry:
     embed_width: int | None = None
 
     @classmethod
-    def create(
-        cls,
-        adata: AnnData,
-        *,
-        covariate_keys: CovariateKeys = (),
-        pert_key: str | None = None,
-        control: str | float | bool | None = None,
-        cell_type_key: str | None = None,
-        batch_key: str | None = None,
-        context_keys: Sequence[str] | None = None,
-        layer: str | None = None,
-        input_scale: str | None = None,
-        gene_key: str | None = None,
-        embed_key: str | None = None,
-    ) -> Registry:
+    def create(cls, adata: AnnData, config: DataConfig) -> Self:
         """Validate an AnnData and record what was found. Nothing is written.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes.
+        config
+            What the columns mean; how the cells are split does not matter here.
 
         Raises
         ------
@@ -111,39 +105,41 @@ class Registry:
         """
         check_not_empty(adata)
         unique_names(adata.obs_names, "adata.obs_names", "adata.obs_names_make_unique()")
-        genes = gene_names(adata, gene_key)
-        covariates = fit_covariates(adata, covariate_keys)
-        for name, key in (("cell_type_key", cell_type_key), ("batch_key", batch_key)):
+        genes = gene_names(adata, config.gene_key)
+        covariates = fit_covariates(adata, config.covariate_keys)
+        pert_key = config.pert_key
+        for name in ("cell_type_key", "batch_key"):
+            key = getattr(config, name)
             if key is not None:
                 obs_column(adata, key)
                 if key == pert_key:
                     msg = f"{name} and pert_key are both {key!r}. Name two different columns of adata.obs."
                     raise ValueError(msg)
-        perturbations, control_level = _perturbations(adata, pert_key, control)
+        perturbations, control = _perturbations(adata, pert_key, config.control)
+        context_keys = config.context_keys
         if context_keys is None:
-            context_keys = _default_context(adata, covariates, pert_key, cell_type_key)
-        context_keys = [context_keys] if isinstance(context_keys, str) else list(context_keys)
+            context_keys = _default_context(adata, covariates, pert_key, config.cell_type_key)
         if pert_key is not None:
-            may_miss = {c.name for c in covariates if c.allow_missing} - {cell_type_key, batch_key}
-            _check_contexts(adata, pert_key, control_level, context_keys, may_miss)
-        embed_width = None if embed_key is None else read_embedding(adata, embed_key).shape[1]
-        source = open_source(adata, layer)  # last, as it takes longest
-        scale, reason = resolve_scale(source.scan(), input_scale, source.name)
+            may_miss = {c.name for c in covariates if c.allow_missing} - {config.cell_type_key, config.batch_key}
+            _check_contexts(adata, pert_key, control, context_keys, may_miss)
+        embed_width = None if config.embed_key is None else read_embedding(adata, config.embed_key).shape[1]
+        source = open_source(adata, config.layer)  # last, as it takes longest
+        scale, reason = resolve_scale(source.scan(), config.input_scale, source.name)
         return cls(
             var_names=genes,
             scale=scale,
             scale_reason=reason,
-            layer=layer,
-            gene_key=gene_key,
+            layer=config.layer,
+            gene_key=config.gene_key,
             covariates=covariates,
             pert_key=pert_key,
-            control=control_level,
+            control=control,
             perturbations=perturbations,
-            cell_type_key=cell_type_key,
-            batch_key=batch_key,
+            cell_type_key=config.cell_type_key,
+            batch_key=config.batch_key,
             context_keys=context_keys,
-            batch=None if batch_key is None else _batch(adata, batch_key),
-            embed_key=embed_key,
+            batch=None if config.batch_key is None else _batch(adata, config.batch_key),
+            embed_key=config.embed_key,
             embed_width=embed_width,
         )
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -17,121 +16,74 @@ from scstate_lora.data.results import SPLIT, write_result
 from scstate_lora.data.split_files import SplitFile
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
     from anndata import AnnData
 
+    from scstate_lora.config import DataConfig
     from scstate_lora.data.registry import Registry
 
 SPLITS = ("train", "val", "test")
 
-ZeroshotControls = Literal["held_out", "train"]
-"""What happens to control cells of contexts that are held out as a whole."""
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SplitRules:
-    """How the cells are split.
+    """How the cells are split: the options of the data that say so, with the split file they name.
 
     Parameters
     ----------
-    holdout
-        Conditions whose cells are the test split, for instance ``{"cell_type": "B cells", "condition": "stim"}``:
-        a cell is held out when all values of one mapping agree, a list standing for any of its values. Without it, a
-        random ``test_size`` of the cells is, stratified by context and perturbation.
-    split_key
-        Column of ``adata.obs`` that already holds ``train``/``val``/``test``; used as it is.
-    split
-        Cell types and perturbations that are held out: a TOML file, or what :meth:`SplitFile.of` takes.
-    split_dataset
-        Which of the datasets of ``split`` the cells are; needed where it splits several.
-    zeroshot_controls
-        ``"train"``: control cells of contexts that are held out as a whole train. A context is held out as a whole by
-        ``[zeroshot]`` of a file, or by a condition of ``holdout`` that does not name the perturbation.
-    test_size, val_size
-        Share of all cells held out, and share of the rest that validates. A file that says what validates has the last
-        word on it.
+    options
+        Of these: ``holdout``, ``split_key``, ``split_dataset``, ``zeroshot_controls``, ``test_size`` and ``val_size``.
+    file
+        What ``options.split`` names.
     seed
         Seed of the random choices.
-
-    Raises
-    ------
-    TypeError, ValueError, FileNotFoundError
-        Rules contradict each other, a share is not in [0, 1), or the file cannot be used.
     """
 
-    holdout: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
-    split_key: str | None = None
-    split: str | os.PathLike[str] | Mapping[str, Any] | SplitFile | None = None
-    split_dataset: str | None = None
-    zeroshot_controls: ZeroshotControls = "held_out"
-    test_size: float = 0.2
-    val_size: float = 0.1
-    seed: int = 0
+    options: DataConfig
+    file: SplitFile | None
+    seed: int
 
-    def __post_init__(self) -> None:
-        given = [name for name in ("holdout", "split_key", "split") if getattr(self, name) is not None]
-        if len(given) > 1:
-            msg = f"{' and '.join(f'{name}=' for name in given)} both say which cells are held out. Give one of them."
-            raise ValueError(msg)
-        for name in ("test_size", "val_size"):
-            share = getattr(self, name)
-            if not 0 <= share < 1:
-                msg = f"{name}={share} must lie in [0, 1): it is a share of the cells."
-                raise ValueError(msg)
-        allowed = get_args(ZeroshotControls)
-        if self.zeroshot_controls not in allowed:
-            near = did_you_mean(self.zeroshot_controls, allowed)
-            msg = f"zeroshot_controls={self.zeroshot_controls!r} is not allowed. {near}"
-            raise ValueError(msg)
-        if self.zeroshot_controls == "train" and self.holdout is None and self.split is None:
-            msg = (
-                "zeroshot_controls='train' is about contexts that are held out as a whole, by holdout= or split=. "
-                "Neither is given: leave it out."
-            )
-            raise ValueError(msg)
-        if self.split_dataset is not None and self.split is None:
-            msg = f"split_dataset={self.split_dataset!r} is one of the datasets of a split file. Give the file: split=."
-            raise ValueError(msg)
-        if self.split is not None:
-            file = SplitFile.of(self.split)
-            file.choose(self.split_dataset)
-            object.__setattr__(self, "split", file)
+    @classmethod
+    def of(cls, options: DataConfig, *, seed: int = 0) -> Self:
+        """Read the split file, if one is named.
 
-    @property
-    def file(self) -> SplitFile | None:
-        """The split file."""
-        assert self.split is None or isinstance(self.split, SplitFile)  # __post_init__ reads it
-        return self.split
+        Raises
+        ------
+        ValueError, FileNotFoundError
+            If the file cannot be read, or does not hold ``split_dataset``.
+        """
+        file = None if options.split is None else SplitFile.of(options.split)
+        if file is not None:
+            file.choose(options.split_dataset)
+        return cls(options, file, seed)
 
     @property
     def source(self) -> str:
         """Where the split comes from, in a few words."""
         if self.file is not None:
             return self.file.source
-        if self.split_key is not None:
-            return f"adata.obs[{self.split_key!r}]"
-        return "random" if self.holdout is None else "holdout="
+        if self.options.split_key is not None:
+            return f"adata.obs[{self.options.split_key!r}]"
+        return "random" if self.options.holdout is None else "holdout="
 
     def to_json(self) -> str:
         """Turn the rules that were followed into JSON text."""
-        if self.split_key is not None:
-            return json.dumps({"split_key": self.split_key})
-        rules: dict[str, Any] = {"test_size": self.test_size}
+        options = self.options
+        if options.split_key is not None:
+            return json.dumps({"split_key": options.split_key})
+        rules: dict[str, Any] = {"test_size": options.test_size}
         if self.file is not None:
-            dataset = self.file.choose(self.split_dataset)
+            dataset = self.file.choose(options.split_dataset)
             whole, some = self.file.rules(dataset)
             rules = {"dataset": dataset, "zeroshot": whole, "fewshot": {k: v.model_dump() for k, v in some.items()}}
-        elif self.holdout is not None:
-            rules = {"holdout": self.holdout}
+        elif options.holdout is not None:
+            rules = {"holdout": options.holdout}
         if "test_size" not in rules:
-            rules["zeroshot_controls"] = self.zeroshot_controls
-        rules |= {"val_size": self.val_size, "seed": self.seed}
+            rules["zeroshot_controls"] = options.zeroshot_controls
+        rules |= {"val_size": options.val_size, "seed": self.seed}
         return json.dumps(rules, default=label_of, ensure_ascii=False)
 
 
-def make_split(adata: AnnData, registry: Registry, rules: SplitRules | None = None) -> np.ndarray:
+def make_split(adata: AnnData, registry: Registry, rules: SplitRules) -> np.ndarray:
     """Assign every cell to ``train``, ``val`` or ``test``.
 
     Parameters
@@ -139,7 +91,7 @@ def make_split(adata: AnnData, registry: Registry, rules: SplitRules | None = No
     adata, registry
         The data and what was found in it.
     rules
-        How; by default at random.
+        How.
 
     Returns
     -------
@@ -151,9 +103,8 @@ def make_split(adata: AnnData, registry: Registry, rules: SplitRules | None = No
         A column or a value of ``holdout`` does not exist, ``split_key`` holds anything but the three names, a split
         file does not fit the data, or no cell is left for training.
     """
-    rules = rules or SplitRules()
-    if rules.split_key is not None:
-        split = _stored_split(adata, rules.split_key)
+    if rules.options.split_key is not None:
+        split = _stored_split(adata, rules.options.split_key)
     else:
         split = _held_out_split(adata, registry, rules)
     if not (split == "train").any():
@@ -167,20 +118,21 @@ def _held_out_split(adata: AnnData, registry: Registry, rules: SplitRules) -> np
     strata = registry.contexts(adata)
     if registry.pert_key is not None:
         strata = strata + " | " + registry.labels(adata, registry.pert_key)
-    spare_controls = rules.zeroshot_controls == "train"
+    options = rules.options
+    spare_controls = options.zeroshot_controls == "train"
     if spare_controls and registry.pert_key is None:
         msg = "zeroshot_controls='train' is about control cells. Say which they are: pert_key= and control=."
         raise ValueError(msg)
     rng = np.random.default_rng(rules.seed)
     split = np.full(adata.n_obs, "train", dtype=object)
     if rules.file is not None:
-        split = rules.file.split(adata, registry, dataset=rules.split_dataset, spare_controls=spare_controls)
-    elif rules.holdout is not None:
-        split[_held_out(adata, registry, rules.holdout, spare_controls=spare_controls)] = "test"
+        split = rules.file.split(adata, registry, dataset=options.split_dataset, spare_controls=spare_controls)
+    elif options.holdout is not None:
+        split[_held_out(adata, registry, options.holdout, spare_controls=spare_controls)] = "test"
     else:
-        split[_draw(strata, split == "train", rules.test_size, rng)] = "test"
+        split[_draw(strata, split == "train", options.test_size, rng)] = "test"
     if not (split == "val").any():
-        split[_draw(strata, split == "train", rules.val_size, rng)] = "val"
+        split[_draw(strata, split == "train", options.val_size, rng)] = "val"
     return split
 
 
@@ -199,31 +151,25 @@ def _stored_split(adata: AnnData, split_key: str) -> np.ndarray:
 def _held_out(
     adata: AnnData,
     registry: Registry,
-    holdout: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    holdout: list[dict[str, Any]],
     *,
     spare_controls: bool,
 ) -> np.ndarray:
     """Cells that agree with all of one mapping, bool ``(n_cells,)``; controls only by name where they are spared."""
     held = np.zeros(adata.n_obs, dtype=bool)
-    for condition in [holdout] if isinstance(holdout, Mapping) else holdout:
-        if not isinstance(condition, Mapping) or not condition:
-            msg = (
-                f"holdout holds {condition!r}; each condition is a mapping from a column of adata.obs to a value, such "
-                "as {'cell_type': 'B cells'}."
-            )
-            raise TypeError(msg)
+    for condition in holdout:
         matches = np.ones(adata.n_obs, dtype=bool)
         for key, value in condition.items():
             labels = as_labels(obs_column(adata, key))
             levels = sorted(set(labels))
-            values = [label_of(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
+            values = [label_of(v) for v in (value if isinstance(value, list) else [value])]
             absent = [v for v in values if v not in levels]
             if absent:
                 msg = f"holdout names {absent[0]!r}, which adata.obs[{key!r}] does not hold. "
                 raise ValueError(msg + did_you_mean(absent[0], levels))
             matches &= labels.isin(values).to_numpy()
         if not matches.any():
-            msg = f"holdout={dict(condition)} matches no cell: its values never occur together."
+            msg = f"holdout={condition} matches no cell: its values never occur together."
             raise ValueError(msg)
         if spare_controls and registry.pert_key is not None and registry.pert_key not in condition:
             matches &= registry.labels(adata, registry.pert_key) != registry.control

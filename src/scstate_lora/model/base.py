@@ -11,7 +11,9 @@ import pandas as pd
 from anndata import AnnData
 
 from scstate_lora._constants import OBS_SPLIT
-from scstate_lora.data.register import check_arguments, register
+from scstate_lora._utils import did_you_mean
+from scstate_lora.config import DataConfig
+from scstate_lora.data.register import register
 from scstate_lora.data.registry import Registry
 from scstate_lora.data.splits import read_split
 from scstate_lora.io.save_load import load_directory, save_directory
@@ -47,12 +49,12 @@ class BaseModel(ABC):
             setattr(self, name, pd.DataFrame())
 
     @classmethod
-    def setup_anndata(cls, adata: AnnData | MuData, **kwargs: Any) -> None:
+    def setup_anndata(cls, adata: AnnData | MuData, *, seed: int = 0, **kwargs: Any) -> None:
         """Validate and register an AnnData, without making a model.
 
         Parameters
         ----------
-        adata
+        adata, seed
             As in :func:`scstate_lora.setup_anndata`.
         kwargs
             As in :func:`scstate_lora.setup_anndata`, but for ``base``.
@@ -66,8 +68,12 @@ class BaseModel(ABC):
         -----
         Adds to ``adata``: ``adata.uns["scstate_lora"]["registry"]`` (JSON) and ``adata.obs["scstate_split"]``.
         """
-        check_arguments(kwargs)
-        register(adata, **kwargs)
+        known = [*DataConfig.model_fields, "seed"]
+        for name in kwargs:
+            if name not in known:
+                msg = f"setup_anndata() has no argument {name!r}. {did_you_mean(name, known, limit=len(known))}"
+                raise TypeError(msg)
+        register(adata, DataConfig.parse(kwargs, name="setup_anndata()"), seed=seed)
 
     @property
     def adata(self) -> AnnData:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from scstate_lora.config import DataConfig
 from scstate_lora.data.register import choose_modality, register, undone_on_error
 from scstate_lora.model.se.covariate_se import LoRACovariateSE
 from scstate_lora.model.st.transition import STTransition
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from scstate_lora.data.fields import CovariateKeys
     from scstate_lora.data.split_files import SplitFile
-    from scstate_lora.data.splits import ZeroshotControls
 
 
 class Models(NamedTuple):
@@ -47,7 +47,7 @@ def setup_anndata(
     split_key: str | None = None,
     split: str | os.PathLike[str] | Mapping[str, Any] | SplitFile | None = None,
     split_dataset: str | None = None,
-    zeroshot_controls: ZeroshotControls = "held_out",
+    zeroshot_controls: Literal["held_out", "train"] = "held_out",
     test_size: float = 0.2,
     val_size: float = 0.1,
     base: Any = None,
@@ -66,7 +66,7 @@ def setup_anndata(
         ``embed_dim`` (width of the covariate's own vector in LoRACovariateSE, 256), ``allow_missing`` (missing values
         are "unknown" and no error) and ``continuous_encoder`` (``hidden_dim``, ``output_dim``, ``activation``). Without
         a declared kind, numeric columns with more than 8 different values are continuous, all others categorical.
-        Numbers are standardised. Of a MuData see the notes.
+        Numbers are standardised. For a MuData see the notes.
     pert_key, control
         Column of the perturbation and its unperturbed level; both or neither. A number means the level of that name.
     cell_type_key
@@ -83,30 +83,31 @@ def setup_anndata(
     gene_key
         Column of ``adata.var`` with gene names; ``adata.var_names`` by default.
     embed_key
-        An embedding in ``adata.obsm`` to work from, whatever made it: ``(n_cells, n_columns)``, at least 2 columns,
+        An embedding in ``adata.obsm`` to work from, of any origin: ``(n_cells, n_columns)``, at least 2 columns,
         finite; an array, a sparse matrix or a table.
     modality
         Which modality of a MuData.
     holdout
         Conditions whose cells no model may see in training, for instance
         ``{"cell_type": "B cells", "condition": "stim"}``, or a list of such; a list of values stands for any of them.
-        By default a random share.
+        By default a random share of the cells is held out.
     split_key
         Column of ``adata.obs`` with ``train``, ``val`` and ``test``, in place of ``holdout``.
     split
         TOML file of cell types (``[zeroshot]``) and perturbations within them (``[fewshot]``) that validate or test, as
         Arc's cell-load reads it, in place of ``holdout``: its path, a dict of its sections, or a
         :class:`scstate_lora.data.split_files.SplitFile`. Needs ``cell_type_key``. Control cells of a ``[fewshot]`` cell
-        type train. What stands in ``val`` and in ``test`` tests. Where nothing validates, ``val_size`` does.
+        type train. A perturbation listed in both ``val`` and ``test`` goes to test. Without a ``val`` entry,
+        ``val_size`` of the training cells validate.
     split_dataset
-        Which dataset of ``split`` these cells are; needed where it splits several.
+        Which dataset of ``split`` these cells belong to; required if it splits several.
     zeroshot_controls
         ``"held_out"``: all cells of a context that is held out as a whole are, its controls too. ``"train"``: its
         controls train. A context is held out as a whole by ``[zeroshot]``, or by a condition of ``holdout`` that does
         not name ``pert_key``.
     test_size, val_size
-        Share of the cells held out at random, stratified by context and perturbation, and share of the rest that
-        validates.
+        Share of the cells held out at random, stratified by context and perturbation, and share of the remaining cells
+        that validate.
     base
         Pretrained SE base: a published checkpoint (a folder, a ``.ckpt``, a ``model.safetensors`` or a hub id), a
         directory that ``LoRACovariateSE.save`` or ``SEBase.save`` wrote, or an ``SEBase``. None: a compact base is
@@ -121,29 +122,29 @@ def setup_anndata(
     Raises
     ------
     TypeError
-        An argument, the matrix or the embedding is of the wrong type, or a covariate holds dates.
+        If ``adata``, the matrix or the embedding is of the wrong type, or a covariate holds dates.
     KeyError
-        A key is not in ``adata.obs``, ``adata.var``, ``adata.layers`` or ``adata.obsm``, or a modality or what a key
-        names in it does not exist; near names are suggested.
+        If a key is not in ``adata.obs``, ``adata.var``, ``adata.layers`` or ``adata.obsm``, or a modality or a column
+        of it does not exist; near names are suggested.
     ValueError
-        Values are missing, infinite or negative; the control or a level is absent, or absent from the training cells;
-        a context has no controls; no context has enough cells; a covariate has one level only, or another number of
-        them than declared; its options are unknown or contradict each other; names are not unique; ``input_scale``
-        contradicts the values; the base does not fit the data; a split file does not, or cannot be read.
+        If an argument is not allowed; values are missing, infinite or negative; the control or a level is absent, or
+        absent from the training cells; a context has no control cells; no context has enough cells; a covariate has one
+        level only, or another number of levels than declared; its options are unknown or contradict each other; names
+        are not unique; ``input_scale`` contradicts the values; the base or a split file does not fit the data; or a
+        split file cannot be read.
     FileNotFoundError
-        There is no base, or no split file, at the path given.
-
-    Nothing is written in any of these cases.
+        If no base, or no split file, exists at the given path.
 
     Notes
     -----
-    Adds to ``adata``: ``adata.uns["scstate_lora"]["registry"]`` (JSON), ``adata.obs["scstate_split"]`` and
+    Nothing is written when an error is raised. Otherwise adds to ``adata``:
+    ``adata.uns["scstate_lora"]["registry"]`` (JSON), ``adata.obs["scstate_split"]`` and
     ``adata.uns["scstate_lora"]["split"]``: the ``table`` of cells by context, perturbation and split that is printed
     too, its ``source``, and its ``rules`` (JSON).
 
     Of a MuData, ``"prot:donor"`` means the column ``donor`` of ``mdata["prot"].obs`` or, as a covariate, the values of
     the variable ``donor`` in ``mdata["prot"].X`` (continuous unless declared otherwise); a key that the modality's own
-    ``obs`` lacks means a column of ``mdata.obs``. Cells are matched by name, and those that are not there are missing.
+    ``obs`` lacks means a column of ``mdata.obs``. Cells are matched by name; absent ones have missing values.
     The values are copied to the ``obs`` of the modality that is set up, under the key as written: the models work with
     that AnnData alone, and new cells must hold the same columns.
 
@@ -159,28 +160,9 @@ def setup_anndata(
     ...     cell_type_key="cell_type",
     ... )
     """
+    arguments = {name: value for name, value in locals().items() if name in DataConfig.model_fields}
+    config = DataConfig.parse(arguments, name="setup_anndata()")
     with undone_on_error(choose_modality(adata, modality)):
-        cells, registry = register(
-            adata,
-            covariate_keys=covariate_keys,
-            pert_key=pert_key,
-            control=control,
-            cell_type_key=cell_type_key,
-            batch_key=batch_key,
-            context_keys=context_keys,
-            layer=layer,
-            input_scale=input_scale,
-            gene_key=gene_key,
-            embed_key=embed_key,
-            modality=modality,
-            holdout=holdout,
-            split_key=split_key,
-            split=split,
-            split_dataset=split_dataset,
-            zeroshot_controls=zeroshot_controls,
-            test_size=test_size,
-            val_size=val_size,
-            seed=seed,
-        )
+        cells, registry = register(adata, config, seed=seed)
         se = LoRACovariateSE(cells, base=base, seed=seed)
         return Models(se, STTransition(cells, seed=seed) if registry.pert_key is not None else None)

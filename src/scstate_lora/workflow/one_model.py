@@ -91,7 +91,7 @@ def train_models(data: AnnData | MuData, config: RunConfig, place: ResultsFolder
         raise ValueError(msg)
     _check_trainer(config)
     place.look(config, resume=resume)
-    adata, registry = register(data, **config.data.model_dump(), seed=config.seed)
+    adata, registry = register(data, config.data, seed=config.seed)
     _check_same_cells(adata, registry, place)
     se = None if config.se is None else _make_se(adata, config, place)
     st = None
