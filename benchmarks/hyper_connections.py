@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from scstate_lora.nn import apply_mhc_to_transformer, mhc_diagnostics, mhc_parameters
-from scstate_lora.nn.backbones import BACKBONES, make_backbone
+from scstate_lora.nn.backbones import BACKBONES, BackboneConfig, make_backbone
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _network(name: str, args: argparse.Namespace) -> tuple[nn.Module, Callable[[
     torch.manual_seed(0)
     if name != "se":
         cells, target = torch.randn(2, args.sets, args.cells, args.hidden)
-        network = make_backbone(name, args.hidden, n_layers=args.layers, n_heads=args.heads)
+        network = make_backbone(BackboneConfig(name, args.hidden, args.layers, args.heads))
         return network, lambda made: made(cells), target
     sizes = SEConfig(
         token_dim=OUTPUT,

@@ -270,14 +270,15 @@ def test_check_state_passes_equal_names_and_shapes() -> None:
 
 
 def test_check_state_lists_all_differences_raises() -> None:
-    expected = {"same": torch.zeros(1), "lost": torch.zeros(2, 3), "wide": torch.zeros(4)}
-    stored = {"same": torch.zeros(1), "extra": torch.zeros(5), "wide": torch.zeros(6)}
+    expected = {"same": torch.zeros(1), "lost": torch.zeros(2, 3), "wide": torch.zeros(4), "real": torch.zeros(7)}
+    stored = {"same": torch.zeros(1).half(), "extra": torch.zeros(5), "wide": torch.zeros(6), "real": torch.arange(7)}
     with pytest.raises(ValueError, match=r"adapters\.safetensors do not fit") as caught:
         check_state(expected, stored, what="adapters.safetensors")
     message = str(caught.value)
     assert "missing: lost (2, 3)" in message
     assert "unexpected: extra (5,)" in message
-    assert "wide is (6,), the model has (4,)" in message
+    assert "wide is (6,), expected (4,)" in message
+    assert "type: real is torch.int64, expected torch.float32" in message
     assert "same" not in message
 
 

@@ -16,7 +16,7 @@ from scstate_lora.nn import (
     remove_mhc,
     restore_mhc,
 )
-from scstate_lora.nn.backbones import make_backbone
+from scstate_lora.nn.backbones import BackboneConfig, make_backbone
 from scstate_lora.nn.layers import TransformerEncoder
 from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
@@ -57,7 +57,7 @@ def _network(name, n_layers=3):
     elif name == "plain":
         network = Plain(n_layers)
     else:
-        network = make_backbone(name, HIDDEN, n_layers=n_layers, n_heads=2, intermediate=32)
+        network = make_backbone(BackboneConfig(name, HIDDEN, n_layers, n_heads=2, intermediate=32))
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)  # branches that matter
     return network.eval()
@@ -309,7 +309,7 @@ def test_half_precision_weights_keep_their_residual_type():
 
 
 def test_streams_add_under_half_a_per_cent():
-    network = make_backbone("gpt2", 128, n_layers=2, n_heads=4)
+    network = make_backbone(BackboneConfig("gpt2", 128, 2, 4))
     before = sum(p.numel() for p in network.parameters())
     apply_mhc_to_transformer(network)
     added = sum(p.numel() for p in mhc_parameters(network).values())

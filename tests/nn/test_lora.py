@@ -392,7 +392,7 @@ def test_adapters_that_do_not_fit_raises_and_copies_nothing() -> None:
     for problem in (
         f"missing: {key.format(0, 'q')} (2, 8)",
         f"unexpected: {key.format(0, 'v')} (2, 8)",
-        f"shape: {key.format(1, 'q')} is (3, 8), the adapter has (2, 8)",
+        f"shape: {key.format(1, 'q')} is (3, 8), expected (2, 8)",
     ):
         assert problem in str(raised.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapter_state(adapted, "default").items())

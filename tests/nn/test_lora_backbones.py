@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from scstate_lora.nn.backbones import Backbone, make_backbone
+from scstate_lora.nn.backbones import Backbone, BackboneConfig, make_backbone
 from scstate_lora.nn.lora import (
     active_adapter,
     adapter_names,
@@ -48,7 +48,7 @@ each_kind = pytest.mark.parametrize("kind", list(LAYERS))
 def _base(kind: Any) -> Backbone:
     torch.manual_seed(0)
     # Heads of LLaMA that together are wider than the representation, so that no projection is square.
-    backbone = make_backbone(kind, HIDDEN, n_layers=N_LAYERS, n_heads=4, head_dim=6 if kind == "llama" else None)
+    backbone = make_backbone(BackboneConfig(kind, HIDDEN, N_LAYERS, 4, head_dim=6 if kind == "llama" else None))
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))

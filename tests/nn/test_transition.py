@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scstate_lora.losses import energy_distance
-from scstate_lora.nn.backbones import GPT2Backbone
+from scstate_lora.nn.backbones import BackboneConfig, GPT2Backbone
 from scstate_lora.nn.covariates import CovariateSpec
 from scstate_lora.nn.lora import add_lora
 from scstate_lora.nn.transition import StateTransition, STConfig, move_expression
@@ -160,7 +160,7 @@ def test_no_token_or_position_tables() -> None:
 
 def test_backbone_starts_as_gpt2_does() -> None:
     torch.manual_seed(0)
-    backbone = GPT2Backbone(128, 8, 4)
+    backbone = GPT2Backbone(BackboneConfig("gpt2", 128, 8, 4))
     std = {name: p.std().item() for name, p in backbone.named_parameters() if p.ndim == 2}
     for name, value in std.items():
         assert value == pytest.approx(0.02 / 4 if "c_proj" in name else 0.02, rel=0.05), name

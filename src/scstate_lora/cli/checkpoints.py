@@ -17,8 +17,10 @@ def inspect(
 ) -> None:
     """Say what a model file or folder is, its sizes, genes and licence, and what it can be used for."""
     from scstate_lora.io.published.inspect import inspect_path
+    from scstate_lora.model.se.pretrained import se_tensors
+    from scstate_lora.model.st.published import st_tensors
 
-    typer.echo(inspect_path(path).text())
+    typer.echo(inspect_path(path, se_tensors=se_tensors, st_tensors=st_tensors).text())
 
 
 def convert(

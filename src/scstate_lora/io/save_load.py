@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from scstate_lora._tensors import compare_tensors
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -165,14 +167,7 @@ def check_state(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], *,
     ValueError
         Naming all missing, unexpected and differently shaped tensors.
     """
-    missing = [f"missing: {name} {_shape(expected[name])}" for name in expected if name not in stored]
-    unexpected = [f"unexpected: {name} {_shape(stored[name])}" for name in stored if name not in expected]
-    shapes = [
-        f"shape: {name} is {_shape(stored[name])}, the model has {_shape(expected[name])}"
-        for name in expected
-        if name in stored and stored[name].shape != expected[name].shape
-    ]
-    problems = missing + unexpected + shapes
+    problems = compare_tensors(expected, stored)
     if problems:
         listed = "\n  ".join(problems)
         msg = (
@@ -268,7 +263,3 @@ def _interrupted(path: Path) -> str:
     """Where a save that was killed between its two moves has left the model, as a sentence, or nothing."""
     left = sorted(path.parent.glob(f".{glob.escape(path.name)}.*/old")) if path.parent.is_dir() else []
     return f" A save was interrupted; the model before it is at {left[-1]}, rename that." if left else ""
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)

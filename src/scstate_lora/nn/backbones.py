@@ -1,8 +1,9 @@
-"""Transformer backbones over a set of cells: no positions, no causal mask, no token table."""
+"""Transformer backbones over a set of cells: no positions, no causal mask, no token table, no dropout."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,37 +17,64 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 
 from scstate_lora._utils import did_you_mean
 
+_RMS_EPS = 1e-6
 _STD = 0.02
 """Standard deviation of new weights, in all three architectures."""
 
 
-class Backbone(nn.Module, ABC):
-    """Transformer blocks made bidirectional, so that the output is equivariant to the cells' order.
-
-    Parameters carry the names that they have in the model of ``transformers``, whose weights therefore load.
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Architecture and sizes of a backbone.
 
     Parameters
     ----------
-    hidden, n_heads
-        Width and heads, of which the first must be a multiple of the second.
+    backbone
+        Its architecture.
+    hidden, n_layers, n_heads
+        Width, depth and number of heads; the width must be a multiple of the number of heads.
+    intermediate
+        Width of the feed-forward. None: four times `hidden` for GPT-2 and BERT. For LLaMA, whose gated feed-forward has
+        three matrices in place of two, the first multiple of eight that is at least 8/3 of `hidden`, which makes it as
+        large as theirs.
+    head_dim
+        Width of a head; None for ``hidden / n_heads``. Only LLaMA may have another width, an even one.
+    """
+
+    backbone: Literal["gpt2", "llama", "bert"]
+    hidden: int
+    n_layers: int
+    n_heads: int
+    intermediate: int | None = None
+    head_dim: int | None = None
+
+
+class Backbone(nn.Module, ABC):
+    """Transformer blocks made bidirectional, so that the output is equivariant to the order of the cells.
+
+    Parameters have the same names as in ``transformers``, so that weights from there load. There is no dropout.
+
+    Parameters
+    ----------
+    config
+        Sizes.
 
     Attributes
     ----------
     gradient_checkpointing
-        Keep only each block's input for the gradient and compute the block again: less memory, more time.
+        Keep only the input of each block for the backward pass and recompute the block: less memory, more time.
 
     Raises
     ------
     ValueError
-        The heads do not divide the width.
+        If the width is not a multiple of the number of heads.
     """
 
-    def __init__(self, hidden: int, n_heads: int) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        if n_heads < 1 or hidden % n_heads:
+        if config.n_heads < 1 or config.hidden % config.n_heads:
             msg = (
-                f"hidden={hidden} is not a multiple of n_heads={n_heads}. Choose a number of heads that divides the "
-                "width, or a width that the heads divide."
+                f"hidden={config.hidden} is not a multiple of n_heads={config.n_heads}. Choose a number of heads that "
+                "divides the width, or a width that the heads divide."
             )
             raise ValueError(msg)
         self.gradient_checkpointing = False
@@ -54,19 +82,19 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def blocks(self) -> nn.ModuleList:
-        """The blocks, in the order they compute. One that is assigned in its place is called as it was."""
+        """The blocks, in the order they run. A block may be replaced by a module with the same call."""
 
     def forward(self, cells: Tensor) -> Tensor:
-        """Mix the cells of each set, ``(n_sets, n_cells, hidden)`` to the same shape."""
+        """Mix the cells of each set, ``(n_sets, n_cells, hidden)``, to the same shape."""
         again = self.gradient_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
             mixed = checkpoint(block, cells, use_reentrant=False) if again else block(cells)
-            # Some layers return what else they computed beside it.
+            # Some layers of transformers return a tuple, the hidden states first.
             cells = mixed if isinstance(mixed, Tensor) else mixed[0]
         return self._finish(cells)
 
     def _finish(self, cells: Tensor) -> Tensor:
-        """Compute what follows the last block."""
+        """Apply what follows the last block; by default nothing."""
         return cells
 
     def _initialise(self) -> None:
@@ -77,43 +105,31 @@ class Backbone(nn.Module, ABC):
                 nn.init.zeros_(parameter)
 
     def _std(self, name: str) -> float:
-        """Say with what standard deviation a new matrix of this name starts."""
+        """Give the standard deviation of a new matrix of this name."""
         return _STD
 
 
 class GPT2Backbone(Backbone):
-    """The blocks of GPT-2 (Radford et al. 2019): ``h`` and ``ln_f``.
+    """The blocks of GPT-2 (Radford et al. 2019): ``h`` and ``ln_f``."""
 
-    Parameters
-    ----------
-    hidden, n_layers, n_heads
-        Width, depth and heads.
-    dropout
-        Of attention weights and residual branches, while training.
-    intermediate
-        Width of the feed-forward; None for four times ``hidden``.
-    """
-
-    def __init__(
-        self, hidden: int, n_layers: int, n_heads: int, dropout: float = 0.0, *, intermediate: int | None = None
-    ) -> None:
-        super().__init__(hidden, n_heads)
-        config = GPT2Config(
-            n_embd=hidden,
-            n_layer=n_layers,
-            n_head=n_heads,
-            n_inner=intermediate,
-            attn_pdrop=dropout,
-            resid_pdrop=dropout,
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
+        gpt2 = GPT2Config(
+            n_embd=config.hidden,
+            n_layer=config.n_layers,
+            n_head=config.n_heads,
+            n_inner=config.intermediate,
+            attn_pdrop=0.0,
+            resid_pdrop=0.0,
             attn_implementation="sdpa",
         )
-        blocks = [GPT2Block(config, layer_idx=i) for i in range(n_layers)]
+        blocks = [GPT2Block(gpt2, layer_idx=i) for i in range(config.n_layers)]
         for block in blocks:
             block.attn.is_causal = False
         self.h = nn.ModuleList(blocks)
-        self.ln_f = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
-        # The projections that end a residual branch are scaled down by depth, as GPT-2 has it.
-        self._branch_std = _STD / (2 * n_layers) ** 0.5
+        self.ln_f = nn.LayerNorm(config.hidden, eps=gpt2.layer_norm_epsilon)
+        # The projections that end a residual branch are scaled down by depth, as in GPT-2.
+        self._branch_std = _STD / (2 * config.n_layers) ** 0.5
         self._initialise()
 
     @property
@@ -129,24 +145,25 @@ class GPT2Backbone(Backbone):
 
 
 class _SetAttention(LlamaAttention):
-    """LLaMA's attention without its rotation, for a set has no positions: every cell attends to every other."""
+    """LLaMA's attention without its rotation, as a set has no positions: every cell attends to every other."""
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        # B sets, N cells, D hidden, H heads, K head_dim
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)  # (B, N, H, K)
+        # (B, N, D) -> (B, N, H, K) -> (B, H, N, K)
         q, k, v = (p(hidden_states).view(heads).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        dropout = self.attention_dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # (n_sets, n_heads, n_cells, head_dim)
-        return self.o_proj(mixed.transpose(1, 2).flatten(-2)), None
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, H, N, K)
+        return self.o_proj(mixed.transpose(1, 2).flatten(-2)), None  # (B, N, H, K) -> (B, N, H K) -> (B, N, D)
 
 
 class _GatedUnit(LlamaMLP):
-    """LLaMA's feed-forward, which computes what is between its matrix products again for the gradient."""
+    """LLaMA's feed-forward, which recomputes the product of gate and up projection in the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
         if not torch.is_grad_enabled():
             return self._down(gate, up)
-        # Stops before the last product, so it costs little, and half of the widest activations are not kept.
+        # Only elementwise operations are recomputed, so it costs little and saves half of the widest activations.
         return checkpoint(self._down, gate, up, use_reentrant=False, preserve_rng_state=False)
 
     def _down(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -156,54 +173,37 @@ class _GatedUnit(LlamaMLP):
 class LlamaBackbone(Backbone):
     """The blocks of LLaMA (Touvron et al. 2023, arXiv:2302.13971) without its rotation: ``layers`` and ``norm``.
 
-    Parameters
-    ----------
-    hidden, n_layers, n_heads
-        Width, depth and heads; every head has keys and values of its own.
-    dropout
-        Of attention weights, while training; LLaMA has no other.
-    intermediate
-        Width of the gated feed-forward; None for the multiple of eight from 8/3 of ``hidden`` on, which gives its
-        three matrices the size of two of four times ``hidden``.
-    head_dim
-        Width of a head, an even number; None for ``hidden / n_heads``.
-    eps
-        Added to the mean square in the norms.
+    Every head has its own keys and values.
+
+    Raises
+    ------
+    ValueError
+        If the width is not a multiple of the number of heads, or the width of a head is odd.
     """
 
-    def __init__(
-        self,
-        hidden: int,
-        n_layers: int,
-        n_heads: int,
-        dropout: float = 0.0,
-        *,
-        intermediate: int | None = None,
-        head_dim: int | None = None,
-        eps: float = 1e-6,
-    ) -> None:
-        super().__init__(hidden, n_heads)
-        self.head_dim = hidden // n_heads if head_dim is None else head_dim
-        if self.head_dim % 2:  # the rotation, which is left out here, takes it in halves: weights are to fit both
-            msg = f"LLaMA needs heads of an even width, found head_dim={self.head_dim}. Give another, or other n_heads."
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
+        hidden, n_heads = config.hidden, config.n_heads
+        head_dim = hidden // n_heads if config.head_dim is None else config.head_dim
+        if head_dim % 2:  # the rotation, left out here, splits heads in halves: weights should fit LLaMA itself, too
+            msg = f"LLaMA needs heads of an even width, found head_dim={head_dim}. Give another, or other n_heads."
             raise ValueError(msg)
-        config = LlamaConfig(
+        llama = LlamaConfig(
             hidden_size=hidden,
-            num_hidden_layers=n_layers,
+            num_hidden_layers=config.n_layers,
             num_attention_heads=n_heads,
             num_key_value_heads=n_heads,
-            head_dim=self.head_dim,
-            intermediate_size=-(-hidden // 3) * 8 if intermediate is None else intermediate,
-            attention_dropout=dropout,
-            rms_norm_eps=eps,
+            head_dim=head_dim,
+            intermediate_size=-(-hidden // 3) * 8 if config.intermediate is None else config.intermediate,
+            rms_norm_eps=_RMS_EPS,
             attn_implementation="sdpa",
         )
-        blocks = [LlamaDecoderLayer(config, layer_idx=i) for i in range(n_layers)]
+        blocks = [LlamaDecoderLayer(llama, layer_idx=i) for i in range(config.n_layers)]
         for i, block in enumerate(blocks):
-            block.self_attn = _SetAttention(config, layer_idx=i)
-            block.mlp = _GatedUnit(config)
+            block.self_attn = _SetAttention(llama, layer_idx=i)
+            block.mlp = _GatedUnit(llama)
         self.layers = nn.ModuleList(blocks)
-        self.norm = LlamaRMSNorm(hidden, eps=eps)
+        self.norm = LlamaRMSNorm(hidden, eps=_RMS_EPS)
         self._initialise()
 
     @property
@@ -216,35 +216,24 @@ class LlamaBackbone(Backbone):
 
 
 class BertBackbone(Backbone):
-    """The blocks of BERT (Devlin et al. 2019, arXiv:1810.04805): ``layer``, as ``BertEncoder`` has them.
+    """The blocks of BERT (Devlin et al. 2019, arXiv:1810.04805): ``layer``, as in ``BertEncoder``.
 
-    The LayerNorm before them is a part of BERT's embeddings, and goes with those: it would take the size of each
-    cell's representation away before the first block reads it. Every block ends with a norm of its own.
-
-    Parameters
-    ----------
-    hidden, n_layers, n_heads
-        Width, depth and heads.
-    dropout
-        Of attention weights and residual branches, while training.
-    intermediate
-        Width of the feed-forward; None for four times ``hidden``.
+    The LayerNorm in front of the blocks belongs to BERT's embeddings and is left out with them: it would erase the
+    norm of each cell's representation before the first block reads it. Every block ends with its own norm.
     """
 
-    def __init__(
-        self, hidden: int, n_layers: int, n_heads: int, dropout: float = 0.0, *, intermediate: int | None = None
-    ) -> None:
-        super().__init__(hidden, n_heads)
-        config = BertConfig(
-            hidden_size=hidden,
-            num_hidden_layers=n_layers,
-            num_attention_heads=n_heads,
-            intermediate_size=4 * hidden if intermediate is None else intermediate,
-            attention_probs_dropout_prob=dropout,
-            hidden_dropout_prob=dropout,
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
+        bert = BertConfig(
+            hidden_size=config.hidden,
+            num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads,
+            intermediate_size=4 * config.hidden if config.intermediate is None else config.intermediate,
+            attention_probs_dropout_prob=0.0,
+            hidden_dropout_prob=0.0,
             attn_implementation="sdpa",
         )
-        self.layer = nn.ModuleList(BertLayer(config, layer_idx=i) for i in range(n_layers))
+        self.layer = nn.ModuleList(BertLayer(bert, layer_idx=i) for i in range(config.n_layers))
         self._initialise()
 
     @property
@@ -260,42 +249,27 @@ BACKBONES: dict[str, type[GPT2Backbone | LlamaBackbone | BertBackbone]] = {
 }
 
 
-def make_backbone(
-    kind: Literal["gpt2", "llama", "bert"],
-    hidden: int,
-    *,
-    n_layers: int,
-    n_heads: int,
-    dropout: float = 0.0,
-    intermediate: int | None = None,
-    head_dim: int | None = None,
-) -> Backbone:
+def make_backbone(config: BackboneConfig) -> Backbone:
     """Make a backbone with new weights.
 
     Parameters
     ----------
-    kind
-        Its architecture.
-    hidden, n_layers, n_heads, dropout, intermediate
-        As in :class:`GPT2Backbone`, :class:`LlamaBackbone` and :class:`BertBackbone`.
-    head_dim
-        Width of a head. Only LLaMA may have another than ``hidden / n_heads``.
+    config
+        Architecture and sizes.
 
     Raises
     ------
     ValueError
-        There is no such architecture, or it cannot have these sizes.
+        If the architecture is unknown, or cannot have these sizes.
     """
+    kind, head_dim = config.backbone, config.head_dim
     if kind not in BACKBONES:
         msg = f"There is no backbone {kind!r}. {did_you_mean(kind, BACKBONES)}"
         raise ValueError(msg)
-    sizes: dict[str, Any] = {"dropout": dropout, "intermediate": intermediate}
-    if kind == "llama":
-        sizes["head_dim"] = head_dim
-    elif head_dim is not None and head_dim * n_heads != hidden:
+    if kind != "llama" and head_dim is not None and head_dim * config.n_heads != config.hidden:
         msg = (
-            f"{n_heads} heads of {head_dim} do not make hidden={hidden}, as {kind!r} needs. Leave head_dim=None for "
-            "hidden / n_heads, or take 'llama', whose heads may have any even width."
+            f"{config.n_heads} heads of {head_dim} do not make hidden={config.hidden}, as {kind!r} needs. Leave "
+            "head_dim=None for hidden / n_heads, or choose 'llama', whose heads may have any even width."
         )
         raise ValueError(msg)
-    return BACKBONES[kind](hidden, n_layers, n_heads, **sizes)
+    return BACKBONES[kind](config)

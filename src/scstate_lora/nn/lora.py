@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from scstate_lora._tensors import compare_tensors
 from scstate_lora._utils import did_you_mean
 from scstate_lora.nn.lora_layer import AdaptedLinear, while_merged
 
@@ -237,13 +238,7 @@ def load_adapter_state(module: nn.Module, name: str, state: Mapping[str, Tensor]
     """
     own = adapter_state(module, name)
     _refuse_merged(module, "load adapters")
-    problems = [f"missing: {key} {tuple(own[key].shape)}" for key in own if key not in state]
-    problems += [f"unexpected: {key} {tuple(state[key].shape)}" for key in state if key not in own]
-    problems += [
-        f"shape: {key} is {tuple(state[key].shape)}, the adapter has {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
+    problems = compare_tensors(own, state)
     if problems:
         listed = "\n  ".join(problems)
         msg = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scstate_lora.nn.backbones import make_backbone
+from scstate_lora.nn.backbones import BackboneConfig, make_backbone
 from scstate_lora.nn.context_shift import ContextShift, n_coordinates, places
 from scstate_lora.nn.covariates import MultiCovariateEncoder
 from scstate_lora.nn.gene_decoder import GeneDecoder
@@ -153,12 +153,7 @@ class StateTransition(nn.Module):
         self.covariate_encoder = MultiCovariateEncoder(specs, c.hidden, hidden_dims=(c.hidden,)) if specs else None
         self.batch_encoder = None if c.n_batches is None else nn.Embedding(c.n_batches, c.hidden)
         self.transformer_backbone = make_backbone(
-            c.backbone,
-            c.hidden,
-            n_layers=c.n_layers,
-            n_heads=c.n_heads,
-            intermediate=c.intermediate,
-            head_dim=c.head_dim,
+            BackboneConfig(c.backbone, c.hidden, c.n_layers, c.n_heads, c.intermediate, c.head_dim)
         )
         self.project_out = mlp(c.hidden, c.n_inputs, c.n_decoder_layers)
         # Solved for, and not trained by gradient, which would let the contexts that train draw it their way.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,16 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from scstate_lora.io.published.inspect import Report, inspect_path
+from scstate_lora.io.published import inspect
+from scstate_lora.io.published.inspect import Report
 from scstate_lora.io.save_load import save_directory
+from scstate_lora.model.se.pretrained import se_tensors
+from scstate_lora.model.st.published import st_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+inspect_path = partial(inspect.inspect_path, se_tensors=se_tensors, st_tensors=st_tensors)
 TRUE = Path(__file__).parents[2] / "data" / "arc"
 TRUE_ST = TRUE.with_name("arc_st")
 """Small models that arc-state wrote."""
@@ -143,7 +148,7 @@ def test_st(st_folder: Path) -> None:
     [
         ("tokens", "tokens beside the cells", "batch, confidence"),
         ("batch_encoder", "batches", "3: batch0, batch1, batch2"),
-        ("decoder", "reads", "16 numbers of adata.obsm['X_state']"),
+        ("decoder", "reads", "16 columns of adata.obsm['X_state']"),
         ("decoder", "gene decoder", "to 12 genes"),
         ("bare_basal", "layers of encoders, head", "4 (perturbations), 1 (cells); 1"),
         ("raw", "predicts", "a change, added to the cell and passed through a narrow layer; never negative"),

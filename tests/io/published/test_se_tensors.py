@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scstate_lora.io.published.se_tensors import arc_shapes, arc_sizes, from_arc_names, take_arc_state, to_arc_names
+from scstate_lora.io.published.se_tensors import arc_sizes, from_arc_names, take_arc_state, to_arc_names
+from scstate_lora.model.se.pretrained import se_tensors
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 
 D, HID, OUT, TOKEN = 8, 12, 6, 5
@@ -111,14 +112,15 @@ def test_sizes_and_shapes_are_read_off_the_tensors() -> None:
         "rda": True,
         "dataset_correction": False,
     }
-    assert arc_shapes(sizes) == {name: tuple(tensor.shape) for name, tensor in published.items()}
+    expected = to_arc_names(se_tensors(sizes))
+    assert {name: t.shape for name, t in expected.items()} == {name: t.shape for name, t in published.items()}
 
 
 def test_taken_are_views_and_only_what_is_needed() -> None:
     published = to_arc_names(_state())
     published["gene_embedding_layer.0.weight"] = published["encoder.0.weight"]
     published["pe_embedding.weight"] = torch.zeros(3, TOKEN)
-    sizes, taken = take_arc_state(published, what="it")
+    sizes, taken = take_arc_state(published, se_tensors, what="it")
     assert sizes["d_model"] == D
     assert taken.keys() == _state().keys()
     stacked = published["transformer_encoder.layers.0.qkv_proj.weight"]
@@ -132,5 +134,5 @@ def test_nothing_that_shows_a_size_raises() -> None:
 
 def test_one_name_with_and_without_infix_raises() -> None:
     twice = {"decoder.1.bias": torch.zeros(1), "decoder._orig_mod.1.bias": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"decoder\.1\.bias is there twice"):
+    with pytest.raises(ValueError, match=r"decoder\.1\.bias is stored twice"):
         from_arc_names(twice)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 
 from scstate_lora.io.pickle.reader import UnsafePickleError, load_torch
 from scstate_lora.io.published import st_checkpoint, st_files
-from scstate_lora.io.published.st_checkpoint import backbone_state, compare_sizes, read_st_folder
+from scstate_lora.io.published.st_checkpoint import backbone_state, check_embedding, match_genes
+from scstate_lora.model.st.published import st_tensors
 
 ARC = Path(__file__).parents[2] / "data" / "arc_st"
 """Small models that arc-state wrote."""
 FORMS = sorted(path.name for path in ARC.iterdir() if path.is_dir())
+read_st_folder = partial(st_checkpoint.read_st_folder, expected_tensors=st_tensors)
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_what_is_read_agrees_with_what_the_file_says(form: str) -> None:
         ("embedding", {"residual": "none", "non_negative": True, "activation": "leakyrelu", "decoder_dims": None}),
         ("raw", {"residual": "down_up", "non_negative": True, "decoder_dims": None}),
         ("batch_encoder", {"n_batches": 3}),
-        ("tokens", {"batch_classes": 3, "confidence_token": True, "confidence_scale": 10.0}),
+        ("tokens", {"batch_classes": 3, "confidence_token": True}),
         ("gpt2", {"backbone": "gpt2", "basal_mlp": False, "intermediate": 64}),
     ],
 )
@@ -234,6 +237,18 @@ def test_other_tensors_that_are_not_the_networks_raises(folder: Path) -> None:
     assert read_st_folder(folder, reuse="backbone").sizes["hidden"] == 16
 
 
+def test_a_network_that_predicts_other_features_than_it_reads_raises(folder: Path) -> None:
+    def change(stored: dict[str, Any]) -> None:
+        last = max(name for name in stored["state_dict"] if name.startswith("project_out."))  # its weight
+        stored["state_dict"] |= {last: torch.zeros(9, 16), last.replace("weight", "bias"): torch.zeros(9)}
+        stored["hyper_parameters"]["output_dim"] = 9
+
+    _change(folder, change)
+    with pytest.raises(ValueError, match=r"reads 12 features per cell and predicts 9.*reuse='backbone'"):
+        read_st_folder(folder)
+    assert read_st_folder(folder, reuse="backbone").sizes["hidden"] == 16
+
+
 def test_compiled_names_and_unused_parts_are_understood(folder: Path) -> None:
     plain = read_st_folder(folder)
 
@@ -346,40 +361,39 @@ def test_batches_without_names_are_noted(tmp_path: Path) -> None:
 def test_genes_are_matched_by_name_in_any_order() -> None:
     model = read_st_folder(ARC / "trained")
     genes = [f"GENE{i}" for i in range(40)][::-1]
-    columns = compare_sizes(model, genes=genes, n_inputs=40)
-    assert [genes[i] for i in columns] == model.genes
+    assert match_genes(model, genes) == model.genes
 
 
 def test_missing_genes_raises() -> None:
     model = read_st_folder(ARC / "trained")
     with pytest.raises(ValueError, match="12 genes") as raised:
-        compare_sizes(model, genes=[f"gene{i}" for i in range(3)] + model.genes[3:])
+        match_genes(model, [f"gene{i}" for i in range(3)] + model.genes[3:])
     message = str(raised.value)
-    for part in ("reads 12 genes (HVGs) by name", "the data have 12 genes, and 9 of those 12", "GENE0, GENE1, GENE5"):
+    for part in (
+        "reads 12 genes (HVGs) by name",
+        "have 12 genes, among them 9 of those 12",
+        "GENE0, GENE1, GENE5",
+    ):
         assert part in message
-    assert "2 of them are there in other letters" in message
+    assert "2 of them differ in upper and lower case only" in message
     assert "under the same names; or reuse='backbone'" in message
 
 
 def test_other_sizes_raises() -> None:
     hvg, state = read_st_folder(ARC / "trained"), read_st_folder(ARC / "decoder")
     with pytest.raises(
-        ValueError, match=r"reads 16 numbers of adata.obsm\['X_state'\]; the data have 50 numbers of"
+        ValueError, match=r"reads 16 columns of adata.obsm\['X_state'\]; the data have 50 columns of"
     ) as e:
-        compare_sizes(state, n_inputs=50, key="X_pca")
-    for part in ("adata.obsm['X_pca']", "embed_key='X_state'", "2,058 numbers of SE-600M", "reuse='backbone'"):
+        check_embedding(state, 50, key="X_pca")
+    for part in ("adata.obsm['X_pca']", "embed_key='X_state'", "2,058 columns of SE-600M", "reuse='backbone'"):
         assert part in str(e.value)
     with pytest.raises(ValueError, match="the data have 16 genes"):
-        compare_sizes(state, genes=[str(i) for i in range(16)])
+        match_genes(state, [str(i) for i in range(16)])
     with pytest.raises(
-        ValueError, match=r"reads 12 genes \(HVGs\); the data have 12 numbers of adata.obsm\['X_state'\]"
+        ValueError, match=r"reads 12 genes \(HVGs\); the data have 12 columns of adata.obsm\['X_state'\]"
     ):
-        compare_sizes(hvg, n_inputs=12, key="X_state")
-    with pytest.raises(ValueError, match="the data have 7 numbers a cell"):
-        compare_sizes(hvg, n_inputs=7)
-    with pytest.raises(ValueError, match="predicts 12 genes a cell; 9 are asked"):
-        compare_sizes(hvg, n_inputs=12, n_outputs=9)
-    assert compare_sizes(state, n_inputs=16, key="X_other", n_outputs=16) is None
+        check_embedding(hvg, 12, key="X_state")
+    check_embedding(state, 16, key="X_other")
 
 
 def test_genes_without_stored_names_are_taken_by_position_and_warns(folder: Path, caplog: Any) -> None:
@@ -388,10 +402,10 @@ def test_genes_without_stored_names_are_taken_by_position_and_warns(folder: Path
     model = read_st_folder(folder)
     assert model.input_genes == []
     with caplog.at_level("WARNING", logger="scstate_lora"):
-        assert compare_sizes(model, genes=list("abcdefghijkl")) is None
+        assert match_genes(model, list("abcdefghijkl")) == list("abcdefghijkl")
     assert "taken by position" in caplog.text
     with pytest.raises(ValueError, match="the data have 3 genes"):
-        compare_sizes(model, genes=list("abc"))
+        match_genes(model, list("abc"))
 
 
 _REPOSITORY = ["README.md", "config.yaml", "checkpoints/final.ckpt", "checkpoints/last.ckpt", "data_module.torch"]

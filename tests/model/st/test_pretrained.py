@@ -13,7 +13,7 @@ from scipy import sparse
 import scstate_lora as ssl
 from scstate_lora.data import log_expression
 from scstate_lora.io.published.st_checkpoint import read_st_folder
-from scstate_lora.model.st.published import GENE_RANGE, st_network
+from scstate_lora.model.st.published import GENE_RANGE, st_network, st_tensors
 
 ARC = Path(__file__).parents[2] / "data" / "arc_st"
 QUICK = {"accelerator": "cpu", "progress_bar": False, "logger": False}
@@ -52,7 +52,7 @@ def _published(form: str, adata: ad.AnnData | None = None, **given) -> ssl.STTra
 def test_it_predicts_before_any_training_as_the_published_network_does(form):
     st = _published(form)
     predicted = st.predict(target="TP53", contexts={"cell_type": "A"})
-    published, network = read_st_folder(ARC / form), st_network(read_st_folder(ARC / form))
+    published, network = read_st_folder(ARC / form, st_tensors), st_network(read_st_folder(ARC / form, st_tensors))
     rows = [st.adata.obs_names.get_loc(name) for name in predicted.obs["control_cell"]]
     if published.reads_genes:
         positions = [st.adata.var_names.get_loc(g) for g in published.input_genes]
@@ -127,7 +127,7 @@ def test_perturbations_that_it_does_not_know_get_an_encoder_of_their_own():
     st = _published("trained", adata)
     with pytest.raises(ValueError, match=r"call \.train\(\) before predict"):
         st.predict(target="burn")
-    stored = st_network(read_st_folder(ARC / "trained")).state_dict()
+    stored = st_network(read_st_folder(ARC / "trained", st_tensors)).state_dict()
     own = st.network.state_dict()
     assert own["pert_encoder.0.weight"].shape == (16, 1)
     assert torch.equal(own["basal_encoder.0.weight"], stored["basal_encoder.0.weight"])
@@ -140,7 +140,7 @@ def test_the_backbone_alone_serves_data_of_any_size(form, tmp_path):
     adata = _cells(targets=("burn",), n_genes=45)
     ssl.STTransition.setup_anndata(adata, **SETUP)
     st = ssl.STTransition(adata, pretrained=ARC / form, reuse="backbone", finetune="frozen")
-    stored = st_network(read_st_folder(ARC / form)).transformer_backbone.state_dict()
+    stored = st_network(read_st_folder(ARC / form, st_tensors)).transformer_backbone.state_dict()
     assert st.sizes.hidden == 16
     assert st.sizes.residual == "output"
     for name, tensor in st.network.transformer_backbone.state_dict().items():
@@ -157,14 +157,14 @@ def test_other_sizes_raises_with_both_and_the_two_ways_out():
     adata = _cells()
     adata.obsm["X_state"] = adata.obsm["X_state"][:, :10]
     with pytest.raises(
-        ValueError, match=r"reads 16 numbers of adata.obsm\['X_state'\]; the data have 10 .*reuse='backbone'"
+        ValueError, match=r"reads 16 columns of adata.obsm\['X_state'\]; the data have 10 .*reuse='backbone'"
     ):
         _published("decoder", adata)
     with pytest.raises(ValueError, match=r"Missing are .*GENE.*reuse='backbone'"):
         _published("trained", _cells()[:, 2:].copy())
     adata = _cells()
     ssl.STTransition.setup_anndata(adata, **SETUP)
-    with pytest.raises(ValueError, match=r"reads 16 numbers of adata\.obsm"):
+    with pytest.raises(ValueError, match=r"reads 16 columns of adata\.obsm"):
         ssl.STTransition(adata, pretrained=ARC / "decoder")
     with pytest.raises(FileNotFoundError):
         ssl.STTransition(adata, pretrained=ARC / "nothing")

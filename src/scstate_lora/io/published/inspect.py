@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from scstate_lora.io.published.contents import Contents, find_se_file, open_contents
 from scstate_lora.io.published.proteins import find_proteins
 from scstate_lora.io.published.se_checkpoint import complete_sizes, find_config, licence_beside, name_of
-from scstate_lora.io.published.se_tensors import take_arc_state
+from scstate_lora.io.published.se_tensors import N_DATASET, take_arc_state
 from scstate_lora.io.published.st_checkpoint import STCheckpoint, input_meaning, read_st_file, st_licence
 from scstate_lora.io.published.st_files import find_st_file
 from scstate_lora.io.save_load import holds_save, load_directory
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_N_DATASET = 10
+    from scstate_lora._tensors import ExpectedTensors
+
 _WIDTH = 110
 _BASE_ROWS = (("base", "name"), ("base from", "source"), ("licence of the base", "licence"))
 
@@ -65,7 +66,7 @@ class Report:
         return "\n".join(lines)
 
 
-def inspect_path(path: str | Path) -> Report:
+def inspect_path(path: str | Path, *, se_tensors: ExpectedTensors, st_tensors: ExpectedTensors) -> Report:
     """Recognise a published SE or ST model, protein embeddings, or a model saved by this package.
 
     Tensors are mapped from the disk and only their names and shapes looked at, so a large file takes a moment.
@@ -74,6 +75,8 @@ def inspect_path(path: str | Path) -> Report:
     ----------
     path
         File or folder.
+    se_tensors, st_tensors
+        State dict of an SE and of an ST network of given sizes, against which the tensors are checked.
 
     Raises
     ------
@@ -89,9 +92,9 @@ def inspect_path(path: str | Path) -> Report:
         return _saved(path)
     contents = open_contents(_file(path))
     if contents.kind == "se":
-        return _se(path, contents)
+        return _se(path, contents, se_tensors)
     if contents.kind == "st":
-        return _st(path, contents)
+        return _st(path, contents, st_tensors)
     if contents.kind == "proteins":
         return _proteins(contents)
     held = _examples(list(contents.state)) if contents.state else "no tensors by name"
@@ -113,7 +116,7 @@ def _file(path: Path) -> Path:
     return proteins[0] if is_alone else find_se_file(path)
 
 
-def _se(path: Path, contents: Contents) -> Report:
+def _se(path: Path, contents: Contents, expected_tensors: ExpectedTensors) -> Report:
     report = Report("se", f"{name_of(contents.file)}: an SE (state embedding) checkpoint")
     rows = report.rows
     form = "Lightning checkpoint" if "state_dict" in contents.top else "tensors only"
@@ -122,7 +125,7 @@ def _se(path: Path, contents: Contents) -> Report:
         others = sorted(f.name for f in path.iterdir() if f.suffix in {".ckpt", ".safetensors"} and f != contents.file)
         rows += [("beside it", ", ".join(others))] if others else []
     try:
-        sizes, state = take_arc_state(contents.state, what=str(contents.file))
+        sizes, state = take_arc_state(contents.state, expected_tensors, what=str(contents.file))
     except ValueError as error:
         report.problems.append(str(error))
         return report
@@ -159,7 +162,7 @@ def _se(path: Path, contents: Contents) -> Report:
 
 
 def _size_rows(sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    correction = _N_DATASET * sizes["dataset_correction"]
+    correction = N_DATASET * sizes["dataset_correction"]
     kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
     length = f"{sizes['output_dim'] + correction:,}"
     if correction:
@@ -193,7 +196,7 @@ def _proteins(contents: Contents) -> Report:
     return report
 
 
-def _st(path: Path, contents: Contents) -> Report:
+def _st(path: Path, contents: Contents, expected_tensors: ExpectedTensors) -> Report:
     file = contents.file
     folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     title = f"{name_of(folder / file.name)}: an ST (state transition) model, which predicts the effect of perturbations"
@@ -206,7 +209,7 @@ def _st(path: Path, contents: Contents) -> Report:
     parts: tuple[Literal["all", "backbone"], ...] = ("all", "backbone")
     for reuse in parts:
         try:
-            model = read_st_file(file, folder, source=str(path), reuse=reuse)
+            model = read_st_file(file, folder, expected_tensors, source=str(path), reuse=reuse)
         except (ValueError, FileNotFoundError) as error:
             report.problems.append(str(error))
             continue

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from scstate_lora._tensors import ExpectedTensors
+
 UNKNOWN_LICENCE = (
     "unknown; Arc's published SE weights are non-commercial (Arc Research Institute State Model Non-Commercial License)"
 )
@@ -87,6 +89,7 @@ def files_to_fetch(names: Sequence[str]) -> list[str]:
 
 def read_se_checkpoint(
     path: str | Path,
+    expected_tensors: ExpectedTensors,
     *,
     config: str | Path | Mapping[str, Any] | None = None,
     protein_embeddings: str | Path | Mapping[str, Tensor] | None = None,
@@ -100,6 +103,8 @@ def read_se_checkpoint(
     path
         Folder, ``.ckpt`` or ``model.safetensors``. In a folder the ``.ckpt`` of the highest epoch in its name is taken,
         else the only one, else ``model.safetensors``.
+    expected_tensors
+        State dict of an SE network of given sizes, see :func:`~scstate_lora.io.published.se_tensors.take_arc_state`.
     config
         Configuration, or its YAML file. By default what is inside the checkpoint, else ``config.yaml`` beside it.
     protein_embeddings
@@ -116,7 +121,7 @@ def read_se_checkpoint(
     file = find_se_file(path)
     contents = open_contents(file)
     require_se(contents)
-    sizes, state = take_arc_state(contents.state, what=str(file))
+    sizes, state = take_arc_state(contents.state, expected_tensors, what=str(file))
     sizes = complete_sizes(sizes, contents, *find_config(contents, config))
     proteins, source = find_proteins(contents, protein_embeddings, beside_first=Path(path).is_dir())
     genes, gene_tokens = stack_proteins(proteins, sizes["token_dim"], source=source)

@@ -1,7 +1,7 @@
-"""Tensor names and shapes of published STATE embedding (SE) checkpoints, and ours: the same but for the attention.
+"""Tensors of published STATE embedding (SE) checkpoints: their names and sizes, and their translation to ours.
 
-A published checkpoint stacks a layer's queries, keys and values in one ``qkv_proj`` of shape ``(3 d, d)``. Here they
-are three linear layers, so that an adapter can sit on any of them.
+Names differ in the attention alone. A published checkpoint stacks the queries, keys and values of a layer in one
+``qkv_proj`` of shape ``(3 d, d)``; here they are three linear layers, so that each can carry an adapter.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from scstate_lora._tensors import compare_tensors
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-# Fixed in the published architecture: bins of the count encoding, its hidden width, numbers of the data set.
-_N_BINS = 10
-_COUNT_HIDDEN = 512
-_N_DATASET = 10
+    from scstate_lora._tensors import ExpectedTensors
+
+N_DATASET = 10
+"""Entries of an embedding that describe the data set, in a model with dataset correction."""
 
 _OURS = re.compile(r"^(transformer_encoder\.layers\.\d+\.)self_attn\.([qkv]|out)_proj\.(weight|bias)$")
 _ARC = re.compile(r"^(transformer_encoder\.layers\.\d+\.)(qkv|out)_proj\.(weight|bias)$")
@@ -28,8 +30,8 @@ _FIRST = "transformer_encoder.layers.0."
 _TIED = "gene_embedding_layer."
 
 
-def to_arc_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and stack our tensors as a published checkpoint has them.
+def to_arc_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename and stack our tensors to the layout of a published checkpoint.
 
     Parameters
     ----------
@@ -38,7 +40,7 @@ def to_arc_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Returns
     -------
-    A new dict; of the attention ``layers.i.qkv_proj`` ``(3 d, d)``, bias ``(3 d,)``, and ``layers.i.out_proj``.
+    A new dict, with ``layers.i.qkv_proj`` ``(3 d, d)``, its bias ``(3 d,)``, and ``layers.i.out_proj``.
 
     Raises
     ------
@@ -64,8 +66,8 @@ def to_arc_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def from_arc_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and split a published checkpoint's tensors to ours, the inverse of :func:`to_arc_names`.
+def from_arc_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename and split the tensors of a published checkpoint to our layout, the inverse of :func:`to_arc_names`.
 
     Parameters
     ----------
@@ -74,12 +76,12 @@ def from_arc_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Returns
     -------
-    A new dict with ``layers.i.self_attn.{q,k,v,out}_proj``; the parts are views of the stacked tensors.
+    A new dict, with ``layers.i.self_attn.{q,k,v,out}_proj``; queries, keys and values are views of the stacked tensor.
 
     Raises
     ------
     ValueError
-        If the rows of a ``qkv_proj`` do not divide by three.
+        If the number of rows of a ``qkv_proj`` is not divisible by three.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in plain_arc_names(state).items():
@@ -103,40 +105,40 @@ def from_arc_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def plain_arc_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the infix ``_orig_mod.`` that compiled models put into names; two names may not become one."""
+    """Drop the infix ``_orig_mod.`` of compiled models from names; a ValueError if two names become one."""
     plain: dict[str, Tensor] = {}
     for name, tensor in state.items():
         short = name.replace("_orig_mod.", "")
         if short in plain:
-            msg = f"{short} is there twice, with and without the infix _orig_mod. of a compiled model. Save it again."
+            msg = f"{short} is stored twice, with and without the infix _orig_mod. of a compiled model. Save it again."
             raise ValueError(msg)
         plain[short] = tensor
     return plain
 
 
 def arc_sizes(state: Mapping[str, Tensor], *, what: str) -> dict[str, Any]:
-    """Read off the tensors of a published SE checkpoint every size that they show.
+    """Infer the sizes of an SE network from the shapes of its tensors.
 
     Parameters
     ----------
     state
         Tensors by published name, without ``_orig_mod.``.
     what
-        What they are, for the message, such as a file's name.
+        Source of the tensors for the error message, such as a file name.
 
     Returns
     -------
-    ``token_dim``, ``d_model``, ``n_layers``, ``d_hid``, ``output_dim``, and whether it has ``counts``, ``rda`` and
-    ``dataset_correction``. Heads and the length of a sentence leave no trace in the tensors.
+    ``token_dim``, ``d_model``, ``n_layers``, ``d_hid``, ``output_dim``, and whether the network has ``counts``, ``rda``
+    and ``dataset_correction``. The number of heads and the sentence length cannot be inferred from shapes.
 
     Raises
     ------
     ValueError
-        If the tensors that show a size are missing.
+        If the tensors that determine a size are missing.
     """
 
     def size(*where: tuple[str, int]) -> int:
-        """Length of a tensor along a dimension: the first of these tensors that is there."""
+        """Length along a dimension of the first of these tensors that exists."""
         for name, dim in where:
             if name in state and state[name].ndim > dim:
                 return state[name].shape[dim]
@@ -155,50 +157,28 @@ def arc_sizes(state: Mapping[str, Tensor], *, what: str) -> dict[str, Any]:
         "d_hid": size((f"{_FIRST}linear1.bias", 0), (f"{_FIRST}linear1.weight", 0)),
         "output_dim": output_dim,
         "counts": any(name.startswith(("bin_encoder.", "count_encoder.")) for name in state),
-        "rda": width > d_model + output_dim + _N_DATASET * dataset_correction,
+        "rda": width > d_model + output_dim + N_DATASET * dataset_correction,
         "dataset_correction": dataset_correction,
     }
 
 
-def arc_shapes(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the network of these sizes needs, as published.
+def take_arc_state(
+    state: Mapping[str, Tensor], expected_tensors: ExpectedTensors, *, what: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Take the network's tensors from a published checkpoint, accounting for every tensor in it.
 
-    Parameters
-    ----------
-    sizes
-        What :func:`arc_sizes` returns.
-    """
-    token, d, hid, out = (sizes[key] for key in ("token_dim", "d_model", "d_hid", "output_dim"))
-    n_dataset = _N_DATASET * sizes["dataset_correction"]
-    width = d + out + sizes["rda"] + n_dataset
-    shapes = {"cls_token": (1, token), **_linear("encoder.0", token, d), **_norm("encoder.1", d)}
-    for i in range(sizes["n_layers"]):
-        layer = f"transformer_encoder.layers.{i}."
-        shapes |= {**_linear(f"{layer}qkv_proj", d, 3 * d), **_linear(f"{layer}out_proj", d, d)}
-        shapes |= {**_norm(f"{layer}norm1", d), **_norm(f"{layer}norm2", d)}
-        shapes |= {**_linear(f"{layer}linear1", d, hid), **_linear(f"{layer}linear2", hid, d)}
-    shapes |= {**_skip("decoder.0", d), **_linear("decoder.1", d, out)}
-    if sizes["counts"]:
-        shapes |= {"bin_encoder.weight": (_N_BINS, d)}
-        shapes |= {**_linear("count_encoder.0", 1, _COUNT_HIDDEN), **_linear("count_encoder.2", _COUNT_HIDDEN, _N_BINS)}
-    if sizes["dataset_correction"]:
-        shapes |= {"dataset_token": (1, token), **_linear("dataset_embedder", out, n_dataset)}
-    shapes |= {**_skip("binary_decoder.0", width), **_skip("binary_decoder.1", width)}
-    return shapes | _linear("binary_decoder.2", width, 1)
-
-
-def take_arc_state(state: Mapping[str, Tensor], *, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Take what the network needs from a published checkpoint's tensors, each of which is accounted for.
-
-    What training alone needs is checked and left out: the classifier of data sets, the table of protein embeddings,
-    and the second name of the token encoder. A file that keeps tied tensors once may have only that second name.
+    Tensors that only training needs are checked and dropped: the classifier of data sets, the table of protein
+    embeddings, and the copy of the token encoder under a second name. A file that stores tied tensors once may hold
+    them under the second name only.
 
     Parameters
     ----------
     state
         Tensors by published name.
+    expected_tensors
+        State dict of an SE network of given sizes, by our names: a function of what :func:`arc_sizes` returns.
     what
-        What they are, for the message, such as a file's name.
+        Source of the tensors for the error message, such as a file name.
 
     Returns
     -------
@@ -210,31 +190,20 @@ def take_arc_state(state: Mapping[str, Tensor], *, what: str) -> tuple[dict[str,
     Raises
     ------
     ValueError
-        Naming all missing, unexpected and differently shaped tensors, and those that are not floating point.
+        If a tensor is missing, unexpected, of another shape or not floating point. All of them are named.
     """
-    found = plain_arc_names(state)
-    sizes = arc_sizes(found, what=what)
-    needed = arc_shapes(sizes)
+    stored = plain_arc_names(state)
+    sizes = arc_sizes(stored, what=what)
+    needed = to_arc_names(expected_tensors(sizes))
     twins = {name: _TIED + name.removeprefix("encoder.") for name in needed if name.startswith("encoder.")}
-    untied = found | {name: found[twin] for name, twin in twins.items() if name not in found and twin in found}
-    expected = _unneeded_shapes(sizes, found) | {twin: needed[name] for name, twin in twins.items()} | needed
-    problems = [f"missing: {name} {shape}" for name, shape in needed.items() if name not in untied]
-    problems += [f"unexpected: {name} {_shape(found[name])}" for name in found if name not in expected]
-    problems += [
-        f"shape: {name} is {_shape(tensor)}, expected {expected[name]}"
-        for name, tensor in untied.items()
-        if name in expected and not _fits(tensor, expected[name])
-    ]
-    problems += [
-        f"type: {name} is {untied[name].dtype}, expected floating point"
-        for name in needed
-        if name in untied and not untied[name].is_floating_point()
-    ]
+    untied = stored | {name: stored[twin] for name, twin in twins.items() if name not in stored and twin in stored}
+    optional = _training_tensors(sizes, stored) | {twin: needed[name] for name, twin in twins.items()}
+    problems = compare_tensors({name: t for name, t in optional.items() if name in stored} | needed, untied)
     if not problems:
         problems = [
             f"values: {twin} differs from {name}; they are one module under two names"
             for name, twin in twins.items()
-            if twin in found and not torch.equal(found[twin], untied[name])
+            if twin in stored and not torch.equal(stored[twin], untied[name])
         ]
     if problems:
         listed = "\n  ".join(problems)
@@ -247,34 +216,17 @@ def take_arc_state(state: Mapping[str, Tensor], *, what: str) -> tuple[dict[str,
     return sizes, from_arc_names({name: untied[name] for name in needed})
 
 
-def _linear(name: str, n_in: int, n_out: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (n_out, n_in), f"{name}.bias": (n_out,)}
+def _training_tensors(sizes: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors, on the meta device, that a published checkpoint may hold and only its training needs."""
 
+    def rows(*names: str) -> int:
+        """Length of the first of these tensors that is stored: the number of proteins or data sets is free."""
+        return next((len(stored[name]) for name in names if name in stored and stored[name].ndim), 0)
 
-def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _skip(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    wide = _linear(f"{name}.intermediate_dense", width, 2 * width)
-    return {**wide, **_linear(f"{name}.dense", 2 * width, width), **_norm(f"{name}.layer_norm", width)}
-
-
-def _unneeded_shapes(sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Tensors that only training needs; -1 is any length."""
-    shapes: dict[str, tuple[int, ...]] = {"pe_embedding.weight": (-1, sizes["token_dim"])}
+    shapes: dict[str, tuple[int, ...]] = {"pe_embedding.weight": (rows("pe_embedding.weight"), sizes["token_dim"])}
     if sizes["dataset_correction"]:
-        d, out = sizes["d_model"], sizes["output_dim"]
-        last = state.get("dataset_encoder.4.bias")
-        n_datasets = -1 if last is None else last.numel()
-        shapes |= {**_linear("dataset_encoder.0", out, d), **_norm("dataset_encoder.2", d)}
-        shapes |= _linear("dataset_encoder.4", d, n_datasets)
-    return shapes
-
-
-def _fits(tensor: Tensor, expected: tuple[int, ...]) -> bool:
-    return tensor.ndim == len(expected) and all(e in (-1, n) for e, n in zip(expected, tensor.shape, strict=True))
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
+        d, out, n = sizes["d_model"], sizes["output_dim"], rows("dataset_encoder.4.bias", "dataset_encoder.4.weight")
+        weights = {"0.weight": (d, out), "2.weight": (d,), "4.weight": (n, d)}
+        biases = {"0.bias": (d,), "2.bias": (d,), "4.bias": (n,)}
+        shapes |= {f"dataset_encoder.{name}": shape for name, shape in (weights | biases).items()}
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from scstate_lora._tensors import ExpectedTensors
+
 UNKNOWN_ST_LICENCE = (
     "unknown; Arc's published ST weights are non-commercial (Arc Research Institute State Model Non-Commercial License)"
 )
@@ -59,7 +61,7 @@ class STCheckpoint:
     sizes
         Those of :func:`~scstate_lora.io.published.st_tensors.take_network`, or of the backbone alone.
     state
-        Tensors by published name, float32, adapters merged; without those that nothing reads.
+        Tensors by our names, float32, adapters merged; without those that are never read.
     genes
         Names of the genes of its gene space, ``gene_names``; empty where they are not stored.
     perturbations
@@ -116,6 +118,7 @@ class STCheckpoint:
 
 def read_st_folder(
     path: str | Path,
+    expected_tensors: ExpectedTensors,
     *,
     reuse: Literal["all", "backbone"] = "all",
     offline: bool | None = None,
@@ -127,7 +130,9 @@ def read_st_folder(
     path
         Folder with ``config.yaml`` and ``checkpoints/final.ckpt`` (or ``last``, ``best``, ``step=N``; older ones:
         ``final.ckpt`` at the top), the checkpoint itself, or a repository on the Hub: ``owner/name``, or
-        ``owner/name/folder`` where it holds several models, each with ``@revision`` behind it if another is wanted.
+        ``owner/name/folder`` if it holds several models, each optionally followed by ``@revision``.
+    expected_tensors
+        State dict of an ST network of given sizes, see :func:`~scstate_lora.io.published.st_tensors.take_network`.
     reuse
         ``"backbone"`` reads the transformer alone and needs no files beside the checkpoint.
     offline
@@ -151,19 +156,26 @@ def read_st_folder(
         choose = partial(files_to_fetch, hub_id=hub_id, folder=within)
         path = fetch_snapshot(hub_id, choose=choose, offline=offline) / within
     folder, file = find_st_file(path)
-    checkpoint = read_st_file(file, folder, source=source, reuse=reuse)
+    checkpoint = read_st_file(file, folder, expected_tensors, source=source, reuse=reuse)
     logger.info("ST model %s: %s.", checkpoint.name, "; ".join([describe(checkpoint), *checkpoint.notes]))
     return checkpoint
 
 
-def read_st_file(file: Path, folder: Path, *, source: str, reuse: Literal["all", "backbone"] = "all") -> STCheckpoint:
-    """Read a checkpoint, and of its folder what belongs to it. As :func:`read_st_folder`, where the files are known."""
+def read_st_file(
+    file: Path,
+    folder: Path,
+    expected_tensors: ExpectedTensors,
+    *,
+    source: str,
+    reuse: Literal["all", "backbone"] = "all",
+) -> STCheckpoint:
+    """Read a checkpoint and the files that belong to it: :func:`read_st_folder` once the files are located."""
     contents = open_contents(file)
     hyper = _require_st(contents)
     options = _section(_section(read_config(folder), "data"), "kwargs")
     notes: list[str] = []
     take = take_backbone if reuse == "backbone" else take_network
-    sizes, state = take(contents.state, hyper, what=str(file))
+    sizes, state = take(contents.state, hyper, expected_tensors, what=str(file))
     if sizes["backbone"] == "gpt2":
         # With transformers 4.52 to 4.57 arc-state asks for attention among all cells and, under SDPA, gets another.
         notes.append("every cell attends to every other, as arc-state means it; its own GPT-2 may have run causally")
@@ -220,7 +232,7 @@ def input_meaning(checkpoint: STCheckpoint) -> str:
     n, key = checkpoint.sizes["n_inputs"], checkpoint.embed_key
     if checkpoint.reads_genes:
         return f"{n:,} genes" + (" (HVGs)" if key == "X_hvg" else "")
-    return f"{n:,} numbers of adata.obsm[{key!r}]"
+    return f"{n:,} columns of adata.obsm[{key!r}]"
 
 
 def backbone_state(checkpoint: STCheckpoint) -> dict[str, Tensor]:
@@ -234,77 +246,77 @@ def st_licence(folder: Path) -> str:
     return UNKNOWN_ST_LICENCE if found == UNKNOWN_LICENCE else found
 
 
-def compare_sizes(
-    checkpoint: STCheckpoint,
-    *,
-    n_inputs: int | None = None,
-    n_outputs: int | None = None,
-    genes: Sequence[str] | None = None,
-    key: str | None = None,
-) -> np.ndarray | None:
-    """Check that a model's sizes are those of some data, and find its genes among theirs.
+def match_genes(checkpoint: STCheckpoint, genes: Sequence[str]) -> list[str]:
+    """Match the genes that a model reads to those of some data.
 
     Parameters
     ----------
     checkpoint
         The model, read whole.
-    n_inputs, n_outputs
-        Width of a cell in the data, going in and coming out; None where it is not asked.
     genes
-        Names of the data's genes, where the cells are expression; `n_inputs` is their number.
-    key
-        Where the cells lie in ``adata.obsm``, where they are an embedding; with `n_inputs`.
+        Genes of the data, whose cells are expression.
 
     Returns
     -------
-    Columns of the data in the model's order, int64 ``(n_inputs,)``, where `genes` were given and the model has names of
-    its own; else None.
+    The genes that the model reads, in its order. If the model does not store their names, the genes of the data, which
+    are then taken by position.
 
     Raises
     ------
     ValueError
-        Naming both sizes, what they mean, and the two ways out; or the genes that are missing.
+        If the model reads an embedding or another number of genes, or if genes are missing. The sizes or genes are
+        named, and the two ways out.
     """
-    if genes is not None and checkpoint.input_genes:
-        return _match_genes(checkpoint, list(map(str, genes)))
-    if genes is not None:
-        n_inputs, given, is_same_kind = len(genes), f"{len(genes):,} genes", checkpoint.reads_genes
-    elif key is not None:
-        given, is_same_kind = f"{n_inputs:,} numbers of adata.obsm[{key!r}]", not checkpoint.reads_genes
-    else:
-        given, is_same_kind = f"{n_inputs:,} numbers a cell" if n_inputs is not None else "", True
-    if not is_same_kind or n_inputs not in (None, checkpoint.sizes["n_inputs"]):
-        msg = f"{checkpoint.name} reads {input_meaning(checkpoint)}; the data have {given}. {_ways_out(checkpoint)}"
-        raise ValueError(msg)
-    if n_outputs not in (None, checkpoint.sizes["n_outputs"]):
-        meaning = f"{checkpoint.sizes['n_outputs']:,} {'genes' if checkpoint.reads_genes else 'numbers'}"
-        msg = f"{checkpoint.name} predicts {meaning} a cell; {n_outputs:,} are asked of it. {_ways_out(checkpoint)}"
-        raise ValueError(msg)
-    if genes is not None:
+    data_genes, model_genes = [str(gene) for gene in genes], checkpoint.input_genes
+    if not model_genes:
+        n_genes = len(data_genes)
+        if not checkpoint.reads_genes or n_genes != checkpoint.sizes["n_inputs"]:
+            raise ValueError(_other_sizes(checkpoint, f"{n_genes:,} genes"))
         logger.warning(
-            "The names of the %s genes that %s reads are not stored in it: they are taken by position.",
-            f"{checkpoint.sizes['n_inputs']:,}",
+            "%s does not store the names of the %s genes that it reads: they are taken by position.",
             checkpoint.name,
+            f"{n_genes:,}",
         )
-    return None
-
-
-def _match_genes(checkpoint: STCheckpoint, genes: list[str]) -> np.ndarray:
-    wanted = checkpoint.input_genes
-    place = {gene: i for i, gene in reversed(list(enumerate(genes)))}
-    missing = [gene for gene in wanted if gene not in place]
+        return data_genes
+    available = set(data_genes)
+    missing = [gene for gene in model_genes if gene not in available]
     if missing:
-        lowered = {gene.lower() for gene in genes}
+        lowered = {gene.lower() for gene in data_genes}
         near = sum(gene.lower() in lowered for gene in missing)
-        hint = f" {near:,} of them are there in other letters (upper and lower case)." if near else ""
+        hint = f" {near:,} of them differ in upper and lower case only." if near else ""
         msg = (
-            f"{checkpoint.name} reads {input_meaning(checkpoint)} by name; the data have {len(genes):,} genes, and "
-            f"{len(wanted) - len(missing):,} of those {len(wanted):,} are among them. Missing are {_listed(missing)}; "
-            f"the data have {_listed(genes)}.{hint} {_ways_out(checkpoint)}"
+            f"{checkpoint.name} reads {input_meaning(checkpoint)} by name; the data have {len(data_genes):,} genes, "
+            f"among them {len(model_genes) - len(missing):,} of those {len(model_genes):,}. "
+            f"Missing are {_listed(missing)}; the data have {_listed(data_genes)}.{hint} {_ways_out(checkpoint)}"
         )
         raise ValueError(msg)
-    logger.info("All %s genes that %s reads are among the data's %s.", len(wanted), checkpoint.name, len(genes))
-    return np.array([place[gene] for gene in wanted], dtype=np.int64)
+    logger.info("All %s genes that %s reads are among the data's %s.", len(model_genes), checkpoint.name, len(genes))
+    return model_genes
+
+
+def check_embedding(checkpoint: STCheckpoint, width: int, *, key: str) -> None:
+    """Check that a model reads an embedding of this width.
+
+    Parameters
+    ----------
+    checkpoint
+        The model, read whole.
+    width
+        Columns of the embedding of the data.
+    key
+        Its key in ``adata.obsm``.
+
+    Raises
+    ------
+    ValueError
+        If the model reads genes or another width. Both sizes are named, and the two ways out.
+    """
+    if checkpoint.reads_genes or width != checkpoint.sizes["n_inputs"]:
+        raise ValueError(_other_sizes(checkpoint, f"{width:,} columns of adata.obsm[{key!r}]"))
+
+
+def _other_sizes(checkpoint: STCheckpoint, data: str) -> str:
+    return f"{checkpoint.name} reads {input_meaning(checkpoint)}; the data have {data}. {_ways_out(checkpoint)}"
 
 
 def _ways_out(checkpoint: STCheckpoint) -> str:
@@ -313,7 +325,7 @@ def _ways_out(checkpoint: STCheckpoint) -> str:
     else:
         right = f"Give the embedding that it was trained on, embed_key={checkpoint.embed_key!r}"
         if checkpoint.embed_key == "X_state":
-            right += " (2,058 numbers of SE-600M, by ssl.tl.embed)"
+            right += " (2,058 columns of SE-600M, by ssl.tl.embed)"
     return f"{right}; or reuse='backbone', which keeps the pretrained transformer and gives it new encoders and head."
 
 

@@ -25,7 +25,7 @@ from scstate_lora.nn.lora import adapters_off, split_adapters
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from anndata import AnnData
     from scipy import sparse
@@ -226,7 +226,7 @@ class SEBase:
         else:
             source = str(Path(path).expanduser().resolve())
         if not holds_save(path):
-            stored = read_se_checkpoint(path, config=config, protein_embeddings=protein_embeddings)
+            stored = read_se_checkpoint(path, se_tensors, config=config, protein_embeddings=protein_embeddings)
             encoder = _encoder(SEConfig(**stored.sizes), stored.gene_tokens, stored.state, what=str(stored.path))
             return cls(encoder, stored.genes, stored.name, stored.licence, source=source)
         metadata, tensors = load_directory(path)
@@ -289,6 +289,19 @@ def base_for(base: Any, registry: Registry, adata: AnnData | None) -> SEBase:
         msg = f"The base does not know the genes by adata.var_names, but {better}: set up with gene_key={key}."
         raise ValueError(msg) from error
     return base
+
+
+def se_tensors(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """State dict, on the meta device, of an SE network.
+
+    Parameters
+    ----------
+    sizes
+        As :func:`~scstate_lora.io.published.se_tensors.arc_sizes` reads them.
+    """
+    config = SEConfig(**sizes, n_heads=1, n_tokens=2)  # no tensor depends on these two
+    with torch.device("meta"):
+        return SEEncoder(config, torch.empty(0, config.token_dim)).state_dict()
 
 
 def _encoder(config: SEConfig, gene_tokens: Tensor, state: dict[str, Tensor], *, what: str) -> SEEncoder:

@@ -9,13 +9,14 @@ import numpy as np
 
 from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean
-from scstate_lora.io.published.st_checkpoint import compare_sizes, read_st_folder
+from scstate_lora.io.published.st_checkpoint import check_embedding, match_genes, read_st_folder
 from scstate_lora.model.st.published import (
     backbone_config,
     load_backbone,
     load_network,
     published_perturbations,
     st_config,
+    st_tensors,
 )
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Origin:
         FileNotFoundError, ValueError
             It is not there, or is another one.
         """
-        checkpoint = read_st_folder(self.source if path is None else path, reuse=self.reuse)
+        checkpoint = read_st_folder(self.source if path is None else path, st_tensors, reuse=self.reuse)
         if checkpoint.sha256 != self.sha256:
             msg = (
                 f"{checkpoint.path} is not the pretrained model that this one was trained on ({self.name}, SHA-256 "
@@ -169,18 +170,14 @@ def adopt(
     ValueError
         Its sizes or genes are not those of the data, or an option contradicts it.
     """
-    origin, backbone = Origin.of(checkpoint, reuse), backbone_config(checkpoint)
+    origin, backbone = Origin.of(checkpoint, reuse), backbone_config(checkpoint.sizes)
     if reuse == "backbone":
         return Adopted(origin, options, None, None, backbone, None)
-    genes = None
-    if checkpoint.reads_genes:
-        columns = compare_sizes(checkpoint, genes=registry.var_names)
-        genes = checkpoint.input_genes if columns is not None else list(registry.var_names)
+    genes: list[str] | None
+    if checkpoint.reads_genes or registry.embed_key is None:
+        genes = match_genes(checkpoint, registry.var_names)
     else:
-        width = registry.embedding(adata).shape[1] if registry.embed_key is not None else None
-        if width is None:
-            compare_sizes(checkpoint, genes=registry.var_names)  # says that it reads an embedding
-        compare_sizes(checkpoint, n_inputs=width, key=registry.embed_key)
+        check_embedding(checkpoint, registry.embedding(adata).shape[1], key=registry.embed_key)
         genes = checkpoint.genes or None
     control = str(registry.control)
     perts: PerturbationTable | None = published_perturbations(checkpoint, control)
@@ -203,7 +200,7 @@ def adopt(
         replace(origin, own_perturbations=perts is None),
         options.model_copy(update=chosen),
         genes,
-        st_config(checkpoint),
+        st_config(checkpoint.sizes),
         backbone,
         perts,
     )

@@ -10,7 +10,9 @@ import torch
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.perturbations import PerturbationTable
 from scstate_lora.io.published.st_checkpoint import backbone_state
+from scstate_lora.io.published.st_tensors import BACKBONE
 from scstate_lora.io.save_load import check_state
+from scstate_lora.nn.backbones import BackboneConfig, make_backbone
 from scstate_lora.nn.transition import StateTransition, STConfig
 
 if TYPE_CHECKING:
@@ -28,27 +30,20 @@ _AS_THEY_ARE = ("n_inputs", "pert_dim", "dropout", "n_encoder_layers", "n_decode
 _COVARIATES, _PERTURBATIONS = "covariate_encoder.", "pert_encoder."
 
 
-def backbone_config(checkpoint: STCheckpoint) -> dict[str, Any]:
-    """Fields of :class:`~scstate_lora.nn.transition.STConfig` that are of the transformer."""
-    return {name: checkpoint.sizes[name] for name in _BACKBONE}
+def backbone_config(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of :class:`~scstate_lora.nn.transition.STConfig` that describe the transformer."""
+    return {name: sizes[name] for name in _BACKBONE}
 
 
-def st_config(checkpoint: STCheckpoint) -> STConfig:
-    """Sizes and form of a published model, read whole."""
-    sizes = checkpoint.sizes
-    if sizes["n_outputs"] != sizes["n_inputs"]:
-        msg = (
-            f"{checkpoint.name} reads {sizes['n_inputs']:,} numbers a cell and predicts {sizes['n_outputs']:,}. A "
-            "model must predict what it reads; of this one the transformer can be used: reuse='backbone'."
-        )
-        raise ValueError(msg)
+def st_config(sizes: Mapping[str, Any]) -> STConfig:
+    """Sizes and form of our network, from the sizes of a published model that was read whole."""
     decoder: dict[str, Any] = {}
     if sizes["decoder_dims"] is not None:
         decoder = {name: sizes[name] for name in ("decoder_dims", "decoder_dropout", "decoder_residual")}
         decoder["n_decoded"] = sizes["n_genes"]
     is_down_up = sizes["residual"] == "down_up"
     return STConfig(
-        **backbone_config(checkpoint),
+        **backbone_config(sizes),
         **{name: sizes[name] for name in _AS_THEY_ARE},
         **decoder,
         residual="latent" if is_down_up else sizes["residual"],
@@ -58,6 +53,20 @@ def st_config(checkpoint: STCheckpoint) -> STConfig:
         batch_classes=sizes["batch_classes"] or None,
         confidence_token=sizes["confidence_token"],
     )
+
+
+def st_tensors(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """State dict, on the meta device, of a network of these sizes: of its transformer alone if they are no more.
+
+    Parameters
+    ----------
+    sizes
+        As :func:`~scstate_lora.io.published.st_tensors.take_network` reads them, or ``take_backbone``.
+    """
+    with torch.device("meta"):  # nothing is allocated or drawn
+        if "n_inputs" in sizes:
+            return StateTransition(st_config(sizes), {}).state_dict()
+        return make_backbone(BackboneConfig(**backbone_config(sizes))).state_dict(prefix=BACKBONE)
 
 
 def st_network(checkpoint: STCheckpoint, specs: Mapping[str, CovariateSpec] | None = None) -> StateTransition:
@@ -76,7 +85,7 @@ def st_network(checkpoint: STCheckpoint, specs: Mapping[str, CovariateSpec] | No
     ValueError
         A tensor is missing, unexpected or of another shape.
     """
-    network = StateTransition(st_config(checkpoint), specs or {})
+    network = StateTransition(st_config(checkpoint.sizes), specs or {})
     load_network(network, checkpoint)
     return network.eval()
 
@@ -103,7 +112,7 @@ def load_network(network: StateTransition, checkpoint: STCheckpoint, *, own_pert
         torch.nn.init.zeros_(last.weight)  # type: ignore[arg-type]  # a LayerNorm has both
         torch.nn.init.zeros_(last.bias)  # type: ignore[arg-type]  # as above
     new = (_COVARIATES, _PERTURBATIONS) if own_perturbations else (_COVARIATES,)
-    stored = {_our_name(name): tensor for name, tensor in checkpoint.state.items()}
+    stored = dict(checkpoint.state)
     if own_perturbations:
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(_PERTURBATIONS)}
     expected = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(new)}
@@ -154,11 +163,6 @@ def published_perturbations(checkpoint: STCheckpoint, control: str) -> Perturbat
     others = [name for name in known if name != checkpoint.control]
     values = np.stack([known[name].numpy() for name in (checkpoint.control, *others)])
     return PerturbationTable((control, *others), values, from_features=False)
-
-
-def _our_name(name: str) -> str:
-    """Name of a published tensor in our network; the token of batches is a module of its own here."""
-    return "batch_token.batch_token" if name == "batch_token" else name
 
 
 def _copy(stored: Mapping[str, Tensor], module: torch.nn.Module) -> None:

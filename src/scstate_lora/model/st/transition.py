@@ -19,6 +19,7 @@ from scstate_lora.model.hyper_connected import refuse_other
 from scstate_lora.model.st.inputs import choose_genes, choose_set_len, expression, read_velocity
 from scstate_lora.model.st.network import MIN_GROUP, NetworkModel
 from scstate_lora.model.st.pretrained import Origin, Reuse, adopt
+from scstate_lora.model.st.published import st_tensors
 from scstate_lora.nn.context_shift import places
 from scstate_lora.nn.hyper_connections import remove_mhc
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
@@ -125,7 +126,7 @@ class STTransition(NetworkModel):
         self.mhc: MHCConfig | None = None
         self.prior_note = "not solved for yet"
         self.origin: Origin | None = None
-        checkpoint = None if pretrained is None else read_st_folder(pretrained, reuse=reuse)
+        checkpoint = None if pretrained is None else read_st_folder(pretrained, st_tensors, reuse=reuse)
         adopted = None if checkpoint is None else adopt(checkpoint, adata, self.registry, self.options, reuse)
         if adopted is None or adopted.perts is None or pert_features is not None:
             self.perts = self._perturbations(pert_features)

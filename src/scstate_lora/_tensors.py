@@ -1,0 +1,44 @@
+"""Compare named tensors with those that a network expects, before anything is copied into it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from torch import Tensor
+
+    ExpectedTensors = Callable[[Mapping[str, Any]], Mapping[str, Tensor]]
+    """Gives the state dict of a network of these sizes; on the meta device, as only names, shapes and types count."""
+
+
+def compare_tensors(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list[str]:
+    """List every difference in name, shape and kind of number; values are not compared.
+
+    Parameters
+    ----------
+    expected
+        State dict of the network that receives the tensors; it may be on the meta device.
+    stored
+        Tensors that were read. They may be of another floating-point precision.
+
+    Returns
+    -------
+    One line per problem, such as ``missing: norm.weight (16,)``; empty if all tensors fit.
+    """
+    shared = [name for name in expected if name in stored]
+    missing = [f"missing: {name} {tuple(t.shape)}" for name, t in expected.items() if name not in stored]
+    unexpected = [f"unexpected: {name} {tuple(t.shape)}" for name, t in stored.items() if name not in expected]
+    shapes = [
+        f"shape: {name} is {tuple(stored[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in shared
+        if stored[name].shape != expected[name].shape
+    ]
+    types = [
+        f"type: {name} is {stored[name].dtype}, expected {expected[name].dtype}"
+        for name in shared
+        if stored[name].is_floating_point() != expected[name].is_floating_point()
+    ]
+    return missing + unexpected + shapes + types
