@@ -10,7 +10,7 @@ import pytest
 import scstate_lora
 
 HEAVY = ("anndata", "lightning", "matplotlib", "numpy", "pandas", "scanpy", "sklearn", "torch", "transformers")
-SUBMODULES = ("datasets", "pl", "pp", "tl")
+SUBMODULES = ("config", "datasets", "losses", "metrics", "nn", "pl", "pp", "tl")
 
 
 def modules_loaded_by(code: str) -> set[str]:

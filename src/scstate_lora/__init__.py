@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scstate_lora import datasets, pl, pp, tl
+    from scstate_lora import config, datasets, losses, metrics, nn, pl, pp, tl
     from scstate_lora._settings import settings
     from scstate_lora.model import LoRACovariateSE, Models, SEBase, STTransition, setup_anndata
     from scstate_lora.reporting import report
@@ -20,7 +20,11 @@ __all__ = [
     "SEBase",
     "STTransition",
     "__version__",
+    "config",
     "datasets",
+    "losses",
+    "metrics",
+    "nn",
     "pl",
     "pp",
     "report",
@@ -29,7 +33,7 @@ __all__ = [
     "tl",
 ]
 
-_SUBMODULES = frozenset({"datasets", "pl", "pp", "tl"})
+_SUBMODULES = frozenset({"config", "datasets", "losses", "metrics", "nn", "pl", "pp", "tl"})
 _DEFINED_IN = {
     "settings": "scstate_lora._settings",
     "LoRACovariateSE": "scstate_lora.model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scstate_lora.config.compare import CompareConfig, CompareRunConfig, Thresholds, VariantConfig
 from scstate_lora.config.data import ContinuousEncoderConfig, CovariateConfig, DataConfig
 from scstate_lora.config.load import load_run, to_yaml, with_overrides
 from scstate_lora.config.lora import SELoraConfig, STLoraConfig
@@ -13,6 +14,8 @@ from scstate_lora.config.training import TrainConfig
 
 __all__ = [
     "CompactBaseConfig",
+    "CompareConfig",
+    "CompareRunConfig",
     "ConditioningConfig",
     "ContinuousEncoderConfig",
     "CovariateConfig",
@@ -26,7 +29,9 @@ __all__ = [
     "STModelConfig",
     "STObjectiveConfig",
     "STRunConfig",
+    "Thresholds",
     "TrainConfig",
+    "VariantConfig",
     "load_run",
     "to_yaml",
     "with_overrides",

@@ -178,5 +178,11 @@ def _copy(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_yaml(options: Options) -> str:
-    """All options, resolved, as YAML text."""
+    """All options, resolved, as YAML text.
+
+    Parameters
+    ----------
+    options
+        Options of a run, or of a part of it.
+    """
     return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

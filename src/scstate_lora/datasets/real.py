@@ -15,9 +15,8 @@ def pbmc68k() -> ad.AnnData:
 
     Returns
     -------
-    AnnData
-        ``X`` CSR float32 ``(700, 765)``, log1p, never negative; ``obs`` as scanpy has it (``bulk_labels``, ``louvain``,
-        ``phase``, quality numbers); ``obsm["X_umap"]``; ``uns["bulk_labels_colors"]``.
+    ``X`` CSR float32 ``(700, 765)``, log1p, never negative; ``obs`` as scanpy has it (``bulk_labels``, ``louvain``,
+    ``phase``, quality numbers); ``obsm["X_umap"]``; ``uns["bulk_labels_colors"]``.
 
     Notes
     -----

@@ -82,18 +82,17 @@ def perturbation_screen(
 
     Returns
     -------
-    AnnData
-        ``(n_cells, n_genes)`` with
+    ``(n_cells, n_genes)`` with
 
-        - ``X``: negative-binomial counts, CSR float32.
-        - ``obs``: ``perturbation`` (``"control"``, a gene, or two genes as ``"A+B"``), ``cell_type``, and the hidden
-          ``true_library_size`` (expected counts).
-        - ``layers["mean"]`` and ``layers["mean_control"]``: noise-free expression of each cell as it is and had it not
-          been perturbed, log1p of counts per 10,000, dense float32.
-        - ``var``: ``is_target`` and ``true_dispersion`` (phi in variance = mean + phi mean²).
-        - ``uns["perturbation_features"]``: DataFrame ``(n_perturbations, 10)``, indexed by perturbation: the hidden
-          numbers with noise. Pairs have no row; theirs are those of their parts.
-        - ``uns["perturbation_screen"]``: the parameters of the simulation.
+    - ``X``: negative-binomial counts, CSR float32.
+    - ``obs``: ``perturbation`` (``"control"``, a gene, or two genes as ``"A+B"``), ``cell_type``, and the hidden
+      ``true_library_size`` (expected counts).
+    - ``layers["mean"]`` and ``layers["mean_control"]``: noise-free expression of each cell as it is and had it not
+      been perturbed, log1p of counts per 10,000, dense float32.
+    - ``var``: ``is_target`` and ``true_dispersion`` (phi in variance = mean + phi mean²).
+    - ``uns["perturbation_features"]``: DataFrame ``(n_perturbations, 10)``, indexed by perturbation: the hidden
+      numbers with noise. Pairs have no row; theirs are those of their parts.
+    - ``uns["perturbation_screen"]``: the parameters of the simulation.
 
     Raises
     ------
@@ -170,9 +169,8 @@ def perturbation_screen_truth(adata: ad.AnnData, *, perturbations: Sequence[str]
 
     Returns
     -------
-    DataFrame
-        log1p of expected counts per 10,000, rows ``(perturbation, cell_type)``, a column a gene. The true effect of a
-        perturbation is its row minus that of ``"control"`` in the same cell type.
+    log1p of expected counts per 10,000, rows ``(perturbation, cell_type)``, a column a gene. The true effect of a
+    perturbation is its row minus that of ``"control"`` in the same cell type.
 
     Raises
     ------

@@ -63,24 +63,23 @@ def wound_healing(
 
     Returns
     -------
-    AnnData
-        ``(n_cells, n_genes)`` with
+    ``(n_cells, n_genes)`` with
 
-        - ``X`` and ``layers["spliced"]``: spliced counts, negative-binomial, CSR float32; ``layers["unspliced"]``
-          likewise.
-        - ``obs``: ``condition``, ``timepoint`` (``"day10"`` ...), ``time_days``, ``cell_type``, ``mouse_id``; hidden
-          truth ``polarisation`` (macrophages: 0 M1-like to 1 M2-like; NaN elsewhere) and ``true_library_size``
-          (expected counts).
-        - ``layers["mean"]`` and ``layers["mean_other_condition"]``: noise-free expression of each cell under its own
-          and under the other condition, log1p of counts per 10,000, dense float32.
-        - ``layers["velocity"]``: true RNA velocity ds/dt = beta u - gamma s, spliced counts per 10,000 per day,
-          dense float32. With s = ``expm1(mean)``, velocity divided by 1 + s is the velocity of ``mean``.
-        - ``var``: ``role`` (a programme, ``marker``, ``sensor``, ``housekeeping`` or ``background``), ``true_beta`` and
-          ``true_gamma`` (per day), ``true_dispersion`` (phi in variance = mean + phi mean²).
-        - ``obsm["true_state"]``: hidden state of each cell, what `wound_healing_truth` goes by.
-        - ``uns["wound_healing"]``: ``markers`` (programme to genes that rise with it), ``cell_type_markers``,
-          ``trends`` (which way a programme goes from day 10 to day 19 under sham: 1 up, -1 down), and the parameters
-          of the simulation.
+    - ``X`` and ``layers["spliced"]``: spliced counts, negative-binomial, CSR float32; ``layers["unspliced"]``
+      likewise.
+    - ``obs``: ``condition``, ``timepoint`` (``"day10"`` ...), ``time_days``, ``cell_type``, ``mouse_id``; hidden
+      truth ``polarisation`` (macrophages: 0 M1-like to 1 M2-like; NaN elsewhere) and ``true_library_size``
+      (expected counts).
+    - ``layers["mean"]`` and ``layers["mean_other_condition"]``: noise-free expression of each cell under its own
+      and under the other condition, log1p of counts per 10,000, dense float32.
+    - ``layers["velocity"]``: true RNA velocity ds/dt = beta u - gamma s, spliced counts per 10,000 per day,
+      dense float32. With s = ``expm1(mean)``, velocity divided by 1 + s is the velocity of ``mean``.
+    - ``var``: ``role`` (a programme, ``marker``, ``sensor``, ``housekeeping`` or ``background``), ``true_beta`` and
+      ``true_gamma`` (per day), ``true_dispersion`` (phi in variance = mean + phi mean²).
+    - ``obsm["true_state"]``: hidden state of each cell, what `wound_healing_truth` goes by.
+    - ``uns["wound_healing"]``: ``markers`` (programme to genes that rise with it), ``cell_type_markers``,
+      ``trends`` (which way a programme goes from day 10 to day 19 under sham: 1 up, -1 down), and the parameters
+      of the simulation.
 
     Raises
     ------
@@ -142,8 +141,7 @@ def wound_healing_truth(
 
     Returns
     -------
-    ndarray
-        log1p of expected counts per 10,000, ``(n_cells, n_genes)``.
+    log1p of expected counts per 10,000, ``(n_cells, n_genes)``.
 
     Raises
     ------

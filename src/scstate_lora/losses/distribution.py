@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False) -> Tensor:
-    """Energy distance between sets of cells, 2 E|x - y| - E|x - x'| - E|y - y'|.
+    """Energy distance between sets of cells, ``2 E|x - y| - E|x - x'| - E|y - y'|``.
 
     By default the V-statistic with Euclidean norms: all pairs count, a cell with itself included, so it is never
     negative and is zero for equal sets, but grows as sets get smaller. (``geomloss.SamplesLoss("energy")`` is half of
-    it.) Computed in float32 whatever the autocast context, on centred data, because |x|² - 2xy + |y|² loses its digits
-    far from the origin.
+    it.) Computed in float32 whatever the autocast context, on centred data, because ``|x|² - 2xy + |y|²`` loses its
+    digits far from the origin.
 
     Parameters
     ----------

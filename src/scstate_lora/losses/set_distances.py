@@ -34,7 +34,7 @@ def sinkhorn(x: Tensor, y: Tensor, *, blur: float = BLUR) -> Tensor:
     x, y
         Sets of cells, ``(n_sets, n, n_features)`` and ``(n_sets, m, n_features)``.
     blur
-        See :data:`BLUR`.
+        Scale below which the transport does not tell cells apart, as a share of the spread of `y`.
 
     Returns
     -------
@@ -75,7 +75,13 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
 
 
 def mse_of_means(x: Tensor, y: Tensor) -> Tensor:
-    """Squared distance of the sets' means, summed over features, float32 ``(n_sets,)``."""
+    """Squared distance of the sets' means, summed over features, float32 ``(n_sets,)``.
+
+    Parameters
+    ----------
+    x, y
+        Predicted and measured sets, ``(n_sets, n_cells, n_features)``.
+    """
     return (x.float().mean(dim=-2) - y.float().mean(dim=-2)).square().sum(-1)
 
 

@@ -38,6 +38,10 @@ def mmd(
     chunk
         Cells in a block.
 
+    Returns
+    -------
+    The squared discrepancy, a mean over the kernels.
+
     Raises
     ------
     ValueError

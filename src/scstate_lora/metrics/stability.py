@@ -74,14 +74,17 @@ def spikes(grad_norm: ArrayLike, *, n_mad: float = 5.0) -> np.ndarray:
 
 
 def gradient_spikes(grad_norm: ArrayLike, epoch: ArrayLike, *, n_mad: float = 5.0) -> float:
-    """Count gradient spikes (:func:`spikes`) an epoch, on average.
+    """Mean number of gradient spikes per epoch.
+
+    A spike is a gradient norm above the median plus `n_mad` median absolute deviations of the whole training, or one
+    that is not finite.
 
     Parameters
     ----------
     grad_norm, epoch
         Norm of the gradient and number of the epoch of every optimiser step, shape ``(n_steps,)``.
     n_mad
-        As in :func:`spikes`.
+        Number of median absolute deviations.
 
     Raises
     ------

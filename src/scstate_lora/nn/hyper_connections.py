@@ -222,7 +222,13 @@ def restore_mhc(transformer: nn.Module, removed: Mapping[int, MHCTransformerLaye
 
 @contextmanager
 def mhc_off(transformer: nn.Module) -> Iterator[None]:
-    """Within this context no layer is wrapped: names, state dict and results are those of the plain transformer."""
+    """Within this context no layer is wrapped: names, state dict and results are those of the plain transformer.
+
+    Parameters
+    ----------
+    transformer
+        Module that may hold wrapped layers.
+    """
     removed = remove_mhc(transformer)
     try:
         yield
@@ -236,7 +242,13 @@ def mhc_layers(transformer: nn.Module) -> dict[str, MHCTransformerLayer]:
 
 
 def mhc_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
-    """Find the connections' parameters, by their names in the module: what to train, or store, beside a frozen base."""
+    """Find the connections' parameters, by their names in the module: what to train, or store, beside a frozen base.
+
+    Parameters
+    ----------
+    transformer
+        Module that may hold wrapped layers.
+    """
     return {
         f"{where}.mixing.{name}" if where else f"mixing.{name}": parameter
         for where, layer in mhc_layers(transformer).items()

@@ -29,7 +29,8 @@ def ensemble(predictions: Sequence[AnnData]) -> AnnData:
     Parameters
     ----------
     predictions
-        From :meth:`STTransition.predict` of two models or more: the same cells, target and genes in the same order.
+        From :meth:`~scstate_lora.STTransition.predict` of two models or more: the same cells, target and genes in the
+        same order.
 
     Returns
     -------

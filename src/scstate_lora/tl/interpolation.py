@@ -53,8 +53,8 @@ def interpolate(
     adata
         Cells; the model's own by default.
     covariates
-        Further counterfactual values, as in :meth:`LoRACovariateSE.get_latent_representation`; of a DataFrame the rows
-        are those of the cells that are embedded.
+        Further counterfactual values, as in :meth:`~scstate_lora.LoRACovariateSE.get_latent_representation`; of
+        a DataFrame the rows are those of the cells that are embedded.
     cells
         Which cells are embedded, a mask of shape ``(n_cells,)``; all by default.
     key_added

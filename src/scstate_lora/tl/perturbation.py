@@ -115,7 +115,7 @@ def evaluate_perturbation(
     Parameters
     ----------
     pred
-        Cells predicted by :meth:`STTransition.predict`, for one target.
+        Cells predicted by :meth:`~scstate_lora.STTransition.predict`, for one target.
     real
         Measured cells; those with the predicted target are used.
     control

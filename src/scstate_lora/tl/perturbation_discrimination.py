@@ -82,7 +82,7 @@ def discrimination(
     Parameters
     ----------
     pred
-        Cells predicted by :meth:`STTransition.predict`, for two targets or more.
+        Cells predicted by :meth:`~scstate_lora.STTransition.predict`, for two targets or more.
     real
         Measured cells of the same targets. Targets without measured cells in a context are left out there.
     control

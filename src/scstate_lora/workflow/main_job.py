@@ -81,7 +81,9 @@ def run(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume
     FileExistsError
         As :func:`train`.
 
-    All of these before any training, and nothing is written then.
+    Notes
+    -----
+    Every error is raised before any training, and nothing is written then.
     """
     if config.se is None:
         msg = (

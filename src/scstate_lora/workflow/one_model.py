@@ -73,7 +73,9 @@ def train(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resu
         ``folder`` holds files that would be overwritten and are not of an earlier run, or are of one that was
         interrupted and is not to be resumed.
 
-    All of these before any training, and nothing is written then.
+    Notes
+    -----
+    Every error is raised before any training, and nothing is written then.
     """
     if config.st is not None and config.data.pert_key is None:
         msg = "st, the perturbation model, needs a perturbation: give data.pert_key and data.control, or leave st out."

@@ -95,7 +95,7 @@ class SEBase:
         return match_vocabulary(registry.var_names, self.genes)
 
     def inputs(self, adata: AnnData, registry: Registry) -> tuple[sparse.csr_matrix, np.ndarray, Tokenizer]:
-        """Read the network's input, see :func:`se_inputs`, and make the tokenizer that fits it."""
+        """Read the network's input, and make the tokenizer that fits it."""
         x, seeds = se_inputs(adata, registry, self.seed)
         return x, seeds, self.tokenizer(self.match(registry))
 
@@ -120,7 +120,7 @@ class SEBase:
         start: int = 0,
         progress: str | None = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Embed cells without any adapter, block by block, see :func:`~scstate_lora.inference.embed.embed_cells`."""
+        """Embed cells without any adapter, block by block."""
         by_length = not read.tokenizer.pad
         with mhc_off(self.encoder), adapters_off(self.encoder):
             yield from embed_cells(

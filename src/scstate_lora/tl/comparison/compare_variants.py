@@ -96,7 +96,7 @@ def compare(
     variants
         Further variants: a mapping from a name to options ``model``, ``objective``, ``pretrained``, ``reuse``,
         ``finetune``, ``lora``, ``mhc``, ``train`` (arguments of ``train()``; False: not trained), see
-        :class:`scstate_lora.config.compare.VariantConfig`. One with the name of a usual one replaces it, None leaves it
+        :class:`scstate_lora.config.VariantConfig`. One with the name of a usual one replaces it, None leaves it
         out. Or a list of names of usual ones, which alone are compared.
     seeds
         Every variant is trained once with each, also those that are not random otherwise.
@@ -114,7 +114,7 @@ def compare(
     markers
         Genes that are known to rise: by perturbation, or one list for all.
     thresholds
-        What counts as a success, by name; see :class:`scstate_lora.config.compare.Thresholds`.
+        What counts as a success, by name; see :class:`scstate_lora.config.Thresholds`.
     path
         Folder to write the tables to as CSV, and the logs and checkpoints of every training. By default nothing is
         written. The tables and logs of an earlier comparison there are replaced.
