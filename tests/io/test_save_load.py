@@ -129,7 +129,7 @@ def test_full_disk_leaves_the_old_save_raises(
         file.write_bytes(b"half")
 
     monkeypatch.setattr(save_load, "save_file", full)
-    with pytest.raises(OSError, match=r"(?s)Saving to .*m failed: .*No space left.*unchanged"):
+    with pytest.raises(OSError, match=r"(?s)Writing .*m failed: .*No space left.*unchanged"):
         _save(path, 2.0)
     assert {p.name: p.read_bytes() for p in path.iterdir()} == before
     assert _only(path)

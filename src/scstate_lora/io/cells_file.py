@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scstate_lora.io.save_load import flush, swap
+from scstate_lora.io.atomic import in_place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
 FORMATS = (".h5ad", ".zarr", ".npy")
 """What an embedding can be written to; the first two hold all of the cells, the last the numbers alone."""
@@ -105,23 +103,3 @@ def _merged(old: Any, new: Any) -> Any:
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
     return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
-
-
-@contextmanager
-def in_place(out: Path) -> Iterator[Path]:
-    """Give a path beside `out` to write to; it replaces `out` at the end, or is deleted on an error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        new = work / "new"
-        yield new
-        if new.is_dir():  # a folder cannot be replaced by another in one step
-            swap(new, out, work / "old")
-        else:
-            flush(new)
-            new.replace(out)
-    except OSError as error:
-        msg = f"Writing {out} failed: {error}. What was there is unchanged. Free some space or write elsewhere."
-        raise OSError(error.errno or 0, msg) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import os
-import shutil
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from scstate_lora._tensors import compare_tensors
+from scstate_lora.io.atomic import flush, in_place, interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,31 +64,20 @@ def save_directory(
         allow_nan=False,
     )
     _refuse_foreign(path)
-    work: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        new, old = work / "new", work / "old"
+    with in_place(path) as new:
         new.mkdir()
         for name, text in {**texts, _METADATA: document}.items():
             (new / name).write_text(text, encoding="utf-8")
         for name, state in tensors.items():
-            save_file(_storable(state), new / f"{name}.safetensors")
-            # It makes files for their owner only; they are to be read by whom the others are.
-            (new / f"{name}.safetensors").chmod((new / _METADATA).stat().st_mode)
+            file = new / f"{name}.safetensors"
+            try:
+                save_file(_storable(state), file)
+            except SafetensorError as error:  # its own error for a full disk, without a number
+                raise OSError(str(error)) from error
+            # safetensors makes files that only their owner may read; they get the rights of the other files.
+            file.chmod((new / _METADATA).stat().st_mode)
         for file in [*new.iterdir(), new]:
             flush(file)
-        swap(new, path, old)
-    except (OSError, SafetensorError) as error:
-        # OSError picks its subclass by number; safetensors reports a full disk as an error of its own, without one.
-        number = error.errno if isinstance(error, OSError) and error.errno else 0
-        msg = f"Saving to {path} failed: {error}. What was there is unchanged. Free some space or save elsewhere."
-        raise OSError(number, msg) from error
-    else:
-        flush(path.parent)
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 def holds_save(path: str | Path) -> bool:
@@ -123,7 +109,9 @@ def load_directory(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str
     """
     path = Path(path).expanduser()
     if not path.exists():
-        msg = f"There is no directory {path}.{_interrupted(path)} Check the path given to load()."
+        older = interrupted(path)
+        hint = "" if older is None else f" A save was interrupted; the model before it is at {older}, rename that."
+        msg = f"There is no directory {path}.{hint} Check the path given to load()."
         raise FileNotFoundError(msg)
     if not path.is_dir():
         msg = f"{path} is a file; a saved model is a directory that holds {_METADATA}. Give that."
@@ -232,34 +220,3 @@ def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(plain.untyped_storage().data_ptr())
         result[name] = plain
     return result
-
-
-def swap(new: Path, path: Path, old: Path) -> None:
-    """Move ``new`` to ``path``, and what was there to ``old``; back again if that fails."""
-    replaces = path.exists()
-    if replaces:
-        path.rename(old)
-    try:
-        new.rename(path)
-    except BaseException:  # Ctrl-C too
-        if replaces:
-            old.rename(path)
-        raise
-
-
-def flush(path: Path) -> None:
-    """Have the system write a file or directory to the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a directory
-        return
-    # Windows flushes only what is open for writing; a directory opens only for reading.
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _interrupted(path: Path) -> str:
-    """Where a save that was killed between its two moves has left the model, as a sentence, or nothing."""
-    left = sorted(path.parent.glob(f".{glob.escape(path.name)}.*/old")) if path.parent.is_dir() else []
-    return f" A save was interrupted; the model before it is at {left[-1]}, rename that." if left else ""

@@ -11,7 +11,7 @@ import pandas as pd
 
 from scstate_lora._utils import progress_bar
 from scstate_lora.data.results import PREDICT, as_uns, read_prediction
-from scstate_lora.io.cells_file import in_place
+from scstate_lora.io.atomic import in_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
