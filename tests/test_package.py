@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import scstate_lora
 
+SOURCE = Path(scstate_lora.__file__).parent
 HEAVY = ("anndata", "lightning", "matplotlib", "numpy", "pandas", "scanpy", "sklearn", "torch", "transformers")
 SUBMODULES = ("config", "datasets", "losses", "metrics", "nn", "pl", "pp", "tl")
 
@@ -72,3 +76,18 @@ def test_public_functions_are_documented():
         documented = {name.strip(" *") for line in doc.splitlines() for name in line.split(",")}  # "a, b" is one entry
         missing = [p for p in wanted if p not in documented]
         assert not missing, f"{path} does not document {missing}"
+
+
+def test_files_below_a_subpackage_have_no_underscore():
+    files = {str(file.relative_to(SOURCE)) for file in SOURCE.glob("*/**/_*.py")}
+    assert files == {name for name in files if name.endswith(("__init__.py", "__main__.py"))}
+
+
+def test_no_module_has_the_name_of_something_public_beside_it():
+    """``scstate_lora.tl.embed`` is the function, whichever file was imported before."""
+    packages = [info.name for info in pkgutil.walk_packages([str(SOURCE)], "scstate_lora.") if info.ispkg]
+    for package in (scstate_lora, *map(importlib.import_module, packages)):
+        modules = {info.name for info in pkgutil.iter_modules(package.__path__)}
+        public = {name for name in getattr(package, "__all__", dir(package)) if not name.startswith("_")}
+        clashes = {name for name in modules & public if not isinstance(getattr(package, name), ModuleType)}
+        assert not clashes, f"{package.__name__}: {sorted(clashes)}"
