@@ -15,6 +15,7 @@ import scstate_lora as ssl
 from scstate_lora import cli, workflow
 from scstate_lora.cli.application import plain_warnings
 from scstate_lora.config import RunConfig
+from tests.builders import wound
 
 SMALL = [
     "se.compact.n_steps=20",
@@ -36,20 +37,18 @@ KEYS = ["--pert-key", "condition", "--control", "sham", "--cell-type-key", "cell
 def files(tmp_path_factory):
     """A folder with a wound as h5ad and h5mu, and damaged files. Not to be changed."""
     folder = tmp_path_factory.mktemp("data")
-    simulated = ssl.datasets.wound_healing(700, n_genes=200, seed=5)
-    obs = simulated.obs[["condition", "timepoint", "time_days", "cell_type", "mouse_id"]]
-    wound = ad.AnnData(simulated.X, obs=obs, var=pd.DataFrame(index=simulated.var_names))
-    wound.write_h5ad(folder / "wound.h5ad")
-    human = wound.copy()
+    cells = wound(700, seed=5)
+    cells.write_h5ad(folder / "wound.h5ad")
+    human = cells.copy()
     human.var_names = human.var_names.str.upper()
     human.write_h5ad(folder / "human.h5ad")
-    twice = wound[:50].copy()
+    twice = cells[:50].copy()
     twice.obs_names = ["cell"] * 50
     twice.write_h5ad(folder / "twice.h5ad")
-    proteins = wound[:, :20].copy()
+    proteins = cells[:, :20].copy()
     proteins.var_names = [f"protein{i}" for i in range(20)]
     with mudata.set_options(pull_on_update=False):
-        mudata.MuData({"rna": wound, "proteins": proteins}).write_h5mu(folder / "wound.h5mu")
+        mudata.MuData({"rna": cells, "proteins": proteins}).write_h5mu(folder / "wound.h5mu")
     (folder / "truncated.h5ad").write_bytes((folder / "wound.h5ad").read_bytes()[:5000])
     (folder / "text.h5ad").write_text("no data")
     (folder / "second.h5ad").write_bytes((folder / "wound.h5mu").read_bytes())

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import anndata as ad
 import pandas as pd
 import pytest
 import yaml
 
-import scstate_lora as ssl
 from scstate_lora.config.compare import CompareConfig, Thresholds, load_compare
+from tests.builders import wound as simulate
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "compare.yaml"
 SMALL = ["st.model.hidden=16", "st.model.n_layers=1", "st.model.n_heads=2", "st.train.max_epochs=1", "accelerator=cpu"]
@@ -20,10 +19,8 @@ SMALL = ["st.model.hidden=16", "st.model.n_layers=1", "st.model.n_heads=2", "st.
 def wound(tmp_path_factory):
     """File of a simulated wound. Not to be changed."""
     path = tmp_path_factory.mktemp("data") / "wound.h5ad"
-    simulated = ssl.datasets.wound_healing(220, n_genes=200, seed=0)
-    simulated = simulated[simulated.obs["cell_type"].isin(["macrophage", "fibroblast", "keratinocyte"])]
-    obs = simulated.obs[["condition", "time_days", "cell_type", "mouse_id"]]
-    ad.AnnData(simulated.X, obs=obs, var=pd.DataFrame(index=simulated.var_names)).write_h5ad(path)
+    cells = simulate(220)
+    cells[cells.obs["cell_type"].isin(["macrophage", "fibroblast", "keratinocyte"])].write_h5ad(path)
     return path
 
 

@@ -15,6 +15,7 @@ from scipy import sparse
 
 import scstate_lora as ssl
 from scstate_lora import cli, tl
+from tests.builders import QUICK
 
 ARC = Path(__file__).parents[1] / "data" / "arc"
 FOLDER = ARC / "folder"
@@ -250,7 +251,7 @@ def conditioned(cells, tmp_path_factory):
     adata.write_zarr(folder / "cells.zarr")
     ssl.LoRACovariateSE.setup_anndata(adata, covariate_keys=["condition", "day"])
     model = ssl.LoRACovariateSE(adata, base=folder / "base", lora={"r": 2}, conditioning={"n_steps": 3})
-    model.train(max_epochs=1, accelerator="cpu", logger=False, progress_bar=False)
+    model.train(max_epochs=1, **QUICK)
     model.save(folder / "model")
     return folder
 

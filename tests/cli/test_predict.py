@@ -13,6 +13,7 @@ import pytest
 import scstate_lora as ssl
 from scstate_lora import workflow
 from scstate_lora.data.results import read_prediction
+from tests.builders import QUICK, SMALL_ST, wound
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "arc_st" / "trained"
 
@@ -21,22 +22,20 @@ def _train(adata, **data):
     ssl.STTransition.setup_anndata(
         adata, covariate_keys={"timepoint": None, "time_days": "continuous"}, pert_key="arm", control="sham", **data
     )
-    sizes = {"hidden": 16, "n_layers": 1, "n_heads": 2}
-    model = ssl.STTransition(adata, model=sizes | ({"space": "embedding"} if "embed_key" in data else {}))
-    model.train(max_epochs=1, accelerator="cpu", logger=False, progress_bar=False)
+    model = ssl.STTransition(adata, model=SMALL_ST | ({"space": "embedding"} if "embed_key" in data else {}))
+    model.train(max_epochs=1, **QUICK)
     return model
 
 
 @pytest.fixture(scope="module")
 def cells():
     """240 cells of a simulated wound, with two arms besides the control and an embedding. Not to be changed."""
-    wound = ssl.datasets.wound_healing(240, n_genes=200, seed=2)
-    obs = wound.obs[["condition", "timepoint", "time_days", "cell_type"]].copy()
-    arm = obs["condition"].astype(str).to_numpy()
+    adata = wound(240, seed=2, obs=("condition", "timepoint", "time_days", "cell_type"))
+    arm = adata.obs["condition"].astype(str).to_numpy()
     arm[(arm == "burn") & (np.arange(240) % 2 == 0)] = "scald"
-    obs["arm"] = pd.Categorical(arm)
-    embedding = np.random.default_rng(0).normal(size=(240, 6)).astype(np.float32)
-    return ad.AnnData(wound.X, obs=obs, var=pd.DataFrame(index=wound.var_names), obsm={"X_own": embedding})
+    adata.obs["arm"] = pd.Categorical(arm)
+    adata.obsm["X_own"] = np.random.default_rng(0).normal(size=(240, 6)).astype(np.float32)
+    return adata
 
 
 @pytest.fixture(scope="module")

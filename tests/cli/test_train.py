@@ -14,6 +14,7 @@ import yaml
 import scstate_lora as ssl
 from scstate_lora.cli.experiment import _split
 from scstate_lora.training.checkpoints import Checkpoints
+from tests.builders import SMALL_ST, wound
 
 CONFIG = """
 file: {file}
@@ -37,11 +38,9 @@ se:
 def config(tmp_path_factory):
     """A configuration beside the cells it names. Not to be changed."""
     folder = tmp_path_factory.mktemp("data")
-    simulated = ssl.datasets.wound_healing(260, n_genes=200, seed=5)
-    obs = simulated.obs[["condition", "timepoint", "time_days", "cell_type", "mouse_id"]]
-    wound = ad.AnnData(simulated.X, obs=obs, var=pd.DataFrame(index=simulated.var_names))
-    wound.write_h5ad(folder / "wound.h5ad")
-    wound[:200].copy().write_h5ad(folder / "fewer.h5ad")
+    cells = wound(260, seed=5)
+    cells.write_h5ad(folder / "wound.h5ad")
+    cells[:200].copy().write_h5ad(folder / "fewer.h5ad")
     (folder / "config.yaml").write_text(CONFIG.format(file=folder / "wound.h5ad"))
     return folder / "config.yaml"
 
@@ -150,7 +149,7 @@ def test_the_other_model_alone(call, config, tmp_path):
     def change(options):
         del options["se"]
         options["data"].update(pert_key="condition", control="sham", context_keys=[])
-        options["st"] = {"model": {"hidden": 16, "n_layers": 1, "n_heads": 2}, "train": {"max_epochs": 1}}
+        options["st"] = {"model": SMALL_ST, "train": {"max_epochs": 1}}
 
     st = _write(config, tmp_path / "st.yaml", change)
     code, out, err = call("train", "--config", st, "--out", tmp_path / "out")
@@ -166,7 +165,7 @@ def _st_alone(**st):
     def change(options):
         del options["se"]
         options["data"].update(pert_key="condition", control="sham", context_keys=[])
-        small = {"model": {"hidden": 16, "n_layers": 2, "n_heads": 2}, "train": {"max_epochs": 1}}
+        small = {"model": {**SMALL_ST, "n_layers": 2}, "train": {"max_epochs": 1}}
         options["st"] = {**small, **st}
 
     return change

@@ -1,34 +1,20 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 
-import anndata as ad
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import sparse
 
 import scstate_lora as ssl
-
-COMPACT = {"n_steps": 20, "d_model": 16, "d_hid": 32, "n_layers": 1, "n_heads": 2, "output_dim": 16, "n_tokens": 33}
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    logger = logging.getLogger("scstate_lora")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    yield
-    logger.setLevel(before)
+from tests.builders import QUICK, SMALL_SE, SMALL_ST
+from tests.builders import wound as simulate
 
 
 @pytest.fixture(scope="session")
 def wound():
     """Simulated wound of 700 cells x 200 genes. Not to be changed."""
-    simulated = ssl.datasets.wound_healing(700, n_genes=200, seed=0)
-    obs = simulated.obs[["condition", "timepoint", "time_days", "cell_type", "mouse_id"]]
-    return ad.AnnData(simulated.X, obs=obs, var=pd.DataFrame(index=simulated.var_names))
+    return simulate(700)
 
 
 @pytest.fixture
@@ -53,15 +39,14 @@ def setup():
 def make_se():
     """Make a small LoRACovariateSE of an AnnData that was set up."""
     return lambda adata, **kwargs: ssl.LoRACovariateSE(
-        adata, **{"compact": COMPACT, "conditioning": {"n_steps": 3}, **kwargs}
+        adata, **{"compact": SMALL_SE, "conditioning": {"n_steps": 3}, **kwargs}
     )
 
 
 @pytest.fixture(scope="session")
 def make_st():
     """Make a small STTransition of an AnnData that was set up."""
-    small = {"hidden": 16, "n_layers": 1, "n_heads": 2}
-    return lambda adata, model=None, **kwargs: ssl.STTransition(adata, model={**small, **(model or {})}, **kwargs)
+    return lambda adata, model=None, **kwargs: ssl.STTransition(adata, model={**SMALL_ST, **(model or {})}, **kwargs)
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +55,8 @@ def trained(wound, setup, make_se, make_st):
     adata = wound.copy()
     ssl.LoRACovariateSE.setup_anndata(adata, **setup)
     se, st = make_se(adata), make_st(adata)
-    se.train(max_epochs=2, accelerator="cpu", progress_bar=False)
-    st.train(max_epochs=2, accelerator="cpu", progress_bar=False)
+    se.train(max_epochs=2, **QUICK)
+    st.train(max_epochs=2, **QUICK)
     return adata, se, st
 
 

@@ -8,8 +8,7 @@ import pytest
 
 import scstate_lora as ssl
 from scstate_lora.model import SEBase
-
-QUICK = {"accelerator": "cpu", "progress_bar": False}
+from tests.builders import QUICK
 
 
 @pytest.fixture(scope="module")

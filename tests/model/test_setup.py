@@ -12,6 +12,7 @@ import scstate_lora as ssl
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
 from scstate_lora.data.register import register
+from tests.builders import QUICK
 
 WOUND = {"datasets": {"wound": "wound.h5ad"}, "training": {"wound": "train"}}
 ZEROSHOT = {
@@ -76,7 +77,7 @@ def test_two_steps_give_what_one_call_gives(wound, setup, make_se, make_st):
     embeddings = []
     for adata in (one, two):
         model = make_se(adata)
-        model.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+        model.train(max_epochs=1, **QUICK)
         embeddings.append(model.get_latent_representation())
     np.testing.assert_array_equal(embeddings[0], embeddings[1])
 
@@ -245,7 +246,7 @@ def test_what_test_cells_hold_changes_nothing_of_a_training(wound, setup, make_s
         ssl.STTransition.setup_anndata(adata, **keys)
         models = make_st(adata), make_se(adata)
         for model in models:
-            model.train(max_epochs=1, accelerator="cpu", progress_bar=False, logger=False)
+            model.train(max_epochs=1, **QUICK)
         return [(model.network, model.history) for model in models]
 
     trained = train(plain)
@@ -414,7 +415,7 @@ def test_covariates_of_other_modalities_are_copied_to_the_one_set_up(wound, two_
     rna.write_h5ad(tmp_path / "rna.h5ad")
     read = ad.read_h5ad(tmp_path / "rna.h5ad")
     se = make_se(read, base=trained[1].base)
-    se.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+    se.train(max_epochs=1, **QUICK)
     embedding = se.get_latent_representation()
     assert np.isfinite(embedding).all()
     assert np.abs(se.get_latent_representation(covariates={"prot:CD4": None}, key_added=None) - embedding).max() > 0
@@ -478,7 +479,7 @@ def test_any_kind_of_matrix_is_read_alike_and_left_alone(wound, setup, make_se, 
     ssl.setup_anndata(adata, **setup, layer="counts" if kind == "layer" else None)
     _, reference, _ = trained
     model = make_se(adata, base=reference.base)
-    model.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+    model.train(max_epochs=1, **QUICK)
     model.get_latent_representation()
     np.testing.assert_array_equal(adata.obsm["X_scstate_base"], reference.base.embed(trained[0], reference.registry))
     assert (fingerprint(adata.X), {name: fingerprint(layer) for name, layer in adata.layers.items()}) == before
@@ -490,7 +491,7 @@ def test_a_view_is_set_up_without_touching_its_parent(wound, setup, make_se):
     with pytest.warns(UserWarning, match="view"):
         ssl.setup_anndata(view, **setup)
     model = make_se(view)
-    model.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+    model.train(max_epochs=1, **QUICK)
     assert model.get_latent_representation().shape == (500, 16)
     _untouched(parent, wound)
 
@@ -507,8 +508,8 @@ def test_a_backed_file_is_set_up_trained_and_embedded(wound, setup, make_se, mak
     for adata in (backed, memory):
         ssl.setup_anndata(adata, **setup)
         se, st = make_se(adata), make_st(adata)
-        se.train(max_epochs=1, accelerator="cpu", progress_bar=False)
-        st.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+        se.train(max_epochs=1, **QUICK)
+        st.train(max_epochs=1, **QUICK)
         embeddings.append(se.get_latent_representation())
         predictions.append(st.predict(target="burn").X)
     assert backed.isbacked
@@ -529,8 +530,8 @@ def test_log_values_are_taken_as_they_are(wound, setup, make_se, make_st):
     se, st = make_se(adata), make_st(adata)
     assert se.registry.scale == "log1p"
     np.testing.assert_array_equal(se.registry.log_expression(adata).toarray(), adata.X.toarray())
-    se.train(max_epochs=1, accelerator="cpu", progress_bar=False)
-    st.train(max_epochs=1, accelerator="cpu", progress_bar=False)
+    se.train(max_epochs=1, **QUICK)
+    st.train(max_epochs=1, **QUICK)
     assert np.isfinite(se.get_latent_representation()).all()
     predicted = st.predict(target="burn")
     assert predicted.X.max() < 12

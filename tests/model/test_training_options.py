@@ -1,23 +1,13 @@
 from __future__ import annotations
 
-import logging
-
 import lightning as L
 import pytest
 import torch
 
 import scstate_lora as ssl
+from tests.builders import QUICK, Stop
 
-OPTIONS = {"accelerator": "cpu", "progress_bar": False, "max_epochs": 2, "batch_size": 4}
-
-
-class Stop(L.Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
-            raise KeyboardInterrupt
+OPTIONS = {**QUICK, "max_epochs": 2, "batch_size": 4}
 
 
 @pytest.fixture
@@ -26,7 +16,6 @@ def make(wound, setup, make_st):
 
     def new(dropout=0.0):
         adata = wound.copy()
-        logging.getLogger("scstate_lora").setLevel(logging.WARNING)
         ssl.STTransition.setup_anndata(adata, **setup)
         return make_st(adata, {"dropout": dropout})
 
@@ -35,24 +24,26 @@ def make(wound, setup, make_st):
 
 def test_two_processes_train_a_transition_model_as_one_does(make, same_training):
     one, two = make(), make()
-    one.train(logger=False, **OPTIONS)
-    two.train(logger=False, devices=2, strategy="ddp_fork", **OPTIONS)
+    options = {**OPTIONS, "max_epochs": 1}
+    one.train(**options)
+    two.train(devices=2, strategy="ddp_fork", **options)
     assert set(one.history["phase"]) == {"train", "val"}
     assert two.history["best"].sum() == 1
-    same_training((one.network, one.history), (two.network, two.history))
+    # Adam makes more of the rounding of gradients near 0, which two processes sum in another order.
+    same_training((one.network, one.history), (two.network, two.history), tolerance=3e-4)
 
 
 def test_interrupted_transition_model_keeps_its_history_and_goes_on(make, same_training, tmp_path):
     whole, interrupted, new = make(dropout=0.2), make(dropout=0.2), make(dropout=0.2)
-    whole.train(logger=False, **OPTIONS)
+    whole.train(**OPTIONS)
     with pytest.raises(KeyboardInterrupt):
-        interrupted.train(run_folder=tmp_path, callbacks=Stop(30), **OPTIONS)
+        interrupted.train(run_folder=tmp_path, callbacks=Stop(30, KeyboardInterrupt()), **{**OPTIONS, "logger": True})
     assert interrupted.is_trained
     assert interrupted.history["step"].max() == 30
     assert interrupted.history["best"].sum() == 1
     interrupted.predict(target="burn")
     for model in (interrupted, new):
-        model.train(resume_from=tmp_path, logger=False, **OPTIONS)
+        model.train(resume_from=tmp_path, **OPTIONS)
         same_training((whole.network, whole.history), (model.network, model.history), tolerance=0)
 
 
@@ -60,7 +51,7 @@ def test_interrupted_transition_model_keeps_its_history_and_goes_on(make, same_t
 def test_less_memory_or_compiled_code_gives_the_same_training(make, same_training, option):
     dropout = 0.1 if option == "gradient_checkpointing" else 0.0  # compiled code draws other random numbers
     plain, other = make(dropout), make(dropout)
-    plain.train(logger=False, **OPTIONS)
+    plain.train(**OPTIONS)
     seen = []
 
     class Look(L.Callback):
@@ -68,7 +59,7 @@ def test_less_memory_or_compiled_code_gives_the_same_training(make, same_trainin
             part = pl_module.backbone()
             seen.append(part.gradient_checkpointing or part._compiled_call_impl is not None)
 
-    other.train(logger=False, callbacks=Look(), **{option: True}, **OPTIONS)
+    other.train(callbacks=Look(), **{option: True}, **OPTIONS)
     assert all(seen)
     backbone = other.network.transformer_backbone
     assert not backbone.gradient_checkpointing

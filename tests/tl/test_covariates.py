@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import logging
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -10,20 +8,11 @@ from scipy import sparse
 
 import scstate_lora as ssl
 from scstate_lora import tl
+from tests.builders import QUICK
 
 COLUMNS = ["embedding", "covariate", "told", "metric", "value", "low", "high", "baseline", "direction", "lowest"]
 COLUMNS += ["highest", "n_train", "n_test", "reason", "verdict"]
 SMALL = {"embed_dim": 8}
-QUICK = {"accelerator": "cpu", "progress_bar": False, "logger": False}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quiet():
-    logger = logging.getLogger("scstate_lora")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    yield
-    logger.setLevel(before)
 
 
 def make_cells(n=400, n_genes=40, seed=0):
@@ -160,7 +149,7 @@ def test_with_one_covariate_and_no_batch_nothing_and_the_others_are_the_same():
     assert "others" not in set(table["told"])
     untold = se.get_latent_representation(covariates={"condition": None}, key_added=None)
     split = adata.obs["scstate_split"].to_numpy()
-    again = ssl.tl._covariates.held_out_categorical_probe(
+    again = ssl.tl.covariates.held_out_categorical_probe(
         untold[split == "train"],
         adata.obs["condition"][split == "train"],
         untold[split == "test"],

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import warnings
 
 import anndata as ad
@@ -12,19 +11,10 @@ from scipy import sparse
 import scstate_lora as ssl
 from scstate_lora import tl
 from scstate_lora.nn.se_encoder import SEEncoder
+from tests.builders import QUICK
 
-QUICK = {"accelerator": "cpu", "progress_bar": False, "logger": False}
 TINY = {"n_steps": 2, "d_model": 16, "d_hid": 16, "n_layers": 1, "n_heads": 2, "output_dim": 8, "n_tokens": 17}
 CONDITIONING = {"hidden_dims": (16,), "n_steps": 2}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quiet():
-    logger = logging.getLogger("scstate_lora")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    yield
-    logger.setLevel(before)
 
 
 def make_cells(n=120, seed=0):

@@ -1,21 +1,18 @@
 from __future__ import annotations
 
-import anndata as ad
 import numpy as np
-import pandas as pd
 import pytest
 import scanpy as sc
 
 import scstate_lora as ssl
 from scstate_lora import tl
+from tests.builders import QUICK, wound
 
 COMPACT = {"n_steps": 10, "d_model": 16, "d_hid": 16, "n_layers": 1, "n_heads": 2, "output_dim": 8, "n_tokens": 33}
 
 
 def _wound():
-    simulated = ssl.datasets.wound_healing(200, n_genes=200, seed=1)
-    obs = simulated.obs[["condition", "timepoint", "cell_type"]]
-    return ad.AnnData(simulated.X, obs=obs, var=pd.DataFrame(index=simulated.var_names))
+    return wound(200, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +20,8 @@ def trained(tmp_path_factory):
     """A trained model and the directory it is saved in."""
     adata = _wound()
     ssl.LoRACovariateSE.setup_anndata(adata, covariate_keys=["condition", "timepoint"])
-    model = ssl.LoRACovariateSE(adata, compact=COMPACT)
-    model.train(max_epochs=2, accelerator="cpu", progress_bar=False)
+    model = ssl.LoRACovariateSE(adata, compact=COMPACT, conditioning={"n_steps": 20})
+    model.train(max_epochs=2, **QUICK)
     path = tmp_path_factory.mktemp("saved") / "se"
     model.save(path)
     return model, path

@@ -435,7 +435,7 @@ def test_a_failure_to_write_costs_no_cell(file, expected, base, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tl._embed, "write_embedding", fail)
+        patch.setattr(tl.plain_embedding, "write_embedding", fail)
         with pytest.raises(OSError, match="No space left"):
             tl.embed_file(file, base, out=out, progress_bar=False)
     with _Watch(base) as watch:

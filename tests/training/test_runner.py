@@ -15,10 +15,10 @@ from torch import nn
 
 from scstate_lora.training.plans import Plan
 from scstate_lora.training.runner import TrainerOptions, check_accelerator, check_schedule, fit
+from tests.builders import QUICK
 
 COLUMNS = ["phase", "epoch", "step", "loss", "size", "fit", "grad_norm", "lr", "seconds", "peak_memory_mb", "best"]
-QUIET = {"accelerator": "cpu", "progress_bar": False, "logger": False}
-OPTIONS = TrainerOptions(**QUIET)
+OPTIONS = TrainerOptions(**QUICK)
 
 
 class Numbers:
@@ -86,7 +86,7 @@ def test_first_row_holds_the_loss_gradient_and_rate_of_the_first_step():
 
 
 def test_without_validation_there_are_training_rows_only():
-    history, _ = _fit(val=False, options=TrainerOptions(**QUIET, early_stopping=True))
+    history, _ = _fit(val=False, options=TrainerOptions(**QUICK, early_stopping=True))
     assert set(history["phase"]) == {"train"}
 
 
@@ -115,7 +115,7 @@ def test_second_run_continues_history_and_batches():
 
 
 def test_accumulated_batches_make_one_row():
-    history, _ = _fit(options=TrainerOptions(**QUIET, accumulate_grad_batches=2))
+    history, _ = _fit(options=TrainerOptions(**QUICK, accumulate_grad_batches=2))
     train = history[history["phase"] == "train"]
     assert train["step"].tolist() == [1, 2, 3, 4]
     first = [LinearPlan().eval().terms({k: torch.from_numpy(v) for k, v in Numbers()[i].items()}) for i in (0, 1)]
@@ -133,12 +133,12 @@ def test_gradients_are_not_kept_through_the_next_forward_pass():
     _fit(Looking(), val=False)
     assert kept == [False] * 8
     kept.clear()
-    _fit(Looking(), options=TrainerOptions(**QUIET, accumulate_grad_batches=2), val=False)
+    _fit(Looking(), options=TrainerOptions(**QUICK, accumulate_grad_batches=2), val=False)
     assert kept == [False, True] * 4  # two batches make one step
 
 
 def test_early_stopping_ends_training_that_no_longer_helps():
-    options = TrainerOptions(**QUIET, early_stopping=2)
+    options = TrainerOptions(**QUICK, early_stopping=2)
     plan = LinearPlan()
     # What is learnt makes the validation worse.
     history = fit(plan, Numbers(shift=50), Numbers(shift=-50), max_epochs=30, options=options, title="t", seed=0)
@@ -147,7 +147,7 @@ def test_early_stopping_ends_training_that_no_longer_helps():
 
 def test_a_logger_receives_losses(tmp_path):
     logger = CSVLogger(tmp_path, name="run")
-    _fit(options=TrainerOptions(**{**QUIET, "logger": logger}))
+    _fit(options=TrainerOptions(**{**QUICK, "logger": logger}))
     logged = pd.read_csv(tmp_path / "run" / "version_0" / "metrics.csv")
     assert {"train/loss", "train/fit", "train/size", "val/loss"} <= set(logged.columns)
     assert logged["train/loss"].notna().sum() == 8
@@ -162,9 +162,9 @@ def test_one_callback_or_several_and_checkpoints(tmp_path):
             self.steps += 1
 
     count, kept = Count(), ModelCheckpoint(dirpath=tmp_path)
-    _fit(options=TrainerOptions(**QUIET, callbacks=count))
+    _fit(options=TrainerOptions(**QUICK, callbacks=count))
     assert count.steps == 8
-    _fit(options=TrainerOptions(**QUIET, callbacks=[count, kept]))
+    _fit(options=TrainerOptions(**QUICK, callbacks=[count, kept]))
     assert count.steps == 16
     assert list(tmp_path.glob("*.ckpt"))
 
@@ -205,7 +205,7 @@ class Interrupt(L.Callback):
 def test_ctrl_c_ends_training_and_works_again_afterwards_raises(progress_bar):
     handler = signal.getsignal(signal.SIGINT)
     plan = LinearPlan()
-    options = TrainerOptions(**{**QUIET, "progress_bar": progress_bar}, callbacks=[Interrupt()])
+    options = TrainerOptions(**{**QUICK, "progress_bar": progress_bar}, callbacks=[Interrupt()])
     with pytest.raises(KeyboardInterrupt):
         _fit(plan, options=options)
     assert signal.getsignal(signal.SIGINT) is handler
@@ -223,9 +223,9 @@ def test_an_error_in_a_callback_passes_through_raises():
             raise SystemExit(3)
 
     with pytest.raises(RuntimeError, match="mine"):
-        _fit(options=TrainerOptions(**QUIET, callbacks=Fail()))
+        _fit(options=TrainerOptions(**QUICK, callbacks=Fail()))
     with pytest.raises(SystemExit) as left:
-        _fit(options=TrainerOptions(**QUIET, callbacks=Leave()))
+        _fit(options=TrainerOptions(**QUICK, callbacks=Leave()))
     assert left.value.code == 3
 
 
@@ -261,9 +261,9 @@ def test_weights_and_biases_where_it_is_not_installed_raises(monkeypatch):
 
 
 def test_options_of_a_part_start_anew_in_a_folder_of_their_own(tmp_path):
-    part = TrainerOptions(**{**QUIET, "logger": True}, run_folder=tmp_path, resume_from="x").part("base")
+    part = TrainerOptions(**{**QUICK, "logger": True}, run_folder=tmp_path, resume_from="x").part("base")
     assert (part.run_folder, part.resume_from, part.accelerator) == (tmp_path / "base", None, "cpu")
-    assert TrainerOptions(**QUIET).part("base").run_folder is None
+    assert TrainerOptions(**QUICK).part("base").run_folder is None
 
 
 @pytest.mark.parametrize(
@@ -300,4 +300,4 @@ def test_absent_accelerator_raises(accelerator, monkeypatch):
 @pytest.mark.parametrize("options", [{"strategy": "nosuch"}, {"devices": 0}])
 def test_what_lightning_refuses_is_a_value_error_raises(options):
     with pytest.raises(ValueError, match="Lightning cannot train with these options"):
-        _fit(options=TrainerOptions(**QUIET, **options))
+        _fit(options=TrainerOptions(**QUICK, **options))

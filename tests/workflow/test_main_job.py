@@ -22,6 +22,8 @@ from scstate_lora.demo import run_demo
 from scstate_lora.reporting import report
 from scstate_lora.workflow.features import read_features
 from scstate_lora.workflow.folder import TABLES
+from tests.builders import SMALL_ST
+from tests.builders import wound as simulate
 
 SMALL = {
     "se": {
@@ -29,7 +31,7 @@ SMALL = {
         "conditioning": {"n_steps": 20, "hidden_dims": [16]},
         "train": {"max_epochs": 2},
     },
-    "st": {"model": {"hidden": 16, "n_layers": 1, "n_heads": 2}, "train": {"max_epochs": 2}},
+    "st": {"model": SMALL_ST, "train": {"max_epochs": 2}},
     "accelerator": "cpu",
 }
 DATA = {
@@ -47,9 +49,7 @@ def _config(data=None, **changes):
 @pytest.fixture(scope="module")
 def wound():
     """Simulated wound of 700 cells x 200 genes. Not to be changed."""
-    simulated = ssl.datasets.wound_healing(700, n_genes=200, seed=3)
-    obs = simulated.obs[["condition", "timepoint", "cell_type", "mouse_id"]]
-    return ad.AnnData(simulated.X, obs=obs, var=pd.DataFrame(index=simulated.var_names))
+    return simulate(700, seed=3)
 
 
 @pytest.fixture(scope="module")

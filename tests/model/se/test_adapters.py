@@ -12,8 +12,7 @@ from scstate_lora.config import SELoraConfig
 from scstate_lora.model.se.adapters import Adapter, check_name
 from scstate_lora.nn.conditioning import Conditioning
 from scstate_lora.nn.covariates import CovariateSpec
-
-QUICK = {"accelerator": "cpu", "progress_bar": False, "logger": False}
+from tests.builders import QUICK, latent
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +37,8 @@ def several(make):
         elif name != "default":
             model.add_adapter(name, **options)
         model.train(max_epochs=2 if name == "wide" else 1, lr=3e-3, **QUICK)
-        embeddings[name] = _latent(model)
+        embeddings[name] = latent(model)
     return model, embeddings
-
-
-def _latent(model, **kwargs):
-    return model.get_latent_representation(key_added=None, **kwargs)
 
 
 def _conditioning():
@@ -58,7 +53,7 @@ def test_every_adapter_keeps_what_it_learned(several):
     for name in ("default", "bare", "wide", "bare"):
         model.set_adapter(name)
         assert model.active_adapter == name
-        np.testing.assert_array_equal(_latent(model), embeddings[name])
+        np.testing.assert_array_equal(latent(model), embeddings[name])
         np.testing.assert_allclose(model.base.embed(model.adata, model.registry), model._plain[1], atol=1e-6)
 
 
@@ -106,7 +101,7 @@ def test_all_are_saved_and_loaded(several, tmp_path):
     for name, embedding in embeddings.items():
         loaded.set_adapter(name)
         model.set_adapter(name)
-        np.testing.assert_array_equal(_latent(loaded), embedding)
+        np.testing.assert_array_equal(latent(loaded), embedding)
         pd.testing.assert_frame_equal(loaded.history, model.history, check_exact=True)
 
 
@@ -116,7 +111,7 @@ def test_merged_it_embeds_the_same_and_unmerged_to_the_bit(several, tmp_path):
     sha256 = model.base.sha256()
     model.merge_adapter()
     try:
-        np.testing.assert_allclose(_latent(model), embeddings["wide"], atol=1e-5)
+        np.testing.assert_allclose(latent(model), embeddings["wide"], atol=1e-5)
         model.save(tmp_path / "merged")
         assert model.base.sha256() == sha256
         with pytest.raises(ValueError, match=r"'wide' is merged: cannot train now\. Call unmerge_adapter\(\)"):
@@ -128,9 +123,9 @@ def test_merged_it_embeds_the_same_and_unmerged_to_the_bit(several, tmp_path):
     finally:
         model.unmerge_adapter()
     assert model.adapter_names == ["default", "wide", "bare"]
-    np.testing.assert_array_equal(_latent(model), embeddings["wide"])
+    np.testing.assert_array_equal(latent(model), embeddings["wide"])
     loaded = ssl.LoRACovariateSE.load(tmp_path / "merged", adata=model.adata)
-    np.testing.assert_array_equal(_latent(loaded), embeddings["wide"])
+    np.testing.assert_array_equal(latent(loaded), embeddings["wide"])
 
 
 def test_an_adapter_is_deleted_with_its_weights(make):
@@ -151,7 +146,7 @@ def test_training_another_adapter_says_it_is_not_trained_yet_raises(make):
     model.add_adapter("second")
     assert not model.is_trained
     with pytest.raises(ValueError, match="not trained"):
-        _latent(model)
+        latent(model)
 
 
 def test_names_that_do_not_do_raise(several):

@@ -20,11 +20,11 @@ from scipy import sparse
 import scstate_lora as ssl
 from scstate_lora.io.pickle.reader import load_torch
 from scstate_lora.nn.lora import adapters_off
+from tests.builders import QUICK, latent
 
 ARC = Path(__file__).parents[2] / "data" / "arc"
 FOLDER = ARC / "folder"
 CKPT = ARC / "ckpt_embedded" / "model.ckpt"  # two layers, everything inside
-QUICK = {"accelerator": "cpu", "progress_bar": False}
 TOLERANCE = 1e-6
 
 
@@ -75,10 +75,6 @@ def on_moveable(cells, moveable):
     model = _model(cells, moveable)
     model.train(max_epochs=1, **QUICK)
     return model
-
-
-def _latent(model, adata=None):
-    return model.get_latent_representation(adata, key_added=None)
 
 
 def _base_of(model):
@@ -172,7 +168,7 @@ def test_saved_without_the_base_which_is_found_again(trained, tmp_path):
     described = json.loads((tmp_path / "se" / "model.json").read_text())["base"]
     assert described["source"] == str(CKPT)
     loaded = ssl.LoRACovariateSE.load(tmp_path / "se", adata=trained.adata)
-    np.testing.assert_array_equal(_latent(loaded), _latent(trained))
+    np.testing.assert_array_equal(latent(loaded), latent(trained))
     np.testing.assert_array_equal(_base_of(loaded), _base_of(trained))
     assert loaded.base.source == str(CKPT)
     # Its directory is a base as well: that of the checkpoint.
@@ -187,7 +183,7 @@ def test_a_relative_path_is_found_from_elsewhere(cells, moveable, tmp_path, monk
     model.save("se")
     monkeypatch.chdir(moveable.parent)
     loaded = ssl.LoRACovariateSE.load("../se", adata=model.adata)
-    np.testing.assert_array_equal(_latent(loaded), _latent(model))
+    np.testing.assert_array_equal(latent(loaded), latent(model))
 
 
 def test_a_base_that_was_moved_is_asked_for_raises(on_moveable, moveable, tmp_path):
@@ -198,10 +194,10 @@ def test_a_base_that_was_moved_is_asked_for_raises(on_moveable, moveable, tmp_pa
     assert str(moveable) in str(caught.value)
     for base in (moved, str(moved), ssl.SEBase.load(moved)):
         loaded = ssl.LoRACovariateSE.load(tmp_path / "se", adata=on_moveable.adata, base=base)
-        np.testing.assert_array_equal(_latent(loaded), _latent(on_moveable))
+        np.testing.assert_array_equal(latent(loaded), latent(on_moveable))
     loaded.save(tmp_path / "se")  # it remembers where the base is now
     again = ssl.LoRACovariateSE.load(tmp_path / "se", adata=on_moveable.adata)
-    np.testing.assert_array_equal(_latent(again), _latent(on_moveable))
+    np.testing.assert_array_equal(latent(again), latent(on_moveable))
 
 
 def test_another_base_raises(trained, on_moveable, moveable, tmp_path):
@@ -223,7 +219,7 @@ def test_saved_with_the_base_it_needs_nothing_else(on_moveable, moveable, tmp_pa
     on_moveable.save(tmp_path / "se", save_base=True)
     shutil.rmtree(moveable.parent)
     loaded = ssl.LoRACovariateSE.load(tmp_path / "se", adata=on_moveable.adata)
-    np.testing.assert_array_equal(_latent(loaded), _latent(on_moveable))
+    np.testing.assert_array_equal(latent(loaded), latent(on_moveable))
     np.testing.assert_array_equal(_base_of(loaded), _base_of(on_moveable))
     assert loaded.base.sha256() == on_moveable.base.sha256()
     base = ssl.SEBase.load(tmp_path / "se")
@@ -263,15 +259,15 @@ def test_models_share_a_base_without_touching_each_other(cells):
     first, second = _model(cells, base), _model(cells, base, seed=1)
     fresh = _model(cells, base, seed=1)
     first.train(max_epochs=1, **QUICK)
-    latent = _latent(first)
+    before = latent(first)
     weights = [m.base.encoder.cls_token.data_ptr() for m in (first, second)]
     assert weights == [base.encoder.cls_token.data_ptr()] * 2  # not copied
     second.train(max_epochs=1, **QUICK)
-    np.testing.assert_array_equal(_latent(first), latent)
+    np.testing.assert_array_equal(latent(first), before)
     np.testing.assert_array_equal(ssl.tl.embed(cells.copy(), base, progress_bar=False), plain)
     assert not any("lora_" in name for name, _ in base.encoder.named_parameters())
     fresh.train(max_epochs=1, **QUICK)  # as if nobody else had had the base
-    np.testing.assert_array_equal(_latent(fresh), _latent(second))
+    np.testing.assert_array_equal(latent(fresh), latent(second))
 
 
 def test_a_models_base_serves_another_model(trained, cells):
@@ -437,7 +433,7 @@ def test_saved_with_its_base_and_saved_again_it_still_needs_nothing_else(on_move
     loaded = ssl.LoRACovariateSE.load(tmp_path / "se", adata=on_moveable.adata)
     loaded.save(tmp_path / "again")
     again = ssl.LoRACovariateSE.load(tmp_path / "again", adata=on_moveable.adata)
-    np.testing.assert_array_equal(_latent(again), _latent(on_moveable))
+    np.testing.assert_array_equal(latent(again), latent(on_moveable))
 
 
 def test_a_model_on_a_converted_base_loads_without_the_checkpoint(cells, moveable, tmp_path):
@@ -447,7 +443,7 @@ def test_a_model_on_a_converted_base_loads_without_the_checkpoint(cells, moveabl
     model.train(max_epochs=1, **QUICK)
     model.save(tmp_path / "se")
     loaded = ssl.LoRACovariateSE.load(tmp_path / "se", adata=model.adata)
-    np.testing.assert_array_equal(_latent(loaded), _latent(model))
+    np.testing.assert_array_equal(latent(loaded), latent(model))
 
 
 def test_genes_that_only_a_column_names_are_to_be_named_at_set_up_raises(cells):

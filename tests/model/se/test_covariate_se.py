@@ -7,8 +7,8 @@ import torch
 
 import scstate_lora as ssl
 from scstate_lora.model import SEBase
+from tests.builders import QUICK
 
-QUICK = {"accelerator": "cpu", "progress_bar": False}
 COLUMNS = ["phase", "epoch", "step", "loss"]
 TERMS = ["reconstruction", "contrastive", "covariates", "preservation", "counterfactual"]
 LAST = ["grad_norm", "lr", "seconds", "peak_memory_mb", "best"]
@@ -217,7 +217,7 @@ def test_a_logger_sees_the_models_own_training(wound, setup, make_se, tmp_path):
     adata = wound.copy()
     ssl.LoRACovariateSE.setup_anndata(adata, **setup)
     se = make_se(adata)
-    se.train(max_epochs=1, logger=CSVLogger(tmp_path), **QUICK)
+    se.train(max_epochs=1, **{**QUICK, "logger": CSVLogger(tmp_path)})
     files = list(tmp_path.rglob("metrics.csv"))
     assert len(files) == 1  # not that of the base, nor of what comes before
     logged = pd.read_csv(files[0])

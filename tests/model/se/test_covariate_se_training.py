@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 
 import scstate_lora as ssl
+from tests.builders import NO_DROPOUT, QUICK, Stop, latent
 
-OPTIONS = {"accelerator": "cpu", "progress_bar": False, "logger": False, "batch_size": 32}
-NO_DROPOUT = {"dropout": 0.0, "r": 4}
+OPTIONS = {**QUICK, "batch_size": 32}
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +24,6 @@ def make(wound, setup, make_se, trained):
     return new
 
 
-class Stop(L.Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
-            raise RuntimeError("stopped here")
-
-
-def _latent(model, adata=None, **kwargs):
-    return model.get_latent_representation(adata, key_added=None, **kwargs)
-
-
 def _terms(model):
     of_every_run = {"phase", "epoch", "step", "loss", "grad_norm", "lr", "seconds", "peak_memory_mb", "best"}
     return set(model.history.columns) - of_every_run
@@ -48,7 +34,7 @@ def test_without_adapters_the_encoder_sees_every_cell_once(make, wound):
     model.network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     model.train(max_epochs=3, **OPTIONS)
     own = model.get_latent_representation()
-    moved = _latent(model, covariates={"condition": "burn"})
+    moved = latent(model, covariates={"condition": "burn"})
     model.train(max_epochs=1, **OPTIONS)
     assert sum(seen) == 150
     assert np.abs(own - moved).max() > 1e-5
@@ -57,7 +43,7 @@ def test_without_adapters_the_encoder_sees_every_cell_once(make, wound):
     assert model._plain[1].any()
     changed = model.adata.copy()
     changed.X = changed.X[:, ::-1].copy() if not hasattr(changed.X, "tocsr") else changed.X.tocsr()[:, ::-1].tocsr()
-    assert np.abs(_latent(model, changed) - _latent(model)).max() > 1e-4
+    assert np.abs(latent(model, changed) - latent(model)).max() > 1e-4
     assert sum(seen) >= 300  # other cells are computed anew
     assert not any("lora_" in name for name, _ in model.network.named_parameters())
 
@@ -108,14 +94,14 @@ def test_batches_are_an_input_of_their_own_and_may_be_new_later(make):
     model = make({**no_covariates, "batch_key": "mouse_id"})
     model.train(max_epochs=2, lr=1e-2, **OPTIONS)
     assert _terms(model) == {"reconstruction", "contrastive", "preservation", "batch"}
-    own = _latent(model)
+    own = latent(model)
     new = model.adata.copy()
     new.obs["mouse_id"] = "a mouse of next year"
-    unknown = _latent(model, new)
+    unknown = latent(model, new)
     assert np.isfinite(unknown).all()
     assert np.abs(unknown - own).max() > 1e-5
     del new.obs["mouse_id"]
-    np.testing.assert_array_equal(_latent(model, new), unknown)
+    np.testing.assert_array_equal(latent(model, new), unknown)
 
 
 def test_a_batch_beside_covariates_stays_the_cells_own(make):
@@ -124,17 +110,17 @@ def test_a_batch_beside_covariates_stays_the_cells_own(make):
     assert "batch" in _terms(model)
     assert "mouse_id" in repr(model)
     burn = (model.adata.obs["condition"] == "burn").to_numpy()
-    np.testing.assert_allclose(_latent(model, covariates={"condition": "burn"})[burn], _latent(model)[burn], atol=1e-6)
+    np.testing.assert_allclose(latent(model, covariates={"condition": "burn"})[burn], latent(model)[burn], atol=1e-6)
 
 
 def test_a_covariate_can_be_withheld(make):
     model = make()
     model.train(max_epochs=1, **OPTIONS)
-    withheld = _latent(model, covariates={"condition": None})
-    assert np.abs(withheld - _latent(model)).max() > 1e-5
+    withheld = latent(model, covariates={"condition": None})
+    assert np.abs(withheld - latent(model)).max() > 1e-5
     burnt = model.adata.copy()
     burnt.obs["condition"] = "burn"
-    np.testing.assert_allclose(_latent(model, burnt, covariates={"condition": None}), withheld, atol=1e-6)
+    np.testing.assert_allclose(latent(model, burnt, covariates={"condition": None}), withheld, atol=1e-6)
 
 
 @pytest.mark.parametrize("lora", [NO_DROPOUT, False], ids=["adapters", "none"])
@@ -146,7 +132,7 @@ def test_resumed_training_equals_an_uninterrupted_one(make, same_training, tmp_p
         stopped.train(**options, run_folder=tmp_path / "part", callbacks=Stop(4))
     resumed.train(**options, resume_from=tmp_path / "part")
     same_training((whole.network, whole.history), (resumed.network, resumed.history), tolerance=1e-6)
-    np.testing.assert_allclose(_latent(resumed), _latent(whole), atol=1e-6)
+    np.testing.assert_allclose(latent(resumed), latent(whole), atol=1e-6)
 
 
 def test_recomputed_activations_change_no_weight(make, same_training):
@@ -176,7 +162,7 @@ def test_two_processes_train_what_one_does(make, same_training, lora):
     two.train(max_epochs=2, devices=2, strategy="ddp_fork", **OPTIONS)
     assert set(one.history["phase"]) == {"train", "val"}
     same_training((one.network, one.history), (two.network, two.history), tolerance=1e-4)
-    np.testing.assert_allclose(_latent(two), _latent(one), atol=1e-4)
+    np.testing.assert_allclose(latent(two), latent(one), atol=1e-4)
 
 
 def test_a_batch_that_devices_cannot_share_raises(make):

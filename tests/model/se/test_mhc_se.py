@@ -10,11 +10,11 @@ import torch
 import scstate_lora as ssl
 from scstate_lora.config import MHCConfig
 from scstate_lora.nn.hyper_connections import mhc_layers, mhc_parameters
+from tests.builders import NO_DROPOUT, QUICK, Stop, latent
 
-OPTIONS = {"accelerator": "cpu", "progress_bar": False, "logger": False, "batch_size": 32}
-NO_DROPOUT = {"dropout": 0.0, "r": 4}
+OPTIONS = {**QUICK, "batch_size": 32}
 # No longer than it takes to see that all that is to be trained is.
-QUICK = {**OPTIONS, "max_epochs": 1, "lr": 3e-3}
+SHORT = {**OPTIONS, "max_epochs": 1, "lr": 3e-3}
 
 
 class Watch(L.Callback):
@@ -38,15 +38,6 @@ class Watch(L.Callback):
             self.moved[name] = max(self.moved[name], (p - self.first[name]).abs().max().item())
 
 
-class Stop(L.Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
-            raise RuntimeError("stopped here")
-
-
 @pytest.fixture(scope="module")
 def cells(wound, setup):
     """Cells that were set up. Not to be changed."""
@@ -62,7 +53,7 @@ def base(wound, setup, make_se):
     ssl.LoRACovariateSE.setup_anndata(adata, **setup)
     sizes = {"n_steps": 5, "d_model": 16, "d_hid": 32, "n_layers": 2, "n_heads": 2, "output_dim": 16, "n_tokens": 33}
     model = make_se(adata, compact=sizes)
-    model.train_base(accelerator="cpu", progress_bar=False, logger=False)
+    model.train_base(**QUICK)
     return model.base
 
 
@@ -76,14 +67,10 @@ def make(cells, make_se, base):
 def connected(make):
     """A model trained without connections and then with them, on what, and its embeddings. Not to be changed."""
     model = make()
-    model.train(**QUICK)
-    before = _latent(model)
-    model.train(**QUICK, mhc=True)
-    return model, before, _latent(model)
-
-
-def _latent(model, **kwargs):
-    return model.get_latent_representation(key_added=None, **kwargs)
+    model.train(**SHORT)
+    before = latent(model)
+    model.train(**SHORT, mhc=True)
+    return model, before, latent(model)
 
 
 def _names(model):
@@ -97,11 +84,11 @@ def _names(model):
 )
 def test_at_first_it_embeds_as_without_them(make, mhc):
     model = make()
-    model.train(**QUICK)
-    before, plain = _latent(model), model.base.embed(model.adata, model.registry)
+    model.train(**SHORT)
+    before, plain = latent(model), model.base.embed(model.adata, model.registry)
     with model._connected(MHCConfig.parse(mhc, name="mhc")):
         assert len(mhc_layers(model.base.encoder)) == 2
-        np.testing.assert_allclose(_latent(model), before, atol=1e-5)
+        np.testing.assert_allclose(latent(model), before, atol=1e-5)
         np.testing.assert_array_equal(model.base.embed(model.adata, model.registry), plain)
 
 
@@ -110,7 +97,7 @@ def test_at_first_it_embeds_as_without_them(make, mhc):
 def test_all_of_them_learn_and_sums_stay_one(make, kind, lora):
     model, watch = make(lora=lora), Watch()
     sha256, plain = model.base.sha256(), model.base.embed(model.adata, model.registry)
-    model.train(**{**QUICK, "max_epochs": 7}, mhc={"kind": kind}, callbacks=watch)
+    model.train(**{**SHORT, "max_epochs": 7}, mhc={"kind": kind}, callbacks=watch)
     assert model.history["step"].max() >= 21
     parameters = mhc_parameters(model.network)
     assert set(parameters) == {name.removeprefix("network.") for name in watch.first}
@@ -144,15 +131,15 @@ def test_the_base_stays_without_them(connected, base):
 
 def test_without_lora_cells_go_through_the_connections(make):
     model = make(lora=False)
-    model.train(**QUICK)
-    before = _latent(model)
+    model.train(**SHORT)
+    before = latent(model)
     assert not model.adapts_base
-    model.train(**QUICK, mhc={"kind": "streams", "layer_indices": [-1]})
+    model.train(**SHORT, mhc={"kind": "streams", "layer_indices": [-1]})
     assert model.adapts_base
     assert list(mhc_layers(model.base.encoder)) == ["transformer_encoder.layers.1"]
     seen = []
     model.network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    own, moved = _latent(model), _latent(model, covariates={"condition": "burn"})
+    own, moved = latent(model), latent(model, covariates={"condition": "burn"})
     assert sum(seen) == 300  # the base's own embedding is cached, this one is not
     assert np.abs(own - before).max() > 1e-5
     from scstate_lora.tl.conditioned import ConditionedCells
@@ -165,16 +152,16 @@ def test_without_lora_cells_go_through_the_connections(make):
 @pytest.mark.parametrize("mhc", [{"dynamic": True}, {"kind": "features", "layer_indices": [0]}], ids=str)
 def test_saved_and_loaded_to_the_bit(make, tmp_path, mhc):
     model = make()
-    model.train(**QUICK, mhc=mhc)
+    model.train(**SHORT, mhc=mhc)
     model.save(tmp_path / "se")
     loaded = ssl.LoRACovariateSE.load(tmp_path / "se", adata=model.adata)
-    np.testing.assert_array_equal(_latent(loaded), _latent(model))
+    np.testing.assert_array_equal(latent(loaded), latent(model))
     stored, found = mhc_parameters(model.network), mhc_parameters(loaded.network)
     assert list(stored) == list(found)
     assert all(torch.equal(stored[name], found[name]) for name in stored)
     assert repr(loaded) == repr(model)
     assert loaded.base.sha256() == model.base.sha256()
-    loaded.train(**QUICK)  # what was loaded is trained further, connections as well
+    loaded.train(**SHORT)  # what was loaded is trained further, connections as well
     assert not torch.equal(mhc_parameters(loaded.network)[next(iter(stored))], stored[next(iter(stored))])
 
 
@@ -183,7 +170,7 @@ def test_lora_files_are_those_of_a_model_without_connections(connected, make, tm
 
     model, _, _ = connected
     other = make()
-    other.train(**QUICK)
+    other.train(**SHORT)
     for one, name in ((model, "connected"), (other, "other")):
         one.save(tmp_path / name)
     files = {name: {f.name for f in (tmp_path / name).iterdir()} for name in ("connected", "other")}
@@ -201,20 +188,20 @@ def test_adapters_do_not_share_connections(make, tmp_path):
         if name != "default":
             model.add_adapter(name)
             assert not mhc_layers(model.base.encoder)
-        model.train(**QUICK, mhc=mhc)
-        embedded[name] = _latent(model)
+        model.train(**SHORT, mhc=mhc)
+        embedded[name] = latent(model)
     for name in ("default", "features", "streams", "default"):
         model.set_adapter(name)
-        np.testing.assert_array_equal(_latent(model), embedded[name])
+        np.testing.assert_array_equal(latent(model), embedded[name])
         assert len(mhc_layers(model.base.encoder)) == 2 * (name != "default")
     model.set_adapter("streams")
     model.save(tmp_path / "se")
     loaded = ssl.LoRACovariateSE.load(tmp_path / "se", adata=model.adata)
     for name, embedding in embedded.items():
         loaded.set_adapter(name)
-        np.testing.assert_array_equal(_latent(loaded), embedding)
+        np.testing.assert_array_equal(latent(loaded), embedding)
     model.delete_adapter("features")
-    np.testing.assert_array_equal(_latent(model), embedded["streams"])
+    np.testing.assert_array_equal(latent(model), embedded["streams"])
     model.set_adapter("default")
     model.delete_adapter("streams")
     assert not any(".inner." in name or ".mixing." in name for name in _names(model))
@@ -239,7 +226,7 @@ def test_resumed_training_equals_an_uninterrupted_one(make, same_training, tmp_p
         assert not mhc_layers(resumed.network)  # nothing was trained
     resumed.train(**options, resume_from=tmp_path / "part")
     same_training((whole.network, whole.history), (resumed.network, resumed.history), tolerance=1e-6)
-    np.testing.assert_allclose(_latent(resumed), _latent(whole), atol=1e-6)
+    np.testing.assert_allclose(latent(resumed), latent(whole), atol=1e-6)
 
 
 def test_checkpoints_hold_what_is_trained_and_the_best_weights_are_put_back(make, tmp_path):
@@ -250,7 +237,7 @@ def test_checkpoints_hold_what_is_trained_and_the_best_weights_are_put_back(make
                     head.data.mul_(-1000)
 
     model = make()
-    options = {**QUICK, "lr": 0.01, "max_epochs": 3, "logger": True, "run_folder": tmp_path}
+    options = {**SHORT, "lr": 0.01, "max_epochs": 3, "logger": True, "run_folder": tmp_path}
     model.train(**options, mhc=True, callbacks=Worse())
     assert not model.history["best"].iloc[-1]
     best, last = (
@@ -267,15 +254,15 @@ def test_checkpoints_hold_what_is_trained_and_the_best_weights_are_put_back(make
 
 def test_recomputed_activations_change_no_weight(make, same_training):
     one, two = make(), make()
-    one.train(**QUICK, mhc=True)
-    two.train(**QUICK, mhc=True, gradient_checkpointing=True)
+    one.train(**SHORT, mhc=True)
+    two.train(**SHORT, mhc=True, gradient_checkpointing=True)
     same_training((one.network, one.history), (two.network, two.history), tolerance=1e-6)
 
 
 def test_two_processes_train_what_one_does(make, same_training):
     one, two = make(), make()
-    one.train(**QUICK, mhc={"dynamic": True})
-    two.train(**QUICK, mhc={"dynamic": True}, devices=2, strategy="ddp_fork")
+    one.train(**SHORT, mhc={"dynamic": True})
+    two.train(**SHORT, mhc={"dynamic": True}, devices=2, strategy="ddp_fork")
     same_training((one.network, one.history), (two.network, two.history), tolerance=1e-4)
 
 
@@ -283,13 +270,13 @@ def test_merged_it_embeds_the_same(connected, tmp_path):
     model, _, after = connected
     model.merge_adapter()
     try:
-        np.testing.assert_allclose(_latent(model), after, atol=1e-5)
+        np.testing.assert_allclose(latent(model), after, atol=1e-5)
         assert len(mhc_layers(model.base.encoder)) == 2
         model.save(tmp_path / "se")
     finally:
         model.unmerge_adapter()
-    np.testing.assert_array_equal(_latent(model), after)
-    np.testing.assert_array_equal(_latent(ssl.LoRACovariateSE.load(tmp_path / "se", adata=model.adata)), after)
+    np.testing.assert_array_equal(latent(model), after)
+    np.testing.assert_array_equal(latent(ssl.LoRACovariateSE.load(tmp_path / "se", adata=model.adata)), after)
 
 
 def test_summary_counts_them_as_a_row_of_their_own(connected):
@@ -315,7 +302,7 @@ def test_diagnostics_one_row_a_layer(connected, make):
         assert row.forward_gain == pytest.approx(np.abs(matrix).sum(1).max(), abs=1e-6)
         assert row.distance_from_identity == pytest.approx(np.linalg.norm(matrix - np.eye(4)) / 2, abs=1e-6)
     by_input = make()
-    by_input.train(**{**QUICK, "lr": 1e-2}, mhc={"dynamic": True})
+    by_input.train(**{**SHORT, "lr": 1e-2}, mhc={"dynamic": True})
     seen = by_input.mhc_matrices()[1]
     by_input._adata = None
     assert np.abs(by_input.mhc_matrices()[1] - seen).max() > 1e-6  # without cells, without their part
@@ -326,12 +313,12 @@ def test_asked_for_again(connected, make):
     with pytest.raises(
         ValueError, match=r"already, with other options: kind='streams' there, 'features' asked for.*Leave mhc out"
     ):
-        model.train(**QUICK, mhc={"kind": "features"})
+        model.train(**SHORT, mhc={"kind": "features"})
     again = make()
-    again.train(**QUICK, mhc=True)
+    again.train(**SHORT, mhc=True)
     first = {name: p.detach().clone() for name, p in mhc_parameters(again.network).items()}
     for mhc in (True, False):
-        again.train(**QUICK, mhc=mhc)
+        again.train(**SHORT, mhc=mhc)
         assert set(mhc_parameters(again.network)) == set(first)
         assert any(not torch.equal(p, first[name]) for name, p in mhc_parameters(again.network).items())
 
@@ -344,19 +331,19 @@ def test_what_is_not_possible_raises_before_any_training(make, make_se, cells, s
         ("streams", TypeError, "mhc must be True, False, a dict or MHCConfig, found str"),
     ):
         with pytest.raises(error, match=found):
-            model.train(**QUICK, mhc=mhc)
+            model.train(**SHORT, mhc=mhc)
     with pytest.raises(TypeError, match="Did you mean 'mhc'"):
-        model.train(**QUICK, mch=True)
+        model.train(**SHORT, mch=True)
     assert not model.is_trained
     compact = make_se(cells.copy())
     with pytest.raises(ValueError, match="the transformer has 1 layers"):
-        compact.train(**QUICK, mhc={"layer_indices": [1]})
+        compact.train(**SHORT, mhc={"layer_indices": [1]})
     assert compact.base is None
     adata = cells.copy()
     adata.obsm["X_pca"] = np.random.default_rng(0).normal(size=(150, 8)).astype(np.float32)
     ssl.LoRACovariateSE.setup_anndata(adata, **setup, embed_key="X_pca")
     with pytest.raises(ValueError, match=r"the base here is the embedding adata\.obsm\['X_pca'\]"):
-        make_se(adata).train(**QUICK, mhc=True)
+        make_se(adata).train(**SHORT, mhc=True)
 
 
 def test_what_breaks_before_the_first_step_leaves_no_connections(make):
@@ -365,10 +352,10 @@ def test_what_breaks_before_the_first_step_leaves_no_connections(make):
             raise RuntimeError("before the first step")
 
     model = make()
-    model.train(**QUICK)
-    before = _latent(model)
+    model.train(**SHORT)
+    before = latent(model)
     with pytest.raises(RuntimeError, match="before the first step"):
-        model.train(**QUICK, mhc=True, callbacks=Broken())
+        model.train(**SHORT, mhc=True, callbacks=Broken())
     assert not mhc_layers(model.base.encoder)
-    np.testing.assert_array_equal(_latent(model), before)
+    np.testing.assert_array_equal(latent(model), before)
     assert not any(".inner." in name for name in _names(model))

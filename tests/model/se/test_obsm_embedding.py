@@ -8,8 +8,7 @@ from scipy import sparse
 
 import scstate_lora as ssl
 from scstate_lora.model.se.obsm_embedding import ObsmBase
-
-QUICK = {"accelerator": "cpu", "progress_bar": False, "logger": False}
+from tests.builders import QUICK
 
 
 def _with_pca(wound, n=200, **setup):

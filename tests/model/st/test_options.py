@@ -11,9 +11,8 @@ from scipy import sparse
 
 import scstate_lora as ssl
 from scstate_lora.data import log_expression
+from tests.builders import QUICK, SMALL_ST
 
-QUICK = {"accelerator": "cpu", "progress_bar": False, "logger": False}
-SMALL = {"hidden": 16, "n_layers": 1, "n_heads": 2}
 TARGETS = tuple("ABCDEFGHIJ")
 
 
@@ -61,7 +60,7 @@ def _delta(predicted: ad.AnnData, adata: ad.AnnData) -> np.ndarray:
 
 def test_features_predict_perturbations_that_were_never_seen(screen):
     adata = _set_up(screen, holdout={"guide": ["D", "E"]})
-    st = ssl.STTransition(adata, model=SMALL, pert_features=screen.uns["features"])
+    st = ssl.STTransition(adata, model=SMALL_ST, pert_features=screen.uns["features"])
     st.train(max_epochs=2, **QUICK)
     logged = log_expression(adata).toarray()
     deltas = {}
@@ -76,12 +75,12 @@ def test_features_predict_perturbations_that_were_never_seen(screen):
     with pytest.raises(ValueError, match=r"target='Z' has no row in pert_features"):
         st.predict(target="Z")
     with pytest.raises(ValueError, match=r"No training cell has adata.obs\['guide'\] = 'D', 'E'.*pert_features="):
-        ssl.STTransition(adata, model=SMALL)
+        ssl.STTransition(adata, model=SMALL_ST)
 
 
 def test_features_are_saved_with_the_model(screen, tmp_path):
     adata = _set_up(screen, holdout={"guide": ["D", "E"]})
-    st = ssl.STTransition(adata, model=SMALL, pert_features=screen.uns["features"])
+    st = ssl.STTransition(adata, model=SMALL_ST, pert_features=screen.uns["features"])
     st.train(max_epochs=1, **QUICK)
     st.save(tmp_path / "st")
     again = ssl.STTransition.load(tmp_path / "st", adata=adata)
@@ -91,7 +90,7 @@ def test_features_are_saved_with_the_model(screen, tmp_path):
 
 def test_an_embedding_is_predicted_and_expression_decoded_from_it(screen):
     adata = _set_up(screen, embed_key="X_other")
-    st = ssl.STTransition(adata, model={**SMALL, "space": "embedding"})
+    st = ssl.STTransition(adata, model={**SMALL_ST, "space": "embedding"})
     st.train(max_epochs=4, lr=3e-3, **QUICK)
     predicted = st.predict(target="A")
     assert predicted.obsm["X_other"].shape == (predicted.n_obs, 6)
@@ -103,18 +102,18 @@ def test_an_embedding_is_predicted_and_expression_decoded_from_it(screen):
     before = adata.obsm["X_other"][(adata.obs["guide"] == "none").to_numpy()].mean(0)
     assert np.linalg.norm(predicted.obsm["X_other"].mean(0) - real) < 0.5 * np.linalg.norm(before - real)
     assert {"decoder", "energy"} <= set(st.history.columns)
-    bare = ssl.STTransition(adata, model={**SMALL, "space": "embedding", "gene_decoder": False})
+    bare = ssl.STTransition(adata, model={**SMALL_ST, "space": "embedding", "gene_decoder": False})
     bare.train(max_epochs=1, **QUICK)
     assert bare.predict(target="A").n_vars == 0
     with pytest.raises(ValueError, match="space='embedding' needs one to work in"):
-        ssl.STTransition(_set_up(screen), model={**SMALL, "space": "embedding"})
+        ssl.STTransition(_set_up(screen), model={**SMALL_ST, "space": "embedding"})
 
 
 @pytest.mark.parametrize("backbone", ["gpt2", "llama", "bert"])
 @pytest.mark.parametrize("finetune", ["lora", "frozen"])
 def test_of_the_backbone_only_what_is_asked_for_trains(screen, backbone, finetune, tmp_path):
     adata = _set_up(screen)
-    st = ssl.STTransition(adata, model={**SMALL, "backbone": backbone}, finetune=finetune)
+    st = ssl.STTransition(adata, model={**SMALL_ST, "backbone": backbone}, finetune=finetune)
     before = {name: p.detach().clone() for name, p in st.network.named_parameters()}
     st.train(max_epochs=1, mhc=finetune == "lora", **QUICK)
     moved = {
@@ -137,8 +136,8 @@ def test_of_the_backbone_only_what_is_asked_for_trains(screen, backbone, finetun
 
 def test_connections_change_nothing_at_first_and_stay_as_they_are(screen):
     adata = _set_up(screen)
-    plain = ssl.STTransition(adata, model=SMALL)
-    wrapped = ssl.STTransition(adata, model=SMALL)
+    plain = ssl.STTransition(adata, model=SMALL_ST)
+    wrapped = ssl.STTransition(adata, model=SMALL_ST)
     wrapped.train(max_epochs=1, mhc={"kind": "features"}, lr=1e-9, weight_decay=0.0, **QUICK)
     plain.train(max_epochs=1, lr=1e-9, weight_decay=0.0, **QUICK)
     np.testing.assert_allclose(wrapped.predict(target="A").X, plain.predict(target="A").X, atol=1e-4)
@@ -150,33 +149,33 @@ def test_connections_change_nothing_at_first_and_stay_as_they_are(screen):
 
 def test_tokens_beside_the_cells_tell_of_the_set(screen):
     adata = _set_up(screen)
-    st = ssl.STTransition(adata, model={**SMALL, "confidence_token": True, "batch_token": True})
+    st = ssl.STTransition(adata, model={**SMALL_ST, "confidence_token": True, "batch_token": True})
     st.train(max_epochs=1, **QUICK)
     assert {"confidence", "batch"} <= set(st.history.columns)
     expected = st.predict(target="A").obs["expected_loss"]
     assert (expected >= 0).all()
     assert expected.notna().all()
     with pytest.raises(ValueError, match="batch_token needs several batches"):
-        ssl.STTransition(_set_up(screen, batch_key=None), model={**SMALL, "batch_token": True})
+        ssl.STTransition(_set_up(screen, batch_key=None), model={**SMALL_ST, "batch_token": True})
 
 
 def test_velocity_is_read_from_a_layer_and_its_parts_are_logged(screen):
     adata = _set_up(screen)
     adata.layers["velocity"] = np.random.default_rng(0).normal(size=adata.shape).astype(np.float32)
     adata.obs["velocity_confidence"] = np.float32(0.5)
-    st = ssl.STTransition(adata, model=SMALL, objective={"velocity_key": "velocity", "velocity_warmup_steps": 5})
+    st = ssl.STTransition(adata, model=SMALL_ST, objective={"velocity_key": "velocity", "velocity_warmup_steps": 5})
     st.train(max_epochs=1, **QUICK)
     train = st.history[st.history["phase"] == "train"]
     assert {"velocity", "velocity_cos_similarity", "velocity_magnitude_st", "velocity_avg_confidence"} <= set(train)
     assert (train["velocity_avg_confidence"] == 0.5).all()
     with pytest.raises(KeyError, match=r"adata.layers\['velocty'\] does not exist. Did you mean 'velocity'"):
-        ssl.STTransition(adata, model=SMALL, objective={"velocity_key": "velocty"}).train(max_epochs=1, **QUICK)
+        ssl.STTransition(adata, model=SMALL_ST, objective={"velocity_key": "velocty"}).train(max_epochs=1, **QUICK)
 
 
 def test_other_losses_and_forms_train(screen):
     adata = _set_up(screen)
     objective = {"energy": 0.0, "sinkhorn": 1.0, "mmd": 1.0, "mse": 0.1, "l1": 0.1}
-    st = ssl.STTransition(adata, model={**SMALL, "residual": "latent"}, objective=objective)
+    st = ssl.STTransition(adata, model={**SMALL_ST, "residual": "latent"}, objective=objective)
     st.train(max_epochs=3, lr=3e-3, **QUICK)
     train = st.history[st.history["phase"] == "train"]
     assert {"sinkhorn", "mmd", "mse", "l1"} <= set(train.columns)

@@ -14,9 +14,9 @@ import scstate_lora as ssl
 from scstate_lora.data import log_expression
 from scstate_lora.io.published.st_checkpoint import read_st_folder
 from scstate_lora.model.st.published import GENE_RANGE, st_network, st_tensors
+from tests.builders import QUICK
 
 ARC = Path(__file__).parents[2] / "data" / "arc_st"
-QUICK = {"accelerator": "cpu", "progress_bar": False, "logger": False}
 SETUP = {"pert_key": "gene", "control": "non-targeting", "cell_type_key": "cell_type", "batch_key": "batch"}
 
 

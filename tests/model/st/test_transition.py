@@ -10,8 +10,7 @@ from scipy import sparse
 import scstate_lora as ssl
 from scstate_lora.data import log_expression
 from scstate_lora.nn.transition import Prediction
-
-QUICK = {"accelerator": "cpu", "progress_bar": False}
+from tests.builders import QUICK
 
 
 @pytest.fixture(scope="module")

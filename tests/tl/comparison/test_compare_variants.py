@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import anndata as ad
@@ -15,21 +14,12 @@ from scipy import sparse
 import scstate_lora as ssl
 from scstate_lora import tl
 from scstate_lora.tl.comparison.criteria import day_order, in_order_of_time
+from tests.builders import SMALL_ST
 
-SMALL = {"hidden": 16, "n_layers": 1, "n_heads": 2}
-QUICK = {"max_epochs": 1, "accelerator": "cpu", "progress_bar": False}
+QUICK = {"max_epochs": 1, "accelerator": "cpu", "progress_bar": False}  # and the logger writes
 BASELINES = ["no change", "mean shift", "perturbed mean", "context mean", "linear", "ceiling"]
 USUAL = ["zero-shot", "ST", "ST-LoRA", "ST-LoRA-mHC"]
 MARKERS = {"g1": ["G0", "G1", "not there"], "g2": ["G5", "G6"]}
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    logger = logging.getLogger("scstate_lora")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(before)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +51,10 @@ def screen():
 def compared(screen, tmp_path_factory):
     """Comparison with two seeds and a variant that cannot be made, its cells and folder. Not to be changed."""
     adata, folder = screen.copy(), tmp_path_factory.mktemp("compare") / "out"
-    logging.getLogger("scstate_lora").setLevel(logging.ERROR)
     result = tl.compare(
         adata,
         seeds=(0, 1),
-        model=SMALL,
+        model=SMALL_ST,
         train_kwargs=QUICK,
         variants={"few genes": {"model": {"n_genes": 20}}, "broken": {"model": {"space": "embedding"}}},
         time_key="day",
@@ -123,9 +112,9 @@ def test_mean_over_seeds_has_an_interval_and_a_skill(compared):
 
 def test_all_are_scored_over_the_genes_that_all_predict(compared, screen):
     result, _, _ = compared
-    few = ssl.STTransition(screen, model={**SMALL, "n_genes": 20}).genes
+    few = ssl.STTransition(screen, model={**SMALL_ST, "n_genes": 20}).genes
     alone = tl.compare(
-        screen.copy(), variants=["zero-shot"], model={**SMALL, "n_genes": 20}, train_kwargs=QUICK, n_boot=10
+        screen.copy(), variants=["zero-shot"], model={**SMALL_ST, "n_genes": 20}, train_kwargs=QUICK, n_boot=10
     )
     assert len(few) == 20
     for one in (result, alone):
@@ -172,7 +161,7 @@ def test_a_variant_that_breaks_in_training_says_why(screen, monkeypatch):
         train(self, *args, **kwargs)
 
     monkeypatch.setattr(ssl.STTransition, "train", out_of_memory)
-    result = tl.compare(screen.copy(), variants=["ST-LoRA", "ST"], model=SMALL, train_kwargs=QUICK, n_boot=10)
+    result = tl.compare(screen.copy(), variants=["ST-LoRA", "ST"], model=SMALL_ST, train_kwargs=QUICK, n_boot=10)
     reasons = result.training.set_index("model")["reason"]
     assert reasons["ST-LoRA"] == "RuntimeError: CUDA out of memory"
     assert "memory" not in reasons["ST"]
@@ -229,7 +218,7 @@ def test_tables_survive_the_file(compared, tmp_path):
 
 
 def test_what_was_not_given_is_not_measured_and_says_why(screen):
-    result = tl.compare(screen.copy(), variants=["zero-shot"], target="g1", model=SMALL, context_key=[], n_boot=10)
+    result = tl.compare(screen.copy(), variants=["zero-shot"], target="g1", model=SMALL_ST, context_key=[], n_boot=10)
     criteria = result.criteria.set_index("criterion")
     assert (criteria.loc[["day_order", "markers_up", "cell_type_score"], "met"] == "not measured").all()
     assert "time_key=" in criteria.loc["day_order", "reason"]
@@ -242,7 +231,7 @@ def test_what_was_not_given_is_not_measured_and_says_why(screen):
 
 def test_thresholds_decide(screen):
     tables = [
-        tl.compare(screen.copy(), variants=["zero-shot"], model=SMALL, thresholds=given, n_boot=10).criteria
+        tl.compare(screen.copy(), variants=["zero-shot"], model=SMALL_ST, thresholds=given, n_boot=10).criteria
         for given in (None, {"nearest_distance": 9.0, "nearest_distance_strong": 8.0})
     ]
     rows = [table.set_index("criterion").loc["nearest_distance"] for table in tables]
@@ -253,7 +242,7 @@ def test_thresholds_decide(screen):
 
 def test_one_of_the_usual_is_replaced_or_left_out(screen):
     variants = {"ST": {"model": {"hidden": 32}}, "ST-LoRA": None, "ST-LoRA-mHC": None}
-    result = tl.compare(screen.copy(), variants=variants, model=SMALL, train_kwargs=QUICK, n_boot=10)
+    result = tl.compare(screen.copy(), variants=variants, model=SMALL_ST, train_kwargs=QUICK, n_boot=10)
     training = result.training.set_index("model")
     assert list(training.index) == ["zero-shot", "ST"]
     assert training.loc["ST", "parameters"] > training.loc["zero-shot", "parameters"]
@@ -292,7 +281,7 @@ def test_mistake_raises_before_any_training(screen, monkeypatch, given, error, m
     monkeypatch.setattr(ssl.STTransition, "train", None)
     adata = screen.copy()
     with pytest.raises(error, match=match):
-        tl.compare(adata, **{"model": SMALL, **given})
+        tl.compare(adata, **{"model": SMALL_ST, **given})
     assert "compare" not in adata.uns["scstate_lora"]
 
 
@@ -345,7 +334,7 @@ def test_pretrained_model_is_scored_as_it_is_and_trained_further(targets):
         adata,
         pretrained=Path(__file__).parents[2] / "data" / "arc_st" / "gpt2",
         target=targets[0],
-        variants={"ST": None, "ST-LoRA-mHC": None, "from scratch": {"pretrained": False, "model": SMALL}},
+        variants={"ST": None, "ST-LoRA-mHC": None, "from scratch": {"pretrained": False, "model": SMALL_ST}},
         context_key=[],
         train_kwargs=QUICK,
         n_boot=10,
