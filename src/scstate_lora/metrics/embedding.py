@@ -8,19 +8,16 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from scstate_lora.metrics.neighbors import EXACT_UP_TO, majority_vote, nearest_cells
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-EXACT_UP_TO = 100_000
-"""Cells up to which neighbours are searched exactly; above, pynndescent approximates them.
-
-At 100,000 cells x 50 the blocked exact search of one fold takes a fifth of the time that pynndescent needs to build its
-index, and nothing has to be compiled first; only beyond does its growth with the square of the cells tell.
-"""
+PCA = "PCA"
+"""Name in tables of the reference for embeddings: principal components of log1p expression."""
 
 
 class Score(NamedTuple):
@@ -106,7 +103,7 @@ def knn_accuracy(
         `n_neighbors` cells to vote.
     """
     codes, kept = _class_codes(labels, n_folds=n_folds)
-    cells = _checked_embedding(x, kept)[kept]
+    cells = checked_embedding(x, kept)[kept]
     n_voters = len(cells) - -(-len(cells) // n_folds)
     if n_voters < n_neighbors:
         msg = (
@@ -114,15 +111,11 @@ def knn_accuracy(
             f"folds leave {n_voters}. Use a smaller n_neighbors."
         )
         raise ValueError(msg)
-    exact = len(cells) <= EXACT_UP_TO if search == "auto" else search == "exact"
+    is_exact = len(cells) <= EXACT_UP_TO if search == "auto" else search == "exact"
     right = 0
     for fit, held_out in StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(cells, codes):
-        neighbors = (
-            _exact_neighbors(cells[fit], cells[held_out], n_neighbors)
-            if exact
-            else _approximate_neighbors(cells[fit], cells[held_out], n_neighbors, seed=seed)
-        )
-        right += int(np.sum(_majority_vote(codes[fit][neighbors]) == codes[held_out]))
+        neighbors = nearest_cells(cells[fit], cells[held_out], n_neighbors, is_exact=is_exact, seed=seed)
+        right += int(np.sum(majority_vote(codes[fit][neighbors]) == codes[held_out]))
     return right / len(cells)
 
 
@@ -150,7 +143,7 @@ def categorical_probe(x: ArrayLike, labels: ArrayLike, *, n_folds: int = 5, seed
         If shapes differ, `x` is not finite, or fewer than two classes have `n_folds` cells.
     """
     codes, kept = _class_codes(labels, n_folds=n_folds)
-    cells = _checked_embedding(x, kept)[kept]
+    cells = checked_embedding(x, kept)[kept]
     right = 0
     for fit, held_out in StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(cells, codes):
         probe = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-3, max_iter=1000))
@@ -183,7 +176,7 @@ def continuous_probe(x: ArrayLike, values: ArrayLike, *, n_folds: int = 5, seed:
     """
     y = np.asarray(values, dtype=np.float64)
     kept = np.isfinite(y)
-    cells, y = _checked_embedding(x, kept)[kept], y[kept]
+    cells, y = checked_embedding(x, kept)[kept], y[kept]
     if len(y) < n_folds:
         msg = f"{len(y)} cells have a value; {n_folds} folds need at least {n_folds}."
         raise ValueError(msg)
@@ -198,7 +191,7 @@ def continuous_probe(x: ArrayLike, values: ArrayLike, *, n_folds: int = 5, seed:
     return Score(1.0 - residual / total, 0.0)
 
 
-def _checked_embedding(x: ArrayLike, kept: np.ndarray) -> np.ndarray:
+def checked_embedding(x: ArrayLike, kept: np.ndarray) -> np.ndarray:
     """Return `x` as a matrix of floats with a row for each element of `kept`, or say what is wrong with it."""
     cells = np.asarray(x)
     if cells.ndim != 2 or not cells.size:
@@ -225,26 +218,3 @@ def _class_codes(labels: ArrayLike, *, n_folds: int) -> tuple[np.ndarray, np.nda
         msg = f"{n_folds} folds need two classes with at least {n_folds} cells each; found {sizes or 'none'}."
         raise ValueError(msg)
     return codes, kept
-
-
-def _majority_vote(votes: np.ndarray) -> np.ndarray:
-    """Return the commonest class of every row of `votes`, shape ``(n_cells, n_neighbors)``."""
-    n_cells = len(votes)
-    n_classes = int(votes.max()) + 1
-    slot = votes + n_classes * np.arange(n_cells)[:, None]
-    counts = np.bincount(slot.ravel(), minlength=n_cells * n_classes).reshape(n_cells, n_classes)
-    return counts.argmax(axis=1)
-
-
-def _exact_neighbors(fit: np.ndarray, query: np.ndarray, n_neighbors: int) -> np.ndarray:
-    """Return the rows of `fit` nearest to every row of `query`, shape ``(n_query, n_neighbors)``, pairs in blocks."""
-    index = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(fit)
-    return index.kneighbors(query, return_distance=False)
-
-
-def _approximate_neighbors(fit: np.ndarray, query: np.ndarray, n_neighbors: int, *, seed: int) -> np.ndarray:
-    """As `_exact_neighbors`, by pynndescent, which misses a neighbour now and then."""
-    from pynndescent import NNDescent  # compiles for up to a minute when first used on a machine
-
-    index = NNDescent(fit, n_neighbors=max(30, n_neighbors), random_state=seed)
-    return index.query(query, k=n_neighbors)[0]

@@ -9,13 +9,8 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scstate_lora.metrics.embedding import (
-    EXACT_UP_TO,
-    _approximate_neighbors,
-    _checked_embedding,
-    _exact_neighbors,
-    _majority_vote,
-)
+from scstate_lora.metrics.embedding import checked_embedding
+from scstate_lora.metrics.neighbors import majority_vote, nearest_cells
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -176,13 +171,8 @@ def held_out_knn_accuracy(
     names, train = np.unique(np.asarray(labels_train, dtype=object).astype(str), return_inverse=True)
     known = np.asarray(labels_test, dtype=object).astype(str)
     fit, held_out = _checked_pair(x_train, x_test, len(train), len(known))
-    n_neighbors = min(n_neighbors, len(train))
-    neighbors = (
-        _exact_neighbors(fit, held_out, n_neighbors)
-        if len(fit) <= EXACT_UP_TO
-        else _approximate_neighbors(fit, held_out, n_neighbors, seed=seed)
-    )
-    right = names[_majority_vote(train[neighbors])] == known
+    neighbors = nearest_cells(fit, held_out, min(n_neighbors, len(train)), seed=seed)
+    right = names[majority_vote(train[neighbors])] == known
     n = len(known)
     samples = np.random.default_rng(seed).binomial(n, right.mean(), size=n_boot) / n
     commonest = names[np.bincount(train).argmax()]
@@ -217,4 +207,4 @@ def _interval(samples: np.ndarray, level: float) -> tuple[float, float]:
 
 def _checked_pair(x_train: ArrayLike, x_test: ArrayLike, n_train: int, n_test: int) -> tuple[np.ndarray, np.ndarray]:
     """Check the embeddings of the cells of a fit and of those held out against the number of their labels."""
-    return _checked_embedding(x_train, np.ones(n_train)), _checked_embedding(x_test, np.ones(n_test))
+    return checked_embedding(x_train, np.ones(n_train)), checked_embedding(x_test, np.ones(n_test))

@@ -11,7 +11,8 @@ import pandas as pd
 
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import COVARIATE_INFORMATION, require_result
-from scstate_lora.pl.style import color_cycle, grid_shape, metric_name
+from scstate_lora.metrics.registry import metric_label
+from scstate_lora.pl.style import color_cycle, grid_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,7 +133,7 @@ def _panel(ax: Axes, part: pd.DataFrame) -> None:
     name = textwrap.shorten(str(part["covariate"].iloc[0]), _LONGEST_NAME, placeholder="…")
     ax.set_title(name, fontsize="medium")
     verdict = textwrap.fill(str(part["verdict"].iloc[0]), _VERDICT_WIDTH)
-    metric = f"{metric_name(part['metric'].iloc[0])} (dashed: baseline)"
+    metric = f"{metric_label(part['metric'].iloc[0])} (dashed: baseline)"
     ax.set_xlabel(f"{metric}\n{verdict}", fontsize="small")
     ax.tick_params(labelsize="small")
     ax.spines[["top", "right"]].set_visible(False)

@@ -12,7 +12,10 @@ import pandas as pd
 from scstate_lora._constants import UNS_KEY
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import DISCRIMINATION, EVALUATE, EVALUATE_PERTURBATION, read_result
-from scstate_lora.pl.style import color_cycle, grid_shape, metric_name
+from scstate_lora.metrics.baselines import BASELINES, CEILING, YARDSTICK
+from scstate_lora.metrics.embedding import PCA
+from scstate_lora.metrics.registry import metric_label
+from scstate_lora.pl.style import color_cycle, grid_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,19 +23,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-# Names in the tables that no model made, and the marker and colour of each.
-REFERENCE_STYLES = {
-    "no change": ("x", "#8c8c8c"),
-    "perturbed mean": ("s", "#8c8c8c"),
-    "mean effect": ("s", "#8c8c8c"),
-    "context mean": ("^", "#8c8c8c"),
-    "linear": ("v", "#8c8c8c"),
-    "mean shift": ("D", "#404040"),
-    "ceiling": ("|", "#000000"),
-    "PCA": ("s", "#8c8c8c"),
-    "baseline": ("|", "#404040"),
-}
+_GREY, _DARK, _BLACK = "#8c8c8c", "#404040", "#000000"
 _DIRECTIONS = {"higher": "higher is better →", "lower": "← lower is better", "one": "→ nearest to 1 is better ←"}
+_FLOOR = "baseline"  # what ignoring an embedding reaches
 _LONGEST_LABEL = 34
 
 
@@ -129,7 +122,7 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
         _require(table, ["embedding", "metric", "key", "value", "baseline", "direction"])
         long = table.rename(columns={"embedding": "series", "key": "row"}).assign(low=np.nan, high=np.nan)
         floor = long[long["baseline"].notna() & long["value"].notna()].drop_duplicates(["metric", "row"])
-        floor = floor.assign(series="baseline", value=floor["baseline"], reason="")
+        floor = floor.assign(series=_FLOOR, value=floor["baseline"], reason="")
         return pd.concat([long, floor], ignore_index=True)
     _require(table, ["model", "metric", "context", "value", "direction"])
     if "perturbation" in table:
@@ -150,10 +143,17 @@ def _require(table: pd.DataFrame, columns: Sequence[str]) -> None:
         raise ValueError(msg)
 
 
+def _reference_styles() -> dict[str, tuple[str, str]]:
+    """Marker and colour of every row of a table that is no model or embedding."""
+    baselines = {b.name: (b.marker, _DARK if b.name == YARDSTICK else _GREY) for b in BASELINES.values()}
+    return {**baselines, CEILING: ("|", _BLACK), PCA: ("s", _GREY), _FLOOR: ("|", _DARK)}
+
+
 def _styles(series: Sequence[str]) -> list[tuple[str, str]]:
     """Marker and colour of each series; models are dots in scanpy's colours."""
-    colors = iter(color_cycle(sum(name not in REFERENCE_STYLES for name in series)))
-    return [REFERENCE_STYLES[name] if name in REFERENCE_STYLES else ("o", next(colors)) for name in series]
+    references = _reference_styles()
+    colors = iter(color_cycle(sum(name not in references for name in series)))
+    return [references[name] if name in references else ("o", next(colors)) for name in series]
 
 
 def _size(marker: str) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _panel(ax: Axes, long: pd.DataFrame, metric: str, styles: dict[str, tuple[st
     if part["direction"].iloc[0] == "one":
         ax.axvline(1.0, color="#404040", linewidth=0.8, linestyle=":", zorder=1)
     _name_failures(ax, part, rows)
-    ax.set_title(metric_name(metric), fontsize="medium")
+    ax.set_title(metric_label(metric), fontsize="medium")
     ax.set_yticks(range(len(rows)), [textwrap.shorten(str(r), _LONGEST_LABEL, placeholder="…") for r in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlabel(_x_label(part), fontsize="small")

@@ -1,4 +1,4 @@
-"""What the plots share: names of metrics in words, scanpy's colours for a category, the shape of a grid of panels."""
+"""Shared by the plots: colours of categories, grids of panels, checks of tables."""
 
 from __future__ import annotations
 
@@ -10,29 +10,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 MISSING_COLOR = "lightgray"
-_METRIC_NAMES = {
-    "de_direction50": "direction of the top 50 DE genes",
-    "de_overlap50": "overlap of the top 50 DE genes",
-    "de_precision50": "precision of the top 50 DE genes",
-    "discrimination": "discrimination score",
-    "e_distance": "E-distance",
-    "knn_accuracy": "kNN accuracy",
-    "mae": "MAE of means",
-    "mmd": "MMD",
-    "mse": "MSE of means",
-    "mse_de_weighted": "MSE of means, weighted by DE",
-    "nearest_distance": "distance to the nearest cell",
-    "nearest_distance_relative": "distance to the nearest cell, relative",
-    "pearson_delta": "Pearson of delta",
-    "pearson_delta_top20": "Pearson of delta, top 20 genes",
-    "pearson_delta_top50": "Pearson of delta, top 50 genes",
-    "probe_r2": "probe R²",
-}
-
-
-def metric_name(metric: str) -> str:
-    """Write the name of a metric as people do."""
-    return _METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
 def grid_shape(n_panels: int, *, widest: int) -> tuple[int, int]:

@@ -12,13 +12,13 @@ from scstate_lora import pl
 from scstate_lora._constants import OBS_SPLIT, OBSM_BASE, OBSM_SE, OBSM_ST
 from scstate_lora.data.results import EVALUATE, EVALUATE_PERTURBATION, read_prediction, read_result
 from scstate_lora.data.splits import split_table
-from scstate_lora.pl.style import metric_name
+from scstate_lora.metrics.baselines import CEILING
+from scstate_lora.metrics.embedding import PCA
+from scstate_lora.metrics.registry import metric_label
 from scstate_lora.reporting.parts import Section, Table, figure, table, text
 from scstate_lora.reporting.verdicts import (
     ALL_CONTEXTS,
-    BASELINES,
-    CEILING,
-    PCA,
+    baseline_names,
     embedding_verdicts,
     model_names,
     perturbation_verdicts,
@@ -227,16 +227,16 @@ def _wide_embeddings(scores: pd.DataFrame) -> pd.DataFrame:
     wide.insert(0, "baseline", by_score["baseline"].first())
     wide.columns.name = None
     wide = wide.reset_index()
-    return wide.assign(metric=[metric_name(m) for m in wide["metric"]])
+    return wide.assign(metric=[metric_label(m) for m in wide["metric"]])
 
 
 def _wide(scores: pd.DataFrame, column: str) -> pd.DataFrame:
     """One row a metric with its direction, one column a model, baselines first and the ceiling last."""
-    order = [*BASELINES, *model_names(scores), CEILING]
+    order = [*baseline_names(), *model_names(scores), CEILING]
     arrows = {"higher": "↑", "lower": "↓", "one": "→ 1"}
     headed = scores.assign(
         metric=[
-            f"{metric_name(m)} {arrows.get(d, '') if column == 'value' else ''}".strip()
+            f"{metric_label(m)} {arrows.get(d, '') if column == 'value' else ''}".strip()
             for m, d in zip(scores["metric"], scores["direction"], strict=True)
         ]
     )
@@ -253,7 +253,7 @@ def _remarks(scores: pd.DataFrame, series: str) -> list[Table]:
         return []
     rows = [
         {
-            "metric": metric_name(str(metric)),
+            "metric": metric_label(str(metric)),
             series: ", ".join(dict.fromkeys(part[series])),
             "scores": len(part),
             "why": reason,

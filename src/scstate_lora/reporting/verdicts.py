@@ -8,7 +8,9 @@ import numpy as np
 
 from scstate_lora._constants import OBSM_SE, OBSM_ST
 from scstate_lora.metrics import goodness
-from scstate_lora.pl.style import metric_name
+from scstate_lora.metrics.baselines import BASELINES, CEILING, YARDSTICK, reference_names
+from scstate_lora.metrics.embedding import PCA
+from scstate_lora.metrics.registry import metric_label
 from scstate_lora.reporting.parts import Verdict, text
 
 if TYPE_CHECKING:
@@ -16,11 +18,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-YARDSTICK, CEILING = "mean shift", "ceiling"
-# Rows of `evaluate_perturbation` that no model made, weakest first as tables show them; the ceiling stands last.
-BASELINES = ("no change", "perturbed mean", "context mean", "linear", YARDSTICK)
 ALL_CONTEXTS = "all"
-PCA = "PCA"
 # Accuracies nearer than this are called equal: about one standard error of an accuracy of 0.9 over 1,000 cells.
 SAME_WITHIN = 0.01
 # An interval over fewer contexts than this would say nothing.
@@ -29,7 +27,12 @@ _FEWEST_CONTEXTS = 3
 
 def model_names(table: pd.DataFrame) -> list[str]:
     """Names in ``evaluate_perturbation``'s table that are models, not references."""
-    return [name for name in dict.fromkeys(table["model"]) if name not in (*BASELINES, CEILING)]
+    return [name for name in dict.fromkeys(table["model"]) if name not in reference_names()]
+
+
+def baseline_names() -> list[str]:
+    """Names of the baselines, the yardstick last."""
+    return sorted(BASELINES, key=lambda name: name == YARDSTICK)
 
 
 def perturbation_verdicts(table: pd.DataFrame, *, target: str) -> list[Verdict]:
@@ -51,7 +54,7 @@ def perturbation_verdicts(table: pd.DataFrame, *, target: str) -> list[Verdict]:
 
 
 def _overall(model: str, single: Sequence[tuple[str, Verdict]], *, target: str) -> Verdict:
-    by_mark = {mark: [metric_name(m) for m, v in single if v.mark == mark] for mark in ("good", "bad", "even")}
+    by_mark = {mark: [metric_label(m) for m, v in single if v.mark == mark] for mark in ("good", "bad", "even")}
     n_good, n_bad = len(by_mark["good"]), len(by_mark["bad"])
     parts = [
         f"better than the {YARDSTICK} on {_listed(by_mark['good'])}" if by_mark["good"] else "",
@@ -76,10 +79,10 @@ def _against_yardstick(table: pd.DataFrame, model: str, metric: str) -> Verdict:
     values = {name: float(row["value"]) for name, row in rows.items()}
     value, floor = values[model], values.get(YARDSTICK, np.nan)
     if np.isnan(value):
-        return Verdict("even", f"{metric_name(metric)}: not computed for {model} ({rows[model]['reason']}).")
-    said = f"{metric_name(metric)}: {model} {text(value)}"
+        return Verdict("even", f"{metric_label(metric)}: not computed for {model} ({rows[model]['reason']}).")
+    said = f"{metric_label(metric)}: {model} {text(value)}"
     references = [
-        name for name in (*BASELINES, CEILING) if name != YARDSTICK and not np.isnan(values.get(name, np.nan))
+        name for name in (*baseline_names(), CEILING) if name != YARDSTICK and not np.isnan(values.get(name, np.nan))
     ]
     others = f" ({'; '.join(f'{name} {text(values[name])}' for name in references)})" if references else ""
     if np.isnan(floor):
@@ -132,7 +135,7 @@ def embedding_verdicts(
     told = {OBSM_SE: set(given), OBSM_ST: {*given, *context_keys}}
     verdicts = []
     for record in table[table["embedding"] != PCA].to_dict("records"):
-        what = f"{metric_name(record['metric'])} of {record['key']}: {record['embedding']}"
+        what = f"{metric_label(record['metric'])} of {record['key']}: {record['embedding']}"
         value, baseline = float(record["value"]), float(record["baseline"])
         if np.isnan(value):
             verdicts.append(Verdict("even", f"{what} not computed ({record['reason']})."))

@@ -17,6 +17,9 @@ from scstate_lora.metrics import (
     held_out_continuous_probe,
     held_out_knn_accuracy,
 )
+from scstate_lora.metrics.components import sparse_pca
+from scstate_lora.metrics.embedding import PCA
+from scstate_lora.metrics.registry import METRICS
 from scstate_lora.tl.conditioned import ConditionedCells, chosen_cells, require_trained
 
 if TYPE_CHECKING:
@@ -27,10 +30,9 @@ if TYPE_CHECKING:
     from scstate_lora.model import LoRACovariateSE
 
 FEWEST_HELD_OUT = 20
-PCA, BASE, MODEL = "PCA", "base", "model"
+BASE, MODEL = "base", "model"
 NOTHING, OTHERS, ALL = "nothing", "others", "all"
 _FAILED = HeldOutScore(np.nan, np.nan, np.nan, np.nan)
-_LOWEST = {"probe_balanced_accuracy": 0.0, "probe_r2": -np.inf, "knn_accuracy": 0.0}
 _COLUMNS = [
     *("embedding", "covariate", "told", "metric", "value", "low", "high", "baseline"),
     *("direction", "lowest", "highest", "n_train", "n_test", "reason", "verdict"),
@@ -174,10 +176,7 @@ def covariate_information(
         verdict = _cell_type_verdict(table, is_told=key in targets)
         tables.append(table.assign(covariate=key, metric="knn_accuracy", verdict=verdict))
     result = pd.concat(tables, ignore_index=True)
-    result["direction"] = "higher"
-    result["lowest"] = result["metric"].map(_LOWEST)
-    result["highest"] = 1.0
-    result = result[_COLUMNS]
+    result = result.join(pd.DataFrame([METRICS[name].columns() for name in result["metric"]]))[_COLUMNS]
     write_result(adata, COVARIATE_INFORMATION, result)
     return result
 
@@ -242,11 +241,8 @@ def _pca(
     se: LoRACovariateSE, adata: AnnData, train: np.ndarray, test: np.ndarray, *, n_pcs: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores on the first components of the training cells' centred log1p expression, ``(n, n_components)``."""
-    from sklearn.decomposition import PCA
-
     expression = se.registry.log_expression(adata)
-    n_components = max(1, min(n_pcs, min(len(train), expression.shape[1]) - 1))
-    pca = PCA(n_components, svd_solver="arpack", random_state=seed).fit(expression[train])
+    pca = sparse_pca((len(train), expression.shape[1]), n_pcs, seed=seed).fit(expression[train])
     return pca.transform(expression[train]), pca.transform(expression[test])
 
 

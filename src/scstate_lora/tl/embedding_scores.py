@@ -21,15 +21,16 @@ from scstate_lora.metrics import (
     knn_accuracy,
     majority_share,
 )
+from scstate_lora.metrics.components import sparse_pca
+from scstate_lora.metrics.embedding import PCA
+from scstate_lora.metrics.registry import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
 
-PCA_NAME = "PCA"
 _N_FOLDS = 5
-_LOWEST = {"knn_accuracy": 0.0, "probe_accuracy": 0.0, "probe_r2": -np.inf}
 
 
 def evaluate(
@@ -113,7 +114,7 @@ def evaluate(
         raise ValueError(msg)
 
     matrices = {name: _embedding_matrix(adata, name) for name in names}
-    matrices[PCA_NAME] = _pca(adata, n_pcs=n_pcs, seed=seed)
+    matrices[PCA] = _pca(adata, n_pcs=n_pcs, seed=seed)
     scored = adata[mask]
     rows = []
     for name, matrix in matrices.items():
@@ -122,9 +123,7 @@ def evaluate(
             rows.append(_score_label(scored, x, label_key, n_neighbors=n_neighbors, seed=seed) | {"embedding": name})
         rows += [_score_covariate(scored, x, key, registry=registry, seed=seed) | {"embedding": name} for key in probed]
     table = pd.DataFrame(rows)
-    table["direction"] = "higher"
-    table["lowest"] = table["metric"].map(_LOWEST)
-    table["highest"] = 1.0
+    table = table.join(pd.DataFrame([METRICS[name].columns() for name in table["metric"]]))
     table["n_cells"] = int(mask.sum())
     columns = ["embedding", "metric", "key", "value", "baseline", "direction", "lowest", "highest", "n_cells", "reason"]
     table = table[columns]
@@ -137,10 +136,10 @@ def _embedding_keys(adata: AnnData, embeddings: str | Sequence[str] | None) -> l
         return [key for key in (OBSM_STATE, OBSM_BASE, OBSM_SE, OBSM_ST) if key in adata.obsm]
     names = [embeddings] if isinstance(embeddings, str) else list(embeddings)
     for name in names:
-        if name != PCA_NAME and name not in adata.obsm:
+        if name != PCA and name not in adata.obsm:
             msg = f"adata.obsm[{name!r}] does not exist. {did_you_mean(name, adata.obsm.keys())}"
             raise KeyError(msg)
-    return [name for name in dict.fromkeys(names) if name != PCA_NAME]
+    return [name for name in dict.fromkeys(names) if name != PCA]
 
 
 def _covariate_keys(registry: Registry, covariate_keys: str | Sequence[str] | None) -> list[str]:
@@ -159,13 +158,10 @@ def _embedding_matrix(adata: AnnData, name: str) -> np.ndarray:
 
 def _pca(adata: AnnData, *, n_pcs: int, seed: int) -> np.ndarray:
     """Scores on the first components of the centred log1p expression, shape ``(n_cells, n_components)``."""
-    from sklearn.decomposition import PCA
-
     expression = log_expression(adata)
-    n_components = min(n_pcs, min(expression.shape) - 1)
-    if n_components < 1:
+    if min(expression.shape) < 2:
         return np.zeros((adata.n_obs, 1), dtype=np.float32)  # one cell or one gene: no direction to speak of
-    return PCA(n_components, svd_solver="arpack", random_state=seed).fit_transform(expression)
+    return sparse_pca(expression.shape, n_pcs, seed=seed).fit_transform(expression)
 
 
 def _score_label(adata: AnnData, x: np.ndarray, key: str, *, n_neighbors: int, seed: int) -> dict[str, object]:

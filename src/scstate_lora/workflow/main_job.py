@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anndata as ad
-import numpy as np
 import pandas as pd
 
 from scstate_lora import tl
@@ -21,6 +20,7 @@ from scstate_lora.data.results import (
     write_result,
 )
 from scstate_lora.model import Models
+from scstate_lora.tl.scoring.held_out import HeldOutCells
 from scstate_lora.workflow.features import read_features
 from scstate_lora.workflow.folder import PARTS, ResultsFolder
 from scstate_lora.workflow.one_model import train_models
@@ -32,16 +32,15 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scstate_lora.config import RunConfig
-    from scstate_lora.data import Registry
     from scstate_lora.model import STTransition
 
-# Of fewer cells an accuracy has a standard error of more than 0.07.
+# With fewer cells the standard error of an accuracy exceeds 0.07.
 _FEWEST_SCORED = 50
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run made.
+    """Results of a run.
 
     Parameters
     ----------
@@ -50,7 +49,7 @@ class Run:
     models
         Both models.
     predictions
-        Predicted cells, one AnnData a target.
+        Predicted cells, one AnnData per target.
     """
 
     adata: AnnData
@@ -59,25 +58,25 @@ class Run:
 
 
 def run(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume: bool = False) -> Run:
-    """Do the whole job on one experiment, but for the report.
+    """Do the whole job on one experiment, except the report.
 
     Parameters
     ----------
     data
         Cells x genes; embeddings and scores are added to it.
     config
-        Everything that can be chosen. A perturbation is predicted where there is one, unless ``st`` is None.
+        All options. Without a perturbation, or with ``st`` None, nothing is predicted.
     folder
-        Where the results are written: ``adata.h5ad``, ``predictions.h5ad``, ``config.yaml``, ``tables/*.csv``,
+        Folder of the results: ``adata.h5ad``, ``predictions.h5ad``, ``config.yaml``, ``tables/*.csv``,
         ``models/se`` and ``models/st``, ``logs/base``, ``logs/se`` and ``logs/st`` (``metrics.csv`` and TensorBoard).
         The results of an earlier run are replaced.
     resume
-        Go on with the run that was interrupted in this folder, see :func:`train`.
+        Continue the run that was interrupted in this folder, see :func:`train`.
 
     Raises
     ------
     TypeError, KeyError, ValueError
-        As :func:`scstate_lora.setup_anndata`; or the section ``se`` is missing.
+        As :func:`scstate_lora.setup_anndata`, and if the section ``se`` is missing.
     FileExistsError
         As :func:`train`.
 
@@ -93,12 +92,12 @@ def run(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume
     place = ResultsFolder(folder)
     trained = train_models(data, config, place, resume=resume)
     adata, se, st = trained.adata, trained.se, trained.st
-    assert se is not None  # asked for
+    assert se is not None  # config.se is not
     predictions = []
     if st is not None:
         path = config.st.pert_features if config.st is not None else None
         features = None if path is None else read_features(path)
-        predictions = [_predict_and_score(st, adata, target, features) for target in st.registry.targets]
+        predictions = _predict_and_score(st, adata, features)
     _score_embeddings(adata)
 
     place.write_table("embeddings", read_result(adata, EVALUATE))
@@ -110,52 +109,29 @@ def run(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume
     return Run(adata, Models(se, st), predictions)
 
 
-def _predict_and_score(st: STTransition, adata: AnnData, target: str, features: pd.DataFrame | None) -> AnnData:
-    """Predict a target for all controls, and score the prediction where perturbed cells were held out."""
-    predicted = st.predict(target=target)
-    try:
-        _score_prediction(predicted, adata, st.registry, target, features)
-    except (ValueError, KeyError) as error:  # hours of training must not end here
-        logger.warning("The prediction of %r is not scored: %s", target, error.args[0])
-    return predicted
-
-
-def _score_prediction(
-    predicted: AnnData, adata: AnnData, registry: Registry, target: str, features: pd.DataFrame | None
-) -> None:
-    if not predicted.n_vars:
-        msg = "it is an embedding without a gene decoder, and scores are of genes."
-        raise ValueError(msg)
-    perts = registry.labels(adata, str(registry.pert_key))
-    split = adata.obs[OBS_SPLIT].to_numpy()
-    held_out = (split == "test") & (perts == target)
-    if not held_out.any():
-        msg = "no cell of it was held out."
-        raise ValueError(msg)
+def _predict_and_score(st: STTransition, adata: AnnData, features: pd.DataFrame | None) -> list[AnnData]:
+    """Predict every target for all controls, and score the predictions with held-out cells."""
+    registry = st.registry
     # Few held-out cells share all of a context's keys; the cell type alone makes groups large enough to score.
     keys = [registry.cell_type_key] if registry.cell_type_key is not None else registry.context_keys
-    contexts = _groups(adata.obs, keys)
-    part = predicted[np.isin(_groups(predicted.obs, keys), contexts[held_out])].copy()
-    tl.evaluate_perturbation(
-        part,
-        adata[held_out],
-        adata[(perts == registry.control) & np.isin(contexts, contexts[held_out])],
-        train=adata[split == "train"],
-        context_key=keys,
-        pert_features=features,
-        name="STTransition",
-    )
-    write_result(predicted, EVALUATE_PERTURBATION, read_result(part, EVALUATE_PERTURBATION))
-
-
-def _groups(obs: pd.DataFrame, keys: list[str]) -> np.ndarray:
-    if not keys:
-        return np.full(len(obs), "all")
-    return obs[keys].astype(str).agg(" | ".join, axis=1).to_numpy(dtype=str)
+    cells = HeldOutCells(adata, registry, genes=st.genes, context_keys=keys, pert_features=features)
+    predictions = []
+    for target in registry.targets:
+        predicted = st.predict(target=target)
+        try:
+            if not predicted.n_vars:
+                msg = "it is an embedding without a gene decoder, and scores are of genes."
+                raise ValueError(msg)
+            table = cells.score(target, predicted, name="STTransition")
+            write_result(predicted, EVALUATE_PERTURBATION, table)
+        except (ValueError, KeyError) as error:  # hours of training must not end here
+            logger.warning("The prediction of %r is not scored: %s", target, error.args[0])
+        predictions.append(predicted)
+    return predictions
 
 
 def _score_embeddings(adata: AnnData) -> None:
-    """Score the embeddings on the cells that were not trained on, or on all cells where those are too few."""
+    """Score the embeddings on cells that no model was trained on, or on all cells if these are too few."""
     unseen = (adata.obs[OBS_SPLIT] != "train").to_numpy()
     n_unseen = int(unseen.sum())
     table = tl.evaluate(adata, cells=unseen) if n_unseen >= _FEWEST_SCORED else None
@@ -164,21 +140,21 @@ def _score_embeddings(adata: AnnData) -> None:
     elif adata.n_obs < _FEWEST_SCORED:
         logger.warning("%d cells are too few to score the embeddings.", adata.n_obs)
     else:
-        said = f"scored on all cells, training ones included: {n_unseen} others are too few"
-        logger.warning("The embeddings are %s.", said)
+        note = f"scored on all cells, training ones included: {n_unseen} others are too few"
+        logger.warning("The embeddings are %s.", note)
         table = tl.evaluate(adata)
-        table["reason"] = [f"{said}; {reason}" if reason else said for reason in table["reason"]]
+        table["reason"] = [f"{note}; {reason}" if reason else note for reason in table["reason"]]
 
 
 def _scores(predictions: list[AnnData]) -> pd.DataFrame | None:
-    """Join the scores of the predictions that have any."""
+    """Join the scores of all scored predictions."""
     tables = {read_prediction(p).targets[0]: read_result(p, EVALUATE_PERTURBATION) for p in predictions}
     scored = [table.assign(target=target) for target, table in tables.items() if table is not None]
     return pd.concat(scored) if scored else None
 
 
 def _join(predictions: list[AnnData]) -> AnnData:
-    """Join all targets' predicted cells in one AnnData; scores are kept where there is one target."""
+    """Join the predicted cells of all targets in one AnnData, which keeps the scores of a single target."""
     if len(predictions) == 1:
         return predictions[0]
     joined = ad.concat(predictions, merge="same")

@@ -19,18 +19,13 @@ from scstate_lora.config.compare import Thresholds
 from scstate_lora.data import Registry
 from scstate_lora.data.results import COMPARE, write_result
 from scstate_lora.data.splits import read_split, split_table
+from scstate_lora.metrics.baselines import reference_names
 from scstate_lora.tl.comparison.criteria import OF_PREDICTIONS, OF_TRAINING, criteria_table
 from scstate_lora.tl.comparison.result import Comparison
-from scstate_lora.tl.comparison.scores import (
-    ALL_TARGETS,
-    Task,
-    choose_targets,
-    failed,
-    over_seeds,
-    with_mean_target,
-)
+from scstate_lora.tl.comparison.scores import Task, choose_targets, failed, over_seeds, with_mean_target
 from scstate_lora.tl.comparison.variants import Shared, variants_of
-from scstate_lora.tl.perturbation import BASELINES, CEILING
+from scstate_lora.tl.scoring.held_out import HeldOutCells
+from scstate_lora.tl.scoring.table import ALL
 from scstate_lora.tl.training_stability import stability
 
 if TYPE_CHECKING:
@@ -80,46 +75,46 @@ def compare(
 
     * ``"zero-shot"``: not trained. The pretrained model as it is; without one, a random start, which with
       ``residual="output"`` is exactly "no change";
-    * ``"ST"``: all of the network trains;
-    * ``"ST-LoRA"``: of the backbone only adapters do. Without a pretrained model they adapt a random backbone;
+    * ``"ST"``: the whole network is trained;
+    * ``"ST-LoRA"``: of the backbone only adapters are trained. Without a pretrained model they adapt a random backbone;
     * ``"ST-LoRA-mHC"``: the same with hyper-connections.
 
-    All have the same cells, split, seeds and training, and are scored over the genes that every one of them predicts by
-    :func:`evaluate_perturbation`: test cells of each target against the prediction from all control cells of the same
-    contexts. What is measured is reported, whichever variant it favours. One that fails has the reason in its rows, and
-    the others go on.
+    All share cells, split, seeds and training options, and are scored as by :func:`evaluate_perturbation` over the
+    genes that all of them predict: test cells of each target against the prediction from all control cells of the same
+    contexts. All measures are reported, whichever variant they favour. A variant that fails has the reason in its rows,
+    and the others go on.
 
     Parameters
     ----------
     adata
-        Set up by :func:`scstate_lora.setup_anndata` with ``pert_key``, and test cells of a perturbation.
+        Set up by :func:`scstate_lora.setup_anndata` with ``pert_key``, with test cells of a perturbation.
     variants
-        Further variants: a mapping from a name to options ``model``, ``objective``, ``pretrained``, ``reuse``,
+        Further variants: a mapping from names to options ``model``, ``objective``, ``pretrained``, ``reuse``,
         ``finetune``, ``lora``, ``mhc``, ``train`` (arguments of ``train()``; False: not trained), see
-        :class:`scstate_lora.config.VariantConfig`. One with the name of a usual one replaces it, None leaves it
-        out. Or a list of names of usual ones, which alone are compared.
+        :class:`scstate_lora.config.VariantConfig`. A variant with the name of a usual one replaces it, None
+        leaves it out. Or a list of names: only those usual variants are compared.
     seeds
-        Every variant is trained once with each, also those that are not random otherwise.
+        Every variant is trained once with each seed.
     target
         Perturbations that are scored; by default all that have test cells.
     context_key
         Columns of obs that make a context; by default the cell type, or without one the registered contexts.
     model, objective, lora, pretrained, reuse, pert_features
-        As in :class:`scstate_lora.STTransition`, for all variants that do not say otherwise. ``lora`` is for those with
-        adapters.
+        As in :class:`scstate_lora.STTransition`, for all variants without options of their own. ``lora`` is for
+        variants with adapters.
     train_kwargs
-        Arguments of ``train()``, for all variants that do not say otherwise.
+        Arguments of ``train()``, for all variants without arguments of their own.
     time_key
-        Column of the time, for the criterion that the order of the days is kept.
+        Column of the time, for the criterion that predictions keep the order of the days.
     markers
-        Genes that are known to rise: by perturbation, or one list for all.
+        Genes known to rise: by perturbation, or one list for all.
     thresholds
-        What counts as a success, by name; see :class:`scstate_lora.config.Thresholds`.
+        Thresholds of the success criteria, by name; see :class:`scstate_lora.config.Thresholds`.
     path
-        Folder to write the tables to as CSV, and the logs and checkpoints of every training. By default nothing is
-        written. The tables and logs of an earlier comparison there are replaced.
+        Folder for the tables as CSV, and for the logs and checkpoints of every training. By default nothing is
+        written. Tables and logs of an earlier comparison in it are replaced.
     n_boot
-        Bootstrap samples behind the intervals over contexts, which a single seed has; several have a t-interval.
+        Bootstrap samples behind the intervals over contexts of a single seed; several seeds have a t-interval.
 
     Returns
     -------
@@ -130,23 +125,23 @@ def compare(
     Raises
     ------
     KeyError
-        ``adata`` was not set up, or a column is missing.
+        If ``adata`` was not set up, or a column is missing.
     TypeError, ValueError
-        There are no test cells of a target; a name, option or threshold is unknown or not allowed. Before any training.
+        If a target has no test cells, or a name, option or threshold is unknown or not allowed. Before any training.
     FileExistsError
-        ``path`` has logs that are not of a comparison.
+        If ``path`` has logs that are not of a comparison.
 
     Notes
     -----
-    Peak memory is that of the whole process on a CPU, with the cells, reset before every training where the system
-    allows it (Linux); elsewhere a later variant cannot show less than an earlier one.
+    On a CPU, peak memory is that of the whole process, cells included. It is reset before every training where the
+    system allows it (Linux); elsewhere a later variant cannot show less than an earlier one.
     """
     registry = Registry.from_adata(adata)
     limits = Thresholds.parse(None if thresholds is None else _plain(thresholds), name="thresholds")
     if registry.pert_key is None:
         msg = "compare needs a perturbation: ssl.setup_anndata(adata, pert_key=..., control=...)."
         raise ValueError(msg)
-    numbers = _checked_seeds(seeds)
+    seeds = _checked_seeds(seeds)
     shared = Shared(
         model=dict(model or {}),
         objective=dict(objective or {}),
@@ -156,36 +151,37 @@ def compare(
         pert_features=pert_features,
         train=dict(train_kwargs or {}),
     )
-    chosen = variants_of(variants, shared, reserved=(*BASELINES, CEILING, ALL_TARGETS))
+    chosen = variants_of(variants, shared, reserved=(*reference_names(), ALL))
     tested = set(registry.labels(adata, registry.pert_key)[read_split(adata) == "test"])
     targets = choose_targets(target, registry, [name for name in registry.targets if name in tested])
     keys = _context_keys(adata, registry, context_key)
     if time_key is not None and time_key not in adata.obs:
         msg = f"time_key: adata.obs[{time_key!r}] does not exist. {did_you_mean(time_key, adata.obs.columns)}"
         raise KeyError(msg)
-    known = _markers(markers, targets)
+    markers = _markers(markers, targets)
 
-    logger.info("The split that all variants have:\n%s", split_table(adata, registry).to_string(index=False))
-    broken, genes = _try_out(chosen, adata, registry, seed=numbers[0])
+    logger.info("The split of all variants:\n%s", split_table(adata, registry).to_string(index=False))
+    broken, genes = _try_out(chosen, adata, registry, seed=seeds[0])
     folder = None if path is None else _prepared(Path(path))
-    task = Task(adata, registry, targets, keys, genes, pert_features, n_boot)
+    cells = HeldOutCells(adata, registry, genes=genes, context_keys=keys, pert_features=pert_features)
+    task = Task(cells, targets, n_boot)
     baselines = task.baselines()
-    found = _Found([baselines], [], [], [])
+    records = _Records([baselines], [], [], [])
     for variant in chosen:
-        for seed in numbers:
+        for seed in seeds:
             logger.info("%s, seed %d.", variant.name, seed)
             reason = broken.get(variant.name, "")
             if not reason:
-                reason = found.run(variant, seed, task, folder, time_key=time_key, markers=known)
+                reason = records.run(variant, seed, task, folder, time_key=time_key, markers=markers)
             if reason:
                 logger.warning("%s, seed %d, failed: %s", variant.name, seed, reason)
-                found.by_seed.append(failed(baselines, name=variant.name, seed=seed, reason=reason))
-                found.training.append({"model": variant.name, "seed": seed, "reason": reason})
-                found.further += [
+                records.by_seed.append(failed(baselines, name=variant.name, seed=seed, reason=reason))
+                records.training.append({"model": variant.name, "seed": seed, "reason": reason})
+                records.further += [
                     {"model": variant.name, "criterion": name, "value": np.nan, "reason": reason}
                     for name in (*OF_TRAINING, *OF_PREDICTIONS)
                 ]
-    result = found.result([variant.name for variant in chosen], registry, keys, targets, limits)
+    result = records.result([variant.name for variant in chosen], registry, keys, targets, limits)
     write_result(adata, COMPARE, result.tables())
     if folder is not None and rank_zero_only.rank == 0:
         for name, table in result.tables().items():
@@ -195,8 +191,8 @@ def compare(
 
 
 @dataclass
-class _Found:
-    """What the variants have shown so far."""
+class _Records:
+    """Scores, measures and histories of the variants so far."""
 
     by_seed: list[pd.DataFrame]
     training: list[dict[str, Any]]
@@ -213,30 +209,29 @@ class _Found:
         time_key: str | None,
         markers: dict[str, list[str]],
     ) -> str:
-        """Train and score one variant with one seed; returns why it failed, or nothing."""
+        """Train and score one variant with one seed; returns why it failed, or an empty text."""
         row: dict[str, Any] = {}
         history: list[pd.DataFrame] = []
         scores: list[pd.DataFrame] = []
         further: list[dict[str, Any]] = []
         try:
             _forget_peak_memory()
-            made = variant.make(task.adata, seed=seed)
-            variant.train(made, None if folder is None else folder / "logs" / variant.folder_name / f"seed{seed}")
-            row, history, further = _training_row(variant, made, seed)
+            model = variant.make(task.cells.adata, seed=seed)
+            variant.train(model, None if folder is None else folder / "logs" / variant.folder_name / f"seed{seed}")
+            row, history, further = _training_row(variant, model, seed)
             for target in task.targets:
-                part = task.part_of(made.predict(target=target), target)
-                scores.append(task.score(part, target, name=variant.name))
-                for name, value in (
-                    ("day_order", task.day_order(part, target, time_key)),
-                    ("markers_up", task.markers_up(part, target, markers)),
+                predicted = task.cells.scored_part(model.predict(target=target), target)
+                scores.append(task.score(predicted, target, name=variant.name))
+                for name, measure in (
+                    ("day_order", task.day_order(predicted, target, time_key)),
+                    ("markers_up", task.markers_up(predicted, target, markers)),
                 ):
-                    about = {"model": variant.name, "criterion": name, "value": value.value}
-                    further.append(
-                        about | {"reason": value.note if len(task.targets) == 1 else f"{target}: {value.note}"}
-                    )
+                    reason = measure.note if len(task.targets) == 1 else f"{target}: {measure.note}"
+                    value = {"value": measure.value, "reason": reason}
+                    further.append({"model": variant.name, "criterion": name, **value})
         except Exception as error:  # noqa: BLE001 (hours of the other variants must not end with this one)
             self.histories += history
-            return _said(error)
+            return _reason(error)
         self.by_seed.append(
             with_mean_target(pd.concat(scores, ignore_index=True).assign(seed=seed), n_boot=task.n_boot)
         )
@@ -252,9 +247,9 @@ class _Found:
         columns = ["model", "seed", "target", "context", "metric", "value", "ci_low", "ci_high"]
         by_seed = pd.concat(self.by_seed, ignore_index=True)[[*columns, "direction", "lowest", "highest", "reason"]]
         scores = over_seeds(by_seed)
-        main = scores[scores["target"] == (ALL_TARGETS if len(targets) > 1 else targets[0])]
-        about = ["model", "seed", "parameters", "trained", "share"]
-        training = pd.DataFrame(self.training).reindex(columns=[*about, *_MEASURES, "reason"]).fillna({"reason": ""})
+        main = scores[scores["target"] == (ALL if len(targets) > 1 else targets[0])]
+        sizes = ["model", "seed", "parameters", "trained", "share"]
+        training = pd.DataFrame(self.training).reindex(columns=[*sizes, *_MEASURES, "reason"]).fillna({"reason": ""})
         criteria = criteria_table(
             models,
             scores=main,
@@ -272,21 +267,21 @@ class _Found:
 
 
 def _training_row(
-    variant: Variant, made: STTransition, seed: int
+    variant: Variant, model: STTransition, seed: int
 ) -> tuple[dict[str, Any], list[pd.DataFrame], list[dict[str, Any]]]:
-    """Size and stability of a model, its history, and what the criteria of its training are judged by."""
-    total = made.summary().iloc[-1]
+    """Size and stability of a model, its history, and the values that the criteria of its training are judged by."""
+    total = model.summary().iloc[-1]
     row: dict[str, Any] = {"model": variant.name, "seed": seed, "parameters": int(total["parameters"])}
     if variant.training is None:
         row |= {"trained": 0, "share": 0.0, "reason": "not trained, on purpose"}
-        about = {"model": variant.name, "value": np.nan, "reason": row["reason"]}
-        return row, [], [{**about, "criterion": name} for name in OF_TRAINING]
-    found = stability(made)
-    measured = dict(zip(found["metric"], found["value"], strict=True))
-    reasons = dict(zip(found["metric"], found["reason"], strict=True))
-    lacking = [f"{metric}: {why}" for metric, why in reasons.items() if why]
-    row |= {"trained": int(total["trained"]), "share": float(total["share"]), **measured, "reason": "; ".join(lacking)}
-    history = made.history.copy()
+        unmeasured = {"model": variant.name, "value": np.nan, "reason": row["reason"]}
+        return row, [], [{**unmeasured, "criterion": name} for name in OF_TRAINING]
+    table = stability(model)
+    measured = dict(zip(table["metric"], table["value"], strict=True))
+    reasons = dict(zip(table["metric"], table["reason"], strict=True))
+    missing = [f"{metric}: {reason}" for metric, reason in reasons.items() if reason]
+    row |= {"trained": int(total["trained"]), "share": float(total["share"]), **measured, "reason": "; ".join(missing)}
+    history = model.history.copy()
     history.insert(0, "model", variant.name)
     history.insert(1, "seed", seed)
     judged = [
@@ -299,19 +294,19 @@ def _training_row(
 def _try_out(
     chosen: list[Variant], adata: AnnData, registry: Registry, *, seed: int
 ) -> tuple[dict[str, str], list[str]]:
-    """Make every variant once, before any training: why some cannot be made, and the genes that all others predict."""
+    """Build every variant once: why some cannot be built, and the genes that all others predict."""
     broken: dict[str, str] = {}
     genes = registry.var_names
     for variant in chosen:
         try:
             own = set(variant.make(adata, seed=seed).genes)
-        except Exception as error:  # noqa: BLE001 (the other variants can be made)
-            broken[variant.name] = _said(error)
+        except Exception as error:  # noqa: BLE001 (the other variants may build)
+            broken[variant.name] = _reason(error)
             continue
         if own:
             genes = [gene for gene in genes if gene in own]
     if len(broken) == len(chosen):
-        raise ValueError("No variant can be made. " + "; ".join(f"{name}: {why}" for name, why in broken.items()))
+        raise ValueError("No variant can be built. " + "; ".join(f"{name}: {why}" for name, why in broken.items()))
     if not genes:
         msg = "The variants have no gene in common to be scored on. Leave one of them out."
         raise ValueError(msg)
@@ -319,7 +314,7 @@ def _try_out(
     return broken, genes
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return text if isinstance(error, (ValueError, KeyError)) and text else f"{type(error).__name__}: {text}"
 
@@ -339,7 +334,7 @@ def _plain(thresholds: Mapping[str, float] | Thresholds) -> Any:
 def _checked_seeds(seeds: Sequence[int]) -> list[int]:
     numbers = [seeds] if isinstance(seeds, int) else list(seeds)
     if not numbers or any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s in numbers):
-        msg = f"seeds={seeds!r} must be whole numbers from 0 on, at least one."
+        msg = f"seeds={seeds!r} must be whole numbers from 0, at least one."
         raise ValueError(msg)
     if len(set(numbers)) < len(numbers):
         msg = f"seeds={seeds!r} holds a number twice, which would train the same model twice."
@@ -347,10 +342,10 @@ def _checked_seeds(seeds: Sequence[int]) -> list[int]:
     return [int(s) for s in numbers]
 
 
-def _context_keys(adata: AnnData, registry: Registry, given: str | Sequence[str] | None) -> list[str]:
-    if given is None:
+def _context_keys(adata: AnnData, registry: Registry, context_key: str | Sequence[str] | None) -> list[str]:
+    if context_key is None:
         return [registry.cell_type_key] if registry.cell_type_key is not None else list(registry.context_keys)
-    keys = [given] if isinstance(given, str) else list(given)
+    keys = [context_key] if isinstance(context_key, str) else list(context_key)
     for key in keys:
         if key not in adata.obs:
             msg = f"context_key: adata.obs[{key!r}] does not exist. {did_you_mean(key, adata.obs.columns)}"
@@ -374,8 +369,8 @@ def _markers(markers: Mapping[str, Sequence[str]] | Sequence[str] | None, target
 
 
 def _prepared(folder: Path) -> Path:
-    """Make the folder, without the logs of an earlier comparison."""
-    if rank_zero_only.rank != 0:  # one of several processes that train together; the first has made it
+    """Create the folder and remove the logs of an earlier comparison."""
+    if rank_zero_only.rank != 0:  # one of several processes that train together; the first creates it
         return folder
     if folder.exists() and not folder.is_dir():
         msg = f"path={str(folder)!r} is a file; name a folder."
@@ -394,8 +389,8 @@ _MARK = ".compare"
 
 
 def _forget_peak_memory() -> None:
-    """Let the peak of memory start anew, where the system can."""
+    """Reset the peak of memory, where the system allows it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):  # Linux alone has it
+    with contextlib.suppress(OSError):  # exists on Linux alone
         Path("/proc/self/clear_refs").write_text("5")

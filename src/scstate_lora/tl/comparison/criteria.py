@@ -1,4 +1,4 @@
-"""What counts as a success of a variant: each criterion met, not met, or not measured and why."""
+"""Success criteria of a variant: each met, not met, or not measured and why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from scstate_lora.tl.scoring.cells import ALL_CONTEXTS
+from scstate_lora.tl.scoring.table import ALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,8 +19,8 @@ MET, NOT_MET, NOT_MEASURED = "yes", "no", "not measured"
 _AT_LEAST, _ABOVE, _BELOW = "at least", "above", "below"
 
 
-class Found(NamedTuple):
-    """A number, or NaN and why there is none; a note where a number needs one."""
+class Measure(NamedTuple):
+    """A measured value, or NaN and why there is none; a note on the value where it needs one."""
 
     value: float
     note: str = ""
@@ -28,7 +28,7 @@ class Found(NamedTuple):
 
 class _Criterion(NamedTuple):
     side: str
-    levels: tuple[tuple[str, str], ...]  # threshold and what it is called, the easiest first
+    levels: tuple[tuple[str, str], ...]  # thresholds and their names, the easiest first
 
 
 _CRITERIA = {
@@ -65,12 +65,12 @@ def criteria_table(
     scores
         Means over the seeds, averages over the targets: ``model``, ``context``, ``metric``, ``value``, ``reason``.
     further
-        What does not follow from the scores: ``model``, ``criterion``, ``value``, ``reason``, one row a seed (and
-        target).
+        Values that do not follow from the scores: ``model``, ``criterion``, ``value``, ``reason``, one row per seed
+        (and target).
     thresholds
-        What counts.
+        Thresholds of all criteria.
     by_type
-        Why contexts are not cell types; empty where they are.
+        Returns why contexts are not cell types; empty where they are.
     """
     rows = []
     for model in models:
@@ -79,46 +79,52 @@ def criteria_table(
         for name, criterion in _CRITERIA.items():
             if name in (*OF_TRAINING, *OF_PREDICTIONS):
                 part = others[others["criterion"] == name]
-                found = _mean(part["value"], part["reason"])
+                measure = _mean(part["value"], part["reason"])
             elif name == "cell_type_score":
-                found = _lowest(own, by_type(), thresholds.cell_type_score)
+                measure = _lowest(own, by_type(), thresholds.cell_type_score)
             else:
                 metric = "nearest_distance_relative" if name == "nearest_distance" else name
-                part = own[(own["metric"] == metric) & (own["context"] == ALL_CONTEXTS)]
-                found = _mean(part["value"], part["reason"])
-            rows.append({"model": model, "criterion": name, **_judged(found, criterion, thresholds)})
+                part = own[(own["metric"] == metric) & (own["context"] == ALL)]
+                measure = _mean(part["value"], part["reason"])
+            rows.append({"model": model, "criterion": name, **_judged(measure, criterion, thresholds)})
     return pd.DataFrame(rows)[["model", "criterion", "value", "side", "threshold", "met", "level", "reason"]]
 
 
-def _mean(values: pd.Series, reasons: pd.Series) -> Found:
-    said = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+def _mean(values: pd.Series, reasons: pd.Series) -> Measure:
+    note = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
     finite = values[np.isfinite(values.astype(float))]
     if not len(finite):
-        return Found(np.nan, said or "there is no number")
-    return Found(float(finite.mean()), said)
+        return Measure(np.nan, note or "there is no number")
+    return Measure(float(finite.mean()), note)
 
 
-def _lowest(scores: pd.DataFrame, why_not: str, threshold: float) -> Found:
+def _lowest(scores: pd.DataFrame, why_not: str, threshold: float) -> Measure:
     """Pearson of delta in the cell type where it is lowest."""
-    part = scores[(scores["metric"] == "pearson_delta") & (scores["context"] != ALL_CONTEXTS)]
+    part = scores[(scores["metric"] == "pearson_delta") & (scores["context"] != ALL)]
     part = part[np.isfinite(part["value"].astype(float))]
     if why_not:
-        return Found(np.nan, why_not)
+        return Measure(np.nan, why_not)
     if part.empty:
         reasons = scores.loc[scores["metric"] == "pearson_delta", "reason"]
-        return Found(np.nan, next((reason for reason in reasons if reason), "no cell type was scored"))
+        return Measure(np.nan, next((reason for reason in reasons if reason), "no cell type was scored"))
     row = part.sort_values("value").iloc[0]
     n_above = int((part["value"] > threshold).sum())
-    return Found(float(row["value"]), f"lowest of {len(part)}: {row['context']}; {n_above} are above {threshold:g}")
+    return Measure(float(row["value"]), f"lowest of {len(part)}: {row['context']}; {n_above} are above {threshold:g}")
 
 
-def _judged(found: Found, criterion: _Criterion, thresholds: Thresholds) -> dict[str, Any]:
+def _judged(measure: Measure, criterion: _Criterion, thresholds: Thresholds) -> dict[str, Any]:
     limits = [(float(getattr(thresholds, name)), level) for name, level in criterion.levels]
-    row = {"value": found.value, "side": criterion.side, "threshold": limits[0][0], "level": "", "reason": found.note}
-    if np.isnan(found.value):
+    row = {
+        "value": measure.value,
+        "side": criterion.side,
+        "threshold": limits[0][0],
+        "level": "",
+        "reason": measure.note,
+    }
+    if np.isnan(measure.value):
         return row | {"met": NOT_MEASURED}
-    reached = [level for limit, level in limits if _holds(found.value, criterion.side, limit)]
-    met = _holds(found.value, criterion.side, limits[0][0])
+    reached = [level for limit, level in limits if _holds(measure.value, criterion.side, limit)]
+    met = _holds(measure.value, criterion.side, limits[0][0])
     return row | {"met": MET if met else NOT_MET, "level": reached[-1] if met else ""}
 
 
@@ -129,9 +135,9 @@ def _holds(value: float, side: str, limit: float) -> bool:
 def day_order(
     predicted: Mapping[str, np.ndarray], measured: Mapping[str, np.ndarray], days: list[str]
 ) -> tuple[int, int]:
-    """Count the pairs of days whose order a prediction keeps, along the way of the measured cells.
+    """Count the pairs of days whose order a prediction keeps.
 
-    Mean cells are projected on the line from the first to the last measured day.
+    Mean cells are projected onto the line from the first to the last measured mean.
 
     Parameters
     ----------
@@ -142,15 +148,15 @@ def day_order(
 
     Returns
     -------
-    Pairs in order, and pairs in all.
+    Number of pairs in order, and of all pairs.
     """
-    there = [day for day in days if day in predicted and day in measured]
-    if len(there) < 2:
+    shared = [day for day in days if day in predicted and day in measured]
+    if len(shared) < 2:
         return 0, 0
-    way = measured[there[-1]] - measured[there[0]]
-    along = [float(predicted[day] @ way) for day in there]
-    pairs = [(i, j) for i in range(len(there)) for j in range(i + 1, len(there))]
-    return sum(along[j] > along[i] for i, j in pairs), len(pairs)
+    axis = measured[shared[-1]] - measured[shared[0]]
+    positions = [float(predicted[day] @ axis) for day in shared]
+    pairs = [(i, j) for i in range(len(shared)) for j in range(i + 1, len(shared))]
+    return sum(positions[j] > positions[i] for i, j in pairs), len(pairs)
 
 
 def in_order_of_time(values: pd.Series) -> list[str]:
@@ -159,14 +165,14 @@ def in_order_of_time(values: pd.Series) -> list[str]:
     Raises
     ------
     ValueError
-        There is no such order, or one time only.
+        If there is no such order, or one time only.
     """
-    found = values.dropna()
-    labels = found.astype(str)
-    if pd.api.types.is_numeric_dtype(found) and not pd.api.types.is_bool_dtype(found):
-        keys = dict(zip(labels, found.astype(float), strict=True))
-    elif isinstance(found.dtype, pd.CategoricalDtype) and found.cat.ordered:
-        keys = {str(level): float(i) for i, level in enumerate(found.cat.categories) if str(level) in set(labels)}
+    present = values.dropna()
+    labels = present.astype(str)
+    if pd.api.types.is_numeric_dtype(present) and not pd.api.types.is_bool_dtype(present):
+        keys = dict(zip(labels, present.astype(float), strict=True))
+    elif isinstance(present.dtype, pd.CategoricalDtype) and present.cat.ordered:
+        keys = {str(level): float(i) for i, level in enumerate(present.cat.categories) if str(level) in set(labels)}
     else:
         numbers = {label: re.findall(r"\d+(?:\.\d+)?", label) for label in dict.fromkeys(labels)}
         if any(len(n) != 1 for n in numbers.values()):

@@ -1,12 +1,11 @@
-"""What a comparison found: its tables, and a summary of them."""
+"""The result of a comparison: its tables, and a summary of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from scstate_lora.tl.comparison.scores import ALL_TARGETS
-from scstate_lora.tl.scoring.cells import ALL_CONTEXTS
+from scstate_lora.tl.scoring.table import ALL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,20 +15,20 @@ _SUMMARISED = ("pearson_delta", "e_distance", "nearest_distance_relative", "vari
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What :func:`scstate_lora.tl.compare` found, as tables.
+    """Result of :func:`scstate_lora.tl.compare`, as tables.
 
     Parameters
     ----------
     scores
-        Of the predictions, means over the seeds: ``model``, ``target``, ``context``, ``metric``, ``value``, ``skill``,
-        ``ci_low`` and ``ci_high``, ``interval`` (what the 95 % interval is over: ``"seeds"``, ``"contexts"``,
-        ``"targets"``, or nothing), ``n_seeds``, ``direction``, ``lowest``, ``highest``, ``reason``.
+        Scores of the predictions, means over the seeds: ``model``, ``target``, ``context``, ``metric``, ``value``,
+        ``skill``, ``ci_low`` and ``ci_high``, ``interval`` (what the 95 % interval is over: ``"seeds"``,
+        ``"contexts"``, ``"targets"``, or nothing), ``n_seeds``, ``direction``, ``lowest``, ``highest``, ``reason``.
     by_seed
-        The same of every seed; baselines have the seed -1.
+        Scores of every seed; baselines have the seed -1.
     training
-        One row a variant and seed: parameters, and what :func:`stability` measures.
+        One row per variant and seed: parameters, and what :func:`stability` measures.
     criteria
-        One row a variant and criterion: ``value``, ``side`` and ``threshold``, ``met`` (``"yes"``, ``"no"``,
+        One row per variant and criterion: ``value``, ``side`` and ``threshold``, ``met`` (``"yes"``, ``"no"``,
         ``"not measured"``), ``level`` and ``reason``.
     histories
         Losses of every training: ``model`` and ``seed`` before the columns of ``.history``.
@@ -46,14 +45,13 @@ class Comparison:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def summary(self) -> pd.DataFrame:
-        """One row a model, baselines included: main scores, stability, size, time and memory, means over the seeds.
+        """One row per model, baselines included: main scores, stability, size, time and memory, means over the seeds.
 
-        The Pearson correlation of the change has its 95 % interval, and the skill is of that.
+        The Pearson correlation of the change comes with its 95 % interval and its skill.
         """
         targets = list(dict.fromkeys(self.scores["target"]))
         main = self.scores[
-            (self.scores["target"] == (ALL_TARGETS if ALL_TARGETS in targets else targets[0]))
-            & (self.scores["context"] == ALL_CONTEXTS)
+            (self.scores["target"] == (ALL if ALL in targets else targets[0])) & (self.scores["context"] == ALL)
         ]
         models = list(dict.fromkeys(self.scores["model"]))
         wide = main.pivot(index="model", columns="metric", values="value").reindex(models)

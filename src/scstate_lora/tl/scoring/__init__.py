@@ -1,1 +1,1 @@
-"""What scores of predictions are computed from."""
+"""Scores of predictions, computed from arrays: cells, tables, and what predictions are scored against."""

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import sparse
-from sklearn.decomposition import PCA
 from torch import nn
 
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import Tokenizer
 from scstate_lora.inference.embed import ComputeOptions, embed_cells
+from scstate_lora.metrics.components import sparse_pca
 from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 from scstate_lora.training.plans import Plan
 from scstate_lora.training.runner import TrainerOptions, fit
@@ -21,6 +21,7 @@ from scstate_lora.training.se.cell_batches import CellBatches
 
 if TYPE_CHECKING:
     import pandas as pd
+    from sklearn.decomposition import PCA
     from torch import Tensor
 
     from scstate_lora.config import CompactBaseConfig
@@ -94,9 +95,7 @@ def _std(matrix: sparse.csr_matrix) -> np.ndarray:
 
 
 def _pca(matrix: sparse.csr_matrix, n_components: int) -> PCA:
-    n = min(n_components, min(matrix.shape) - 1)
-    # arpack centres implicitly: the matrix stays sparse.
-    return PCA(n, svd_solver="arpack", random_state=0).fit(sparse.csr_matrix(matrix))
+    return sparse_pca(matrix.shape, n_components).fit(sparse.csr_matrix(matrix))
 
 
 def fit_compact_base(

@@ -1,0 +1,153 @@
+"""The held-out cells of one experiment, against which predictions for its control cells are scored."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scstate_lora._constants import OBS_SPLIT
+from scstate_lora.data import log_expression
+from scstate_lora.tl.scoring.cell_scores import baseline_predictors, prediction, score_cells
+from scstate_lora.tl.scoring.cells import Cells, common_contexts, training_means
+from scstate_lora.tl.scoring.inputs import check_name, features_of, gene_positions
+from scstate_lora.tl.scoring.table import ALL
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+
+    from scstate_lora.data import Registry
+    from scstate_lora.metrics.baselines import TrainingMeans
+
+
+class HeldOutCells:
+    """The cells of one experiment, read once, with the test cells that predictions are scored against.
+
+    Parameters
+    ----------
+    adata, registry
+        All cells, with their split.
+    genes
+        Genes that are scored.
+    context_keys
+        Columns that make a context; without any, all cells are one.
+    pert_features
+        Features of perturbations for the linear baseline.
+
+    Raises
+    ------
+    KeyError
+        If a column is missing.
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        registry: Registry,
+        *,
+        genes: Sequence[str],
+        context_keys: Sequence[str],
+        pert_features: pd.DataFrame | None = None,
+    ) -> None:
+        self.adata, self.registry = adata, registry
+        self.genes = list(genes)
+        self.pert_features = pert_features
+        self._split = adata.obs[OBS_SPLIT].to_numpy()
+        columns = [registry.labels(adata, key) for key in context_keys]
+        self.contexts = np.full(adata.n_obs, ALL, dtype=object)
+        if columns:
+            self.contexts = np.array([" | ".join(parts) for parts in zip(*columns, strict=True)], dtype=object)
+        self.perturbations = registry.labels(adata, str(registry.pert_key))
+
+    @cached_property
+    def cells(self) -> Cells:
+        """All cells over the scored genes; a KeyError if one is missing."""
+        positions = gene_positions(self.genes, self.registry.var_names, "adata")
+        expression = self.registry.log_expression(self.adata)[:, positions]
+        return Cells(expression, self.contexts, self.perturbations)
+
+    @cached_property
+    def training(self) -> TrainingMeans:
+        """Means of the training cells, from which the baselines learn."""
+        trained = self.cells.at(self._split == "train")
+        control = str(self.registry.control)
+        features = features_of(self.pert_features, trained.perturbations, control=control)
+        return training_means(trained, control=control, pert_features=features)
+
+    def is_held_out(self, target: str) -> np.ndarray:
+        """Find the test cells of a perturbation, a mask."""
+        return np.asarray((self._split == "test") & (self.perturbations == target))
+
+    def is_control(self, target: str) -> np.ndarray:
+        """Find the control cells in the contexts of a perturbation's test cells, a mask."""
+        tested = self.contexts[self.is_held_out(target)]
+        return np.asarray((self.perturbations == self.registry.control) & np.isin(self.contexts, tested))
+
+    def rows_of(self, predicted: AnnData) -> np.ndarray:
+        """Find the control cell of each predicted cell, positions ``(n_predicted,)``."""
+        return self.adata.obs_names.get_indexer(predicted.obs["control_cell"])
+
+    def scored_part(self, predicted: AnnData, target: str) -> AnnData:
+        """Take the predicted cells and genes that are scored."""
+        return predicted[self.is_control(target)[self.rows_of(predicted)], self.genes]
+
+    def dense(self, rows: np.ndarray) -> np.ndarray:
+        """Expression of some cells, float32 ``(n, n_genes)``."""
+        return self.cells.expression[rows].toarray()
+
+    def score(
+        self,
+        target: str,
+        predicted: AnnData | None = None,
+        *,
+        name: str = "model",
+        with_baselines: bool = True,
+        n_boot: int = 1000,
+    ) -> pd.DataFrame:
+        """Score predicted cells of a perturbation against its test cells, and the baselines.
+
+        Parameters
+        ----------
+        target
+            The perturbation.
+        predicted
+            Cells predicted for control cells of this experiment; None scores the baselines alone.
+        name
+            Name of the model.
+        with_baselines
+            Whether to score the baselines and the ceiling. The skill is NaN without them.
+        n_boot
+            Bootstrap samples behind the intervals.
+
+        Returns
+        -------
+        Table as :func:`scstate_lora.tl.evaluate_perturbation` returns it.
+
+        Raises
+        ------
+        ValueError
+            If no test cell has the perturbation, or their contexts have no predicted or no control cells.
+        KeyError
+            If a scored gene is missing from the cells.
+        """
+        check_name(name)
+        if not self.is_held_out(target).any():
+            msg = "no cell of it was held out."
+            raise ValueError(msg)
+        measured = self.cells.at(self.is_held_out(target))
+        controls = self.cells.at(self.is_control(target))
+        predictors = {}
+        scored = controls
+        if predicted is not None:
+            part = self.scored_part(predicted, target)
+            contexts = self.contexts[self.rows_of(part)]
+            scored = Cells(log_expression(part), contexts, np.full(part.n_obs, target, dtype=object))
+            predictors[name] = prediction(scored)
+        if with_baselines:
+            predictors |= baseline_predictors(target, self.training)
+        contexts = common_contexts(scored, measured, controls)
+        return score_cells(predictors, measured, controls, contexts, with_ceiling=with_baselines, n_boot=n_boot)

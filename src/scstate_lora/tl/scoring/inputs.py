@@ -1,0 +1,208 @@
+"""Predicted and measured cells of AnnData objects, brought to the same genes and contexts."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scstate_lora._utils import did_you_mean
+from scstate_lora.data import Registry, log_expression
+from scstate_lora.data.perturbations import PerturbationTable
+from scstate_lora.data.results import is_predicted, read_prediction
+from scstate_lora.metrics.baselines import reference_names
+from scstate_lora.tl.scoring.cells import Cells, common_contexts, training_means
+from scstate_lora.tl.scoring.table import ALL
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+
+    from scstate_lora.metrics.baselines import TrainingMeans
+
+
+class Inputs(NamedTuple):
+    """What a prediction is scored by."""
+
+    genes: list[str]
+    """Genes that are scored: those of the prediction."""
+    targets: list[str]
+    """Predicted perturbations."""
+    predicted: Cells
+    measured: Cells
+    """Measured cells under the targets."""
+    controls: Cells
+    contexts: list[str]
+    """Contexts with predicted and measured cells."""
+    training: TrainingMeans
+
+
+def read_inputs(
+    pred: AnnData,
+    real: AnnData,
+    control: AnnData,
+    *,
+    context_key: str | Sequence[str],
+    train: AnnData | None,
+    pert_key: str | None,
+    pert_features: pd.DataFrame | None,
+    name: str,
+) -> Inputs:
+    """Read and check what a prediction is scored by.
+
+    Parameters
+    ----------
+    pred, real, control, context_key, train, pert_key, pert_features, name
+        As in :func:`scstate_lora.tl.evaluate_perturbation`.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        As in :func:`scstate_lora.tl.evaluate_perturbation`.
+
+    Warns
+    -----
+    UserWarning
+        If perturbed cells of `train` are among those of `real`.
+    """
+    check_name(name)
+    prediction = read_prediction(pred)
+    for argument, adata in (("real", real), ("control", control), ("train", train)):
+        if adata is not None:
+            _refuse_predicted(adata, argument)
+    key = prediction.pert_key if pert_key is None else pert_key
+    keys = [context_key] if isinstance(context_key, str) else list(context_key)
+    genes = [str(gene) for gene in pred.var_names]
+    read = partial(_read_cells, genes=genes, context_keys=keys)
+
+    predicted = read(pred, "pred", registry=Registry.from_adata(real), pert_key=prediction.pert_key)
+    # Of a prediction of several targets, pred may hold the cells of a few.
+    targets = sorted(set(predicted.perturbations) - {prediction.control})
+    measured = read(real, "real", registry=Registry.from_adata(real), pert_key=key)
+    is_target = np.isin(measured.perturbations, targets)
+    controls = read(control, "control", registry=Registry.from_adata(control), pert_key=key)
+    is_control = controls.perturbations == prediction.control
+    for argument, cells, chosen, levels in (
+        ("real", measured, is_target, targets),
+        ("control", controls, is_control, [prediction.control]),
+    ):
+        if not chosen.any():
+            wanted = " or ".join(map(repr, levels[:5]))
+            held = ", ".join(map(repr, sorted(set(cells.perturbations))[:10]))
+            msg = f"{argument}.obs[{key!r}] has no cell {wanted}; it holds {held}."
+            raise ValueError(msg)
+    measured, controls = measured.at(is_target), controls.at(is_control)
+    contexts = common_contexts(predicted, measured, controls)
+
+    trained, features = None, None
+    if train is not None:
+        trained = read(train, "train", registry=Registry.from_adata(train), pert_key=key)
+        _warn_of_overlap(real.obs_names[is_target], train.obs_names[np.isin(trained.perturbations, targets)], targets)
+        features = features_of(pert_features, trained.perturbations, control=prediction.control)
+    training = training_means(trained, control=prediction.control, pert_features=features)
+    return Inputs(genes, targets, predicted, measured, controls, contexts, training)
+
+
+def check_name(name: str) -> None:
+    """Raise a ValueError if a model has the name of a baseline."""
+    if name in reference_names():
+        msg = f"name={name!r} is the name of a baseline; choose another one."
+        raise ValueError(msg)
+
+
+def features_of(
+    pert_features: pd.DataFrame | None, perturbations: np.ndarray, *, control: str
+) -> PerturbationTable | None:
+    """Features as the linear baseline reads them, standardised over the perturbations of the training cells.
+
+    Parameters
+    ----------
+    pert_features
+        One row per perturbation; None without.
+    perturbations
+        Perturbation of every training cell, ``(n_cells,)``.
+    control
+        Control level.
+    """
+    if pert_features is None:
+        return None
+    trained = sorted(set(perturbations) - {control})
+    return PerturbationTable.of_features(pert_features, trained=trained, control=control)
+
+
+def gene_positions(genes: Sequence[str], present: Sequence[str], argument: str) -> list[int]:
+    """Find the predicted genes among those of other cells.
+
+    Parameters
+    ----------
+    genes, present
+        Predicted genes, and those of the cells of the `argument`.
+    argument
+        Name of the parameter, for the error message.
+
+    Raises
+    ------
+    KeyError
+        If one is missing.
+    """
+    position = {gene: i for i, gene in enumerate(present)}
+    missing = [gene for gene in genes if gene not in position]
+    if missing:
+        msg = (
+            f"{len(missing)} of the {len(genes)} genes of pred are not in {argument}, the first is {missing[0]!r}. "
+            f"{did_you_mean(missing[0], present)}"
+        )
+        raise KeyError(msg)
+    return [position[gene] for gene in genes]
+
+
+def _read_cells(
+    adata: AnnData,
+    argument: str,
+    *,
+    registry: Registry,
+    genes: Sequence[str],
+    context_keys: Sequence[str],
+    pert_key: str,
+) -> Cells:
+    """Read all cells; `registry` is theirs or, of predicted cells, that of the measured cells."""
+    columns = [_labels(adata, key, argument, registry) for key in context_keys]
+    contexts = np.full(adata.n_obs, ALL, dtype=object)
+    if columns:
+        contexts = np.array([" | ".join(parts) for parts in zip(*columns, strict=True)], dtype=object)
+    present = [str(gene) for gene in adata.var_names] if is_predicted(adata) else registry.var_names
+    positions = gene_positions(genes, present, argument)
+    return Cells(log_expression(adata)[:, positions], contexts, _labels(adata, pert_key, argument, registry))
+
+
+def _labels(adata: AnnData, key: str, argument: str, registry: Registry) -> np.ndarray:
+    """Values of a column as strings; missing ones that the registry allows are a group of their own."""
+    if key not in adata.obs:
+        msg = f"{argument}.obs[{key!r}] does not exist. {did_you_mean(key, adata.obs.columns)}"
+        raise KeyError(msg)
+    return registry.labels(adata, key)
+
+
+def _refuse_predicted(adata: AnnData, argument: str) -> None:
+    if is_predicted(adata) or "control_cell" in adata.obs:
+        msg = (
+            f"{argument} holds predicted cells (it comes from STTransition.predict); scores need measured ones. "
+            f"Give the measured cells as {argument}."
+        )
+        raise ValueError(msg)
+
+
+def _warn_of_overlap(real: pd.Index, train: pd.Index, targets: Sequence[str]) -> None:
+    """Warn if measured cells are training cells; two frames below a public function."""
+    shared = len(set(real) & set(train))
+    if shared:
+        what = f"cells {targets[0]!r}" if len(targets) == 1 else "perturbed cells"
+        warnings.warn(
+            f"{shared} {what} are in both real and train, by name: the scores are not of held-out cells.",
+            UserWarning,
+            stacklevel=4,
+        )
