@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from scstate_lora import pl, tl
+from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry, log_expression
 from scstate_lora.data.results import PREDICT, Prediction, write_result
 from scstate_lora.metrics.baselines import BASELINES, CEILING, Baseline, reference_names
@@ -34,7 +35,7 @@ def cells() -> ad.AnnData:
     rate[40:80, :10] += 8
     rate[80:, 10:20] += 8
     adata = ad.AnnData(rng.poisson(rate).astype(np.float32), obs=obs)
-    Registry.create(adata, pert_key="arm", control="none", cell_type_key="type").write(adata)
+    Registry.create(adata, DataConfig(pert_key="arm", control="none", cell_type_key="type")).write(adata)
     return adata
 
 
