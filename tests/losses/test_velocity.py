@@ -170,7 +170,7 @@ def test_unfit_shapes_raise():
         VelocityAlignmentLoss()(SHIFT, VELOCITY[:2])
     with pytest.raises(ValueError, match=r"confidence has shape \(2,\).*must be \(3,\)"):
         VelocityAlignmentLoss()(SHIFT, VELOCITY, torch.ones(2))
-    with pytest.raises(ValueError, match="one number a cell"):
+    with pytest.raises(ValueError, match="one value per cell"):
         VelocityRegularizationLoss()(SHIFT, torch.ones(3, 2))
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scstate_lora.nn.context_shift import ContextShift, n_coordinates, places
+from scstate_lora.nn.context_shift import ContextShift, covariate_coordinates, n_coordinates
 from scstate_lora.nn.covariates import CovariateSpec
 
 PERT = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -60,10 +60,10 @@ def test_places_are_means_over_the_cells_that_tell() -> None:
         "day": torch.tensor([[1.0, torch.nan, 2.0], [torch.nan] * 3]),
         "batch": torch.tensor([[0, 1, 2], [1, 1, 1]]),  # 2 is unknown
     }
-    found = places(covariates, specs)
+    found = covariate_coordinates(covariates, specs)
     assert n_coordinates(specs) == found.shape[1] == 3
     half, whole = 0.5 / 2**0.5, 1 / 2**0.5
     torch.testing.assert_close(found, torch.tensor([[1.5, half, half], [0.0, 0.0, whole]]))
-    one, other = (places({"batch": torch.tensor([[i]])}, {"batch": specs["batch"]}) for i in (0, 1))
+    one, other = (covariate_coordinates({"batch": torch.tensor([[i]])}, {"batch": specs["batch"]}) for i in (0, 1))
     assert (one - other).norm().item() == pytest.approx(1)
-    assert places({}, {}).numel() == 0
+    assert covariate_coordinates({}, {}).numel() == 0

@@ -149,7 +149,7 @@ def test_each_covariate_has_the_width_and_activation_of_its_spec() -> None:
 def test_unusable_options_raises() -> None:
     with pytest.raises(ValueError, match="combine='sum' is unknown"):
         _encoder("sum")
-    with pytest.raises(ValueError, match=r"activation='elu' is unknown\. There are: 'silu', 'relu', 'gelu', 'tanh'"):
+    with pytest.raises(ValueError, match=r"activation='elu' is unknown\. Choose one of 'silu', 'relu', 'gelu', 'tanh'"):
         ContinuousEncoder(activation="elu")
     with pytest.raises(ValueError, match="at least one covariate"):
         MultiCovariateEncoder({}, 4)

@@ -370,11 +370,11 @@ def test_connections_of_another_network_raise():
     removed = remove_mhc(network)
     for other in (_network("gpt2"), _network("gpt2", 2), apply_mhc_to_transformer(_network("gpt2"))):
         found = mhc_parameters(other)
-        with pytest.raises(ValueError, match="around other layers"):
+        with pytest.raises(ValueError, match="belong to other layers"):
             restore_mhc(other, removed)
         assert list(mhc_parameters(other)) == list(found)
     restore_mhc(network, removed)
-    with pytest.raises(ValueError, match="around other layers"):
+    with pytest.raises(ValueError, match="belong to other layers"):
         restore_mhc(network, removed)  # they are on
 
 
@@ -419,7 +419,7 @@ def test_diagnostics_show_what_the_input_does():
 
 
 def test_diagnostics_of_a_run_without_the_network_raise():
-    with pytest.raises(ValueError, match=r"did not compute the layer h\.0"):
+    with pytest.raises(ValueError, match=r"did not run the layer h\.0"):
         mhc_diagnostics(apply_mhc_to_transformer(_network("gpt2")), lambda: None)
 
 

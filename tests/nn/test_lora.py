@@ -366,7 +366,7 @@ def test_tensors_of_an_adapter_are_no_targets_though_called_like_one() -> None:
 
 def test_name_that_is_taken_raises() -> None:
     adapted = _adapted(_base())
-    with pytest.raises(ValueError, match=r"There is an adapter 'default' already\. .*delete_adapter"):
+    with pytest.raises(ValueError, match=r"An adapter 'default' exists already\. .*delete_adapter"):
         _add(adapted)
 
 
@@ -527,7 +527,7 @@ def test_while_merged_raises(act: Any, what: str) -> None:
 
 
 def test_nothing_to_merge_raises() -> None:
-    with pytest.raises(ValueError, match=r"No adapters are active to be merged. There are: \[\]"):
+    with pytest.raises(ValueError, match=r"No active adapters to merge; existing ones: \[\]"):
         merge(_base())
     adapted = _two(_base())
     set_adapter(adapted, None)

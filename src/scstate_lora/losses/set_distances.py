@@ -1,4 +1,4 @@
-"""Distances between a predicted and a measured set of cells, by the name under which a model may be trained on them."""
+"""Distances between predicted and measured sets of cells, by the names of the training options."""
 
 from __future__ import annotations
 
@@ -14,32 +14,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BLUR = 0.05
-"""Scale below which Sinkhorn's transport does not tell cells apart, as a share of the spread of the measured cells."""
+"""Scale below which the Sinkhorn transport does not resolve cells, relative to the spread of the measured cells."""
 _BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
-
-
-def energy(x: Tensor, y: Tensor) -> Tensor:
-    """Unbiased energy distance, ``(n_sets,)``: see :func:`~scstate_lora.losses.energy_distance`."""
-    return energy_distance(x, y, unbiased=True)
 
 
 def sinkhorn(x: Tensor, y: Tensor, *, blur: float = BLUR) -> Tensor:
     """Sinkhorn divergence with quadratic cost (Feydy et al. 2019, arXiv:1810.08278), by ``geomloss``.
 
-    Both sets are divided by the spread of `y`, the root of its mean squared distance to its mean, so that `blur` means
-    the same for genes and for any embedding. Computed in float32 whatever the autocast context, on centred data.
+    Both sets are divided by the spread of `y`, the root mean squared distance of its cells to their mean, so that
+    `blur` means the same for genes and for any embedding. Computed in float32 whatever the autocast context, on
+    centred data.
 
     Parameters
     ----------
     x, y
         Sets of cells, ``(n_sets, n, n_features)`` and ``(n_sets, m, n_features)``.
     blur
-        Scale below which the transport does not tell cells apart, as a share of the spread of `y`.
+        Scale below which the transport does not resolve cells, relative to the spread of `y`.
 
     Returns
     -------
-    One divergence a set, float32 ``(n_sets,)``, never negative but for rounding; half the squared distance of the
-    means, in units of the spread, for sets of one shape.
+    One divergence per set, float32 ``(n_sets,)``, never negative except for rounding. For sets that differ by a
+    translation it is half the squared distance of their means, in units of the spread.
     """
     with torch.autocast(device_type=x.device.type, enabled=False):
         x, y = _centred(x, y)
@@ -51,7 +47,7 @@ def sinkhorn(x: Tensor, y: Tensor, *, blur: float = BLUR) -> Tensor:
 def mmd(x: Tensor, y: Tensor) -> Tensor:
     """Squared maximum mean discrepancy (Gretton et al. 2012) with a mean of Gaussian kernels, biased: never negative.
 
-    The kernels' squared widths are a quarter to four times the mean squared distance of the measured cells.
+    The squared kernel widths are a quarter to four times the mean squared distance between measured cells.
 
     Parameters
     ----------
@@ -60,14 +56,14 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
 
     Returns
     -------
-    One number a set, float32 ``(n_sets,)``, at most 2.
+    One value per set, float32 ``(n_sets,)``, at most 2.
     """
     with torch.autocast(device_type=x.device.type, enabled=False):
         x, y = _centred(x, y)
         width = 2 * _spread(y).square()
 
         def kernel(a: Tensor, b: Tensor) -> Tensor:
-            norms = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2)
+            norms = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2)  # (n_sets, n, m)
             squared = (norms - 2 * a @ b.transpose(-1, -2)).clamp(min=0) / width
             return torch.stack([torch.exp(-squared / (2 * share)) for share in _BANDWIDTHS]).mean(dim=(0, -2, -1))
 
@@ -75,7 +71,7 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
 
 
 def mse_of_means(x: Tensor, y: Tensor) -> Tensor:
-    """Squared distance of the sets' means, summed over features, float32 ``(n_sets,)``.
+    """Squared distance between the means of the sets, summed over features, float32 ``(n_sets,)``.
 
     Parameters
     ----------
@@ -86,7 +82,7 @@ def mse_of_means(x: Tensor, y: Tensor) -> Tensor:
 
 
 SET_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "energy": energy,
+    "energy": energy_distance,
     "sinkhorn": sinkhorn,
     "mmd": mmd,
     "mse": mse_of_means,
@@ -100,6 +96,6 @@ def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _spread(y: Tensor) -> Tensor:
-    """Root of the mean squared distance of cells to zero, ``(n_sets, 1, 1)``; 1 where they are all there."""
+    """Root mean squared distance of cells to the origin, ``(n_sets, 1, 1)``; 1 if all cells lie there."""
     squared = y.detach().square().sum(-1).mean(-1)
     return torch.where(squared > 0, squared, 1.0).sqrt()[:, None, None]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from scstate_lora.nn.hyper_connections import mhc_diagnostics, mhc_layers
+from scstate_lora.nn.connection_diagnostics import mhc_diagnostics
+from scstate_lora.nn.hyper_connections import mhc_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from scstate_lora.config import MHCConfig
-    from scstate_lora.nn.hyper_connections import MHCDiagnostics
+    from scstate_lora.nn.connection_diagnostics import MHCDiagnostics
 
 _GAINS = ("forward_gain", "backward_gain", "composite_forward_gain", "composite_backward_gain")
 _MEASURED = (*_GAINS, "distance_from_identity", "row_error", "column_error")

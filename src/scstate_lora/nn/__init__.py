@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from scstate_lora.nn.connection_diagnostics import MHCDiagnostics, mhc_diagnostics
 from scstate_lora.nn.hyper_connections import (
-    MHCDiagnostics,
     MHCTransformerLayer,
     apply_mhc_to_transformer,
-    mhc_diagnostics,
     mhc_off,
     mhc_parameters,
     remove_mhc,

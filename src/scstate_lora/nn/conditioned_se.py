@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class ConditionedSE(nn.Module):
-    """SE embedding that knows the cell's covariates.
+    """SE embedding conditioned on the covariates of the cell.
 
     Parameters
     ----------
     encoder
-        SE network, its weights frozen, with or without adapters (see :func:`scstate_lora.nn.lora.add_lora`); None where
+        SE network with frozen weights, with or without adapters (see :func:`scstate_lora.nn.lora.add_lora`); None if
         the base embedding comes from elsewhere.
     conditioning
-        What joins the embedding with covariates.
+        Combines the embedding with covariates.
     """
 
     def __init__(self, encoder: SEEncoder | None, conditioning: Conditioning) -> None:
@@ -34,7 +34,7 @@ class ConditionedSE(nn.Module):
         self.conditioning = conditioning
 
     def train(self, mode: bool = True) -> ConditionedSE:  # noqa: FBT001, FBT002 (torch's own signature)
-        """As in torch, but the frozen encoder stays in ``eval``, its adapters' dropout excepted."""
+        """As in torch, but the frozen encoder stays in ``eval``, except for the dropout of its adapters."""
         self.training = mode
         self.conditioning.train(mode)
         if self.encoder is not None:
@@ -45,28 +45,35 @@ class ConditionedSE(nn.Module):
         return self
 
     def forward(self, genes: Tensor, values: Tensor, covariates: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Embed cells: sentences ``(n, T - 1)``, ``(n, T)`` and covariates ``(n,)`` each.
+        """Embed cells, from sentences and covariates.
+
+        Parameters
+        ----------
+        genes, values
+            Sentences, ``(n, T - 1)`` and ``(n, T)``, as in :meth:`~scstate_lora.nn.se_encoder.SEEncoder.forward`.
+        covariates
+            Codes or standardised values, ``(n,)`` each.
 
         Returns
         -------
-        The adapted encoder's embedding ``(n, embedding_dim)`` and the conditioned one, ``(n, output_dim)`` of unit
-        length.
+        The embedding of the adapted encoder, ``(n, embedding_dim)``, and the conditioned embedding, ``(n, dim)`` of
+        unit length.
         """
         adapted = self.adapt(genes, values)
         return adapted, self.condition(adapted, covariates)
 
     def adapt(self, genes: Tensor, values: Tensor) -> Tensor:
-        """Embedding ``(n, embedding_dim)`` of sentences by the encoder with its adapters."""
-        assert self.encoder is not None  # without one there are no sentences
+        """Embed sentences with the adapted encoder, ``(n, embedding_dim)``."""
+        assert self.encoder is not None  # only an SE network reads sentences
         return self.encoder(genes, values)
 
     def condition(self, adapted: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
-        """Conditioned embedding ``(n, dim)`` of cells from the encoder's ``(n, embedding_dim)``."""
+        """Condition embeddings of the encoder ``(n, embedding_dim)`` on covariates, ``(n, dim)``."""
         return self.conditioning(adapted[:, : self.conditioning.dim], covariates)
 
     def predict_expression(self, adapted: Tensor, conditioned: Tensor, genes: Tensor, read_depth: Tensor) -> Tensor:
-        """Expression of ``genes (g,)`` from both embeddings of :meth:`forward`, by the frozen head; ``(n, g)``."""
+        """Predict the expression of ``genes (g,)`` from both embeddings of :meth:`forward`, ``(n, g)``."""
         assert self.encoder is not None  # only an SE network has an expression head
-        # What the encoder says of the data set goes along unchanged.
+        # The entries that describe the data set are kept as the encoder computed them.
         whole = torch.cat([conditioned, adapted[:, conditioned.shape[1] :]], dim=1)
         return self.encoder.predict_expression(whole, genes, read_depth)

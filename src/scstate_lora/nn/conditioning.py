@@ -1,4 +1,4 @@
-"""Conditioning: base embedding and covariates to the conditioned embedding."""
+"""Conditioning: from base embedding and covariates to the conditioned embedding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Conditioner(nn.Module):
     """concat(base, covariates) -> Linear -> LayerNorm -> SiLU, then unit length.
 
     It starts close to the identity on the base embedding: the linear layer is the identity on the base half and small
-    on the covariate half, and the LayerNorm's small gain keeps SiLU in its linear range, where signs survive.
+    on the covariate half, and the small gain of the LayerNorm keeps SiLU in its linear range, where signs survive.
 
     Parameters
     ----------
@@ -35,16 +35,16 @@ class Conditioner(nn.Module):
         with torch.no_grad():
             self.linear.bias.zero_()
             self.linear.weight[:, :dim] = torch.eye(dim)
-            self.linear.weight[:, dim:].normal_(std=0.1 / dim)  # a tenth of the base's length, at any width
+            self.linear.weight[:, dim:].normal_(std=0.1 / dim)  # a tenth of the base, at any width
             self.norm.weight.fill_(0.1)
 
     def forward(self, base: Tensor, covariates: Tensor) -> Tensor:
-        """Two tensors ``(n, dim)`` to unit-length embeddings ``(n, dim)``."""
+        """Combine two tensors ``(n, dim)`` to embeddings ``(n, dim)`` of unit length."""
         return F.normalize(F.silu(self.norm(self.linear(torch.cat([base, covariates], dim=-1)))), dim=-1)
 
 
 class CovariateHeads(nn.Module):
-    """Linear heads that read every covariate from the conditioned embedding.
+    """Linear heads that predict each covariate from the conditioned embedding.
 
     Parameters
     ----------
@@ -57,39 +57,39 @@ class CovariateHeads(nn.Module):
     def __init__(self, specs: Mapping[str, CovariateSpec], dim: int) -> None:
         super().__init__()
         self.specs = dict(specs)
-        self.scale = dim**0.5  # of a unit vector, each number is about one then
+        self.scale = dim**0.5  # so that entries of a unit vector are about one
         self.heads = nn.ModuleList(nn.Linear(dim, spec.n_categories or 1) for spec in specs.values())
 
     def loss(self, conditioned: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
-        """Mean over covariates of the cross-entropy, or for numbers the squared error, of the cells that have a value.
+        """Mean over covariates of the cross-entropy or, if continuous, the squared error over cells with known values.
 
         Parameters
         ----------
         conditioned
-            ``(n, dim)``.
+            Conditioned embeddings, ``(n, dim)``.
         covariates
-            Codes or standardised numbers ``(n,)``, where ``n_categories`` and NaN are unknown.
+            Codes or standardised values, ``(n,)`` each; ``n_categories`` and NaN are unknown.
 
         Returns
         -------
-        A scalar; zero with gradient for a covariate of which no cell has a value.
+        A scalar. A covariate without known values contributes zero, with a gradient.
         """
         losses = []
         for (name, spec), head in zip(self.specs.items(), self.heads, strict=True):
             values = covariates[name]
             known = ~values.isnan() if spec.n_categories is None else values < spec.n_categories
-            read = head(conditioned[known] * self.scale).float()
-            if not known.any():  # with gradient, as every process must have one of every parameter
-                losses.append(read.sum())
+            predicted = head(conditioned[known] * self.scale).float()  # (n_known, n_categories or 1)
+            if not known.any():  # with gradient, as DDP requires one for every parameter
+                losses.append(predicted.sum())
             elif spec.n_categories is None:
-                losses.append(F.mse_loss(read[:, 0], values[known]))
+                losses.append(F.mse_loss(predicted[:, 0], values[known]))
             else:
-                losses.append(F.cross_entropy(read, values[known]))
+                losses.append(F.cross_entropy(predicted, values[known]))
         return torch.stack(losses).mean()
 
 
 class Conditioning(nn.Module):
-    """What is trained beside the adapters: covariate encoder, conditioner and the covariates' heads.
+    """The modules trained beside the adapters: covariate encoder, conditioner and covariate heads.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The shift of a perturbation in a context, by what it did in contexts alike."""
+"""The shift of a perturbation in a context, corrected by its effect in similar contexts."""
 
 from __future__ import annotations
 
@@ -14,57 +14,61 @@ if TYPE_CHECKING:
     from scstate_lora.nn.covariates import CovariateSpec
 
 
-def places(covariates: Mapping[str, Tensor], specs: Mapping[str, CovariateSpec]) -> Tensor:
-    """Lay the covariates of sets out as coordinates, ``(n_sets, n_coordinates)``: means over the cells that tell.
+def covariate_coordinates(covariates: Mapping[str, Tensor], specs: Mapping[str, CovariateSpec]) -> Tensor:
+    """Coordinates of the covariates of sets, ``(n_sets, n_coordinates)``: means over cells with a known value.
 
-    Two levels of a categorical covariate are at distance one. A continuous one is standardised as it is. Cells that do
-    not tell are left out; of a set without any that do, the coordinates are zero.
+    Two levels of a categorical covariate are at distance one; a continuous covariate is standardised already. A set
+    without any known value has coordinates of zero.
 
     Parameters
     ----------
     covariates
-        Codes or standardised numbers of each cell, ``(n_sets, n_cells)`` each.
+        Codes or standardised values of each cell, ``(n_sets, n_cells)`` each.
     specs
         The covariates, as in :class:`~scstate_lora.nn.covariates.MultiCovariateEncoder`.
     """
-    found = []
+    coordinates = []
     for name, spec in specs.items():
-        values = covariates[name]
+        values = covariates[name]  # (B, N): B sets, N cells
         if spec.n_categories is None:
-            known = values.isfinite()
-            found.append((values.nan_to_num().sum(1) / known.sum(1).clamp(min=1)).unsqueeze(-1))
+            n_known = values.isfinite().sum(1).clamp(min=1)  # (B,)
+            coordinates.append((values.nan_to_num().sum(1) / n_known).unsqueeze(-1))  # (B, 1)
         else:
-            told = F.one_hot(values, spec.n_categories + 1)[..., :-1].float()  # the last code is "unknown"
-            found.append(told.sum(1) / told.sum((1, 2)).clamp(min=1).unsqueeze(-1) / 2**0.5)
-    return torch.cat(found, dim=-1) if found else torch.zeros(0)
+            one_hot = F.one_hot(values, spec.n_categories + 1)[..., :-1].float()  # (B, N, C); the last is "unknown"
+            n_known = one_hot.sum((1, 2)).clamp(min=1).unsqueeze(-1)  # (B, 1)
+            coordinates.append(one_hot.sum(1) / n_known / 2**0.5)  # (B, C)
+    return torch.cat(coordinates, dim=-1) if coordinates else torch.zeros(0)
 
 
 def n_coordinates(specs: Mapping[str, CovariateSpec]) -> int:
-    """Count the columns of :func:`places`."""
+    """Count the columns of :func:`covariate_coordinates`."""
     return sum(spec.n_categories or 1 for spec in specs.values())
 
 
 class ContextShift(nn.Module):
-    """Mean of a Gaussian process over contexts and perturbations, beyond the shift that all contexts share.
+    """Posterior mean of a Gaussian process over contexts and perturbations, beyond the shift all contexts share.
 
-    A context is known by the mean of its control cells, c, and by its covariates, z. What the training groups showed
-    beyond the common shift is carried over by a kernel, and genes that are higher in the context than on average change
-    by a share of that more::
+    A context is described by the mean of its control cells, c, and by the coordinates of its covariates, z. A kernel
+    transfers the deviations of the training groups from the common shift, and genes that the context expresses above
+    average change in proportion to the excess::
 
         shift = sum_g k(g) (p . p_g) alpha_g + slope (c - centre)
         k(g) = exp(-(|B (c - c_g)|^2 + |reach (z - z_g)|^2) / width)
 
-    Nothing in it is trained by gradient: :func:`scstate_lora.training.st.context_prior.fit_contexts` solves for
-    it. Without references it is zero.
+    Here p is the perturbation vector, B the ``basis``, ``(B c_g, reach z_g)`` the ``points``, ``width`` the squared
+    length scale (times two), ``reach`` the weight of the covariates, and ``alpha`` the dual weights.
+
+    Nothing in it is trained by gradient: :func:`scstate_lora.training.st.context_prior.fit_contexts` solves for it.
+    Without references it is zero.
 
     Parameters
     ----------
     n_inputs, pert_dim
-        Width of a cell, and numbers that describe a perturbation.
+        Features of a cell, and width of a perturbation vector.
     n_references, n_directions
-        Training groups, and directions in which their contexts' cells differ.
+        Number of training groups, and of directions in which the cells of their contexts differ.
     n_coordinates
-        Of their covariates, see :func:`places`.
+        Number of coordinates of their covariates, see :func:`covariate_coordinates`.
     """
 
     centre: Tensor
@@ -89,23 +93,24 @@ class ContextShift(nn.Module):
         self.register_buffer("slope", torch.zeros(()))
         self.register_buffer("reach", torch.zeros(()))
 
-    def forward(self, control_mean: Tensor, pert: Tensor, place: Tensor) -> Tensor:
-        """Shift of sets, ``(n_sets, n_inputs)``.
+    def forward(self, control_mean: Tensor, pert: Tensor, coordinates: Tensor) -> Tensor:
+        """Compute the shift of sets, ``(n_sets, n_inputs)``.
 
         Parameters
         ----------
         control_mean
-            Mean of each set's control cells, ``(n_sets, n_inputs)``.
+            Mean of the control cells of each set, ``(n_sets, n_inputs)``.
         pert
-            What describes each set's perturbation, ``(n_sets, pert_dim)``.
-        place
-            Coordinates of each set's covariates, ``(n_sets, n_coordinates)``; or none, ``(0,)``, without covariates.
+            Perturbation vector of each set, ``(n_sets, pert_dim)``.
+        coordinates
+            Coordinates of the covariates of each set, ``(n_sets, n_coordinates)``; ``(0,)`` without covariates.
         """
-        beyond = control_mean - self.centre
-        found = beyond @ self.basis
-        if place.numel():
-            found = torch.cat([found, self.reach * place], dim=-1)
-        distances = found.unsqueeze(1) - self.points  # (n_sets, n_references, n_directions + n_coordinates)
-        kernel = torch.exp(-distances.square().sum(-1) / self.width) * (pert @ self.perts.T)
-        perturbed = (pert != 0).any(dim=-1, keepdim=True)
-        return kernel @ self.alpha + self.slope * beyond * perturbed
+        # B sets, G features, R references, P directions + coordinates
+        excess = control_mean - self.centre  # (B, G)
+        point = excess @ self.basis
+        if coordinates.numel():
+            point = torch.cat([point, self.reach * coordinates], dim=-1)  # (B, P)
+        difference = point.unsqueeze(1) - self.points  # (B, 1, P) - (R, P) -> (B, R, P)
+        kernel = torch.exp(-difference.square().sum(-1) / self.width) * (pert @ self.perts.T)  # (B, R)
+        is_perturbed = (pert != 0).any(dim=-1, keepdim=True)  # (B, 1)
+        return kernel @ self.alpha + self.slope * excess * is_perturbed

@@ -1,4 +1,4 @@
-"""Covariate encoder: any number of categorical and continuous covariates to one vector a cell."""
+"""Covariate encoder: any number of categorical and continuous covariates to one vector per cell."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class CovariateSpec:
     Parameters
     ----------
     n_categories
-        Known categories; None for a continuous covariate.
+        Number of categories, without "unknown"; None for a continuous covariate.
     embed_dim
-        Width of the covariate's own vector.
+        Width of the covariate's vector.
     hidden_dim, activation
-        Of a continuous covariate's :class:`ContinuousEncoder`.
+        Hidden width and activation of the :class:`ContinuousEncoder` of a continuous covariate.
     """
 
     n_categories: int | None
@@ -39,14 +39,14 @@ class CovariateSpec:
     activation: Activation = "silu"
 
     def encoder(self) -> nn.Module:
-        """Make the network that turns the covariate into ``(n, embed_dim)``."""
+        """Make the network that encodes the covariate as ``(n, embed_dim)``."""
         if self.n_categories is None:
             return ContinuousEncoder(self.hidden_dim, self.embed_dim, activation=self.activation)
         return CategoricalEncoder(self.n_categories, self.embed_dim)
 
 
 class ContinuousEncoder(nn.Module):
-    """MLP 1 -> hidden -> out for a standardised number; NaN is "unknown" and has a learned vector of its own.
+    """MLP 1 -> hidden -> out for a standardised value; NaN, "unknown", has a learned vector.
 
     Parameters
     ----------
@@ -58,13 +58,13 @@ class ContinuousEncoder(nn.Module):
     Raises
     ------
     ValueError
-        There is no such activation.
+        If the activation is unknown.
     """
 
     def __init__(self, hidden_dim: int = 128, output_dim: int = 256, *, activation: Activation = "silu") -> None:
         super().__init__()
         if activation not in _ACTIVATIONS:
-            msg = f"activation={activation!r} is unknown. There are: {', '.join(map(repr, _ACTIVATIONS))}."
+            msg = f"activation={activation!r} is unknown. Choose one of {', '.join(map(repr, _ACTIVATIONS))}."
             raise ValueError(msg)
         self.net = nn.Sequential(
             nn.Linear(1, hidden_dim), _ACTIVATIONS[activation](), nn.Linear(hidden_dim, output_dim)
@@ -72,20 +72,20 @@ class ContinuousEncoder(nn.Module):
         self.unknown = nn.Parameter(torch.zeros(output_dim))
 
     def forward(self, values: Tensor) -> Tensor:
-        """Numbers ``(n,)``, NaN for "unknown", to ``(n, output_dim)``."""
+        """Encode values ``(n,)``, NaN for "unknown", as ``(n, output_dim)``."""
         unknown = values.isnan()
-        # Replaced before the net as well: a NaN in it would come back in the gradient of its weights.
-        encoded = self.net(values.masked_fill(unknown, 0).unsqueeze(-1))
+        # Replaced before the net, too: a NaN that passes through it would make the gradient of its weights NaN.
+        encoded = self.net(values.masked_fill(unknown, 0).unsqueeze(-1))  # (n,) -> (n, 1) -> (n, output_dim)
         return torch.where(unknown.unsqueeze(-1), self.unknown.to(encoded.dtype), encoded)
 
 
 class CategoricalEncoder(nn.Module):
-    """One vector a category, and one more for "unknown".
+    """One vector per category, and one more for "unknown".
 
     Parameters
     ----------
     n_categories
-        Known categories; code ``n_categories`` is the unknown one.
+        Number of categories; the code ``n_categories`` stands for "unknown".
     output_dim
         Width.
     """
@@ -95,12 +95,12 @@ class CategoricalEncoder(nn.Module):
         self.embedding = nn.Embedding(n_categories + 1, output_dim)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Codes ``(n,)``, ``n_categories`` for "unknown", to ``(n, output_dim)``."""
+        """Encode codes ``(n,)``, ``n_categories`` for "unknown", as ``(n, output_dim)``."""
         return self.embedding(codes)
 
 
 class CombinationMLP(nn.Module):
-    """Concatenated covariate vectors to one: in -> hidden[0] -> hidden[1] -> out with SiLU, then LayerNorm.
+    """Combine concatenated covariate vectors: in -> hidden[0] -> hidden[1] -> out with SiLU, then LayerNorm.
 
     Parameters
     ----------
@@ -117,17 +117,17 @@ class CombinationMLP(nn.Module):
         self.net = nn.Sequential(*layers, nn.Linear(widths[-1], output_dim), nn.LayerNorm(output_dim))
 
     def forward(self, vectors: list[Tensor]) -> Tensor:
-        """Vectors ``(n, embed_dim)`` of every covariate to ``(n, output_dim)``."""
+        """Combine vectors ``(n, embed_dim)``, one per covariate, to ``(n, output_dim)``."""
         return self.net(torch.cat(vectors, dim=-1))
 
 
 class CombinationSum(nn.Module):
-    """Sum of covariate vectors, each by its own linear layer, then LayerNorm: effects add up, none interact.
+    """Sum of covariate vectors, each through its own linear layer, then LayerNorm: effects add, without interaction.
 
     Parameters
     ----------
     input_dims
-        Width of every covariate's vector.
+        Width of each covariate's vector.
     output_dim
         Width of the result.
     """
@@ -138,16 +138,16 @@ class CombinationSum(nn.Module):
         self.norm = nn.LayerNorm(output_dim)
 
     def forward(self, vectors: list[Tensor]) -> Tensor:
-        """Vectors ``(n, embed_dim)`` of every covariate to ``(n, output_dim)``."""
+        """Combine vectors ``(n, embed_dim)``, one per covariate, to ``(n, output_dim)``."""
         projected = [project(vector) for project, vector in zip(self.projections, vectors, strict=True)]
         return self.norm(torch.stack(projected).sum(dim=0))
 
 
 class MultiCovariateEncoder(nn.Module):
-    """Encode all covariates of a cell and combine them in one vector.
+    """Encode all covariates of a cell and combine them into one vector.
 
-    Which values are "unknown" is the input's affair: code ``n_categories``, or NaN. The vectors that stand for them are
-    trained only if such inputs come up in training.
+    The input marks unknown values: the code ``n_categories``, or NaN. The vectors for "unknown" are trained only if
+    such inputs occur in training.
 
     Parameters
     ----------
@@ -156,15 +156,15 @@ class MultiCovariateEncoder(nn.Module):
     output_dim
         Width of the combined vector.
     combine
-        ``"concat_mlp"``: an MLP over all vectors, which can learn their interactions. ``"add"``: their sum, each by
-        its own linear layer.
+        ``"concat_mlp"``: an MLP over all vectors, which can learn interactions. ``"add"``: the sum of the vectors, each
+        through its own linear layer.
     hidden_dims
         Hidden widths of the MLP.
 
     Raises
     ------
     ValueError
-        There is no covariate, or no such way to combine them.
+        If no covariate is given, or `combine` is unknown.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class MultiCovariateEncoder(nn.Module):
             msg = "MultiCovariateEncoder needs at least one covariate."
             raise ValueError(msg)
         self.names = list(specs)
-        # Keyed by position: a covariate's name may hold a dot, which a module's name may not.
+        # Keyed by position: the name of a covariate may contain a dot, that of a module may not.
         self.encoders = nn.ModuleList(spec.encoder() for spec in specs.values())
         widths = [spec.embed_dim for spec in specs.values()]
         self.combination: CombinationMLP | CombinationSum
@@ -189,16 +189,16 @@ class MultiCovariateEncoder(nn.Module):
         elif combine == "add":
             self.combination = CombinationSum(widths, output_dim)
         else:
-            msg = f"combine={combine!r} is unknown. There are: 'concat_mlp', 'add'."
+            msg = f"combine={combine!r} is unknown. Choose one of 'concat_mlp', 'add'."
             raise ValueError(msg)
 
     def forward(self, covariates: Mapping[str, Tensor]) -> Tensor:
-        """Codes or standardised numbers, each ``(n,)``, to ``(n, output_dim)``."""
+        """Encode codes or standardised values, ``(n,)`` each, as ``(n, output_dim)``."""
         values = [covariates[name] for name in self.names]
-        # Many cells share few combinations, and each is encoded once.
-        table = torch.stack([v.float().nan_to_num(nan=torch.inf) for v in values], dim=1)  # NaN would not equal itself
-        combinations, which = table.unique(dim=0, return_inverse=True)
+        # Cells share few combinations of values, and each combination is encoded once. U combinations, C covariates:
+        table = torch.stack([v.float().nan_to_num(nan=torch.inf) for v in values], dim=1)  # (n, C); NaN equals nothing
+        combinations, which = table.unique(dim=0, return_inverse=True)  # (U, C), (n,)
         cells = torch.arange(len(which), device=which.device)
-        one_of_each = which.new_zeros(len(combinations)).scatter(0, which, cells)
-        encoded = [encode(v[one_of_each]) for encode, v in zip(self.encoders, values, strict=True)]
-        return F.embedding(which, self.combination(encoded))
+        one_of_each = which.new_zeros(len(combinations)).scatter(0, which, cells)  # (U,), a cell of each combination
+        encoded = [encode(v[one_of_each]) for encode, v in zip(self.encoders, values, strict=True)]  # (U, embed_dim)
+        return F.embedding(which, self.combination(encoded))  # (U, output_dim) -> (n, output_dim)

@@ -1,4 +1,4 @@
-"""Gene decoder: from what an ST network predicts, such as cell embeddings, to the expression of genes."""
+"""Gene decoder: from cell embeddings that an ST network predicts to the expression of genes."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 class GeneDecoder(nn.Module):
     """Hidden layers of Linear, LayerNorm, GELU and Dropout, then a Linear and a ReLU.
 
-    With ``residual`` the second, fourth, ... hidden layer adds to its output that of the layer before it. The two
-    forms name their tensors as published checkpoints do: ``decoder.i`` in a row, or ``blocks.i`` and ``final_layer``.
+    With ``residual``, the second, fourth, ... hidden layer adds the output of the preceding layer to its own. Both
+    forms name their tensors as in published checkpoints: ``decoder.i``, or ``blocks.i`` and ``final_layer``.
 
     Parameters
     ----------
     n_inputs
         Width of an embedding.
     n_genes
-        Genes to predict.
+        Number of genes.
     hidden_dims
-        Width of each hidden layer; none for a linear decoder.
+        Widths of the hidden layers; empty for a linear decoder.
     dropout
-        After each hidden layer, while training.
+        Dropout after each hidden layer, in training.
     residual
-        Whether every second hidden layer adds the one before it, whose width it must have.
+        Whether every second hidden layer adds the preceding one, which must have the same width.
 
     Raises
     ------
     ValueError
-        Layers that are to be added differ in width.
+        If layers that are added differ in width.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class GeneDecoder(nn.Module):
             self.decoder = nn.Sequential(*(part for layer in layers for part in layer), *last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeddings ``(..., n_inputs)`` to expression ``(..., n_genes)``, never negative."""
+        """Decode embeddings ``(..., n_inputs)`` to expression ``(..., n_genes)``, never negative."""
         if not self.residual:
             return self.decoder(x)
-        before = x
+        previous = x
         for i, block in enumerate(self.blocks):
-            made = block(x)
-            x, before = (made + before if i % 2 else made), made
+            output = block(x)
+            x, previous = (output + previous if i % 2 else output), output
         return self.final_layer(x)
 
 

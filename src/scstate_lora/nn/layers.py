@@ -9,11 +9,11 @@ from torch.utils.checkpoint import checkpoint
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention without mask or positions.
+    """Multi-head self-attention without a causal mask or positions.
 
-    Queries, keys and values have a linear layer each, so that an adapter can sit on any of them; a checkpoint stores
-    the three stacked. PyTorch's own fused encoder layer is not used: in ``eval`` it reads the frozen weights past the
-    adapters.
+    Queries, keys and values have separate linear layers, so that each can carry an adapter; a published checkpoint
+    stores the three stacked. PyTorch's fused encoder layer is not used: in ``eval`` it reads the frozen weights
+    directly and bypasses the adapters.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ class SelfAttention(nn.Module):
     n_heads
         Number of heads; must divide ``dim``.
     dropout
-        On the attention weights, in training only.
+        Dropout of the attention weights, in training only.
     """
 
     def __init__(self, dim: int, n_heads: int, dropout: float = 0.0) -> None:
@@ -45,11 +45,12 @@ class SelfAttention(nn.Module):
             self._heads(self.v_proj(tokens)),
             attn_mask=None if mask is None else mask[:, None, None],
             dropout_p=self.dropout if self.training else 0.0,
-        )  # (n, heads, Q, d / heads)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        )  # (n, H, Q, d / H)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))  # (n, H, Q, d / H) -> (n, Q, H, d / H) -> (n, Q, d)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (n, T, d) -> (n, heads, T, d / heads)
+        # (n, T, d) -> (n, T, H, d / H) -> (n, H, T, d / H)
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
 
 class EncoderLayer(nn.Module):
@@ -73,17 +74,17 @@ class EncoderLayer(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Tokens ``(n, T, d)`` to the same shape, or to ``(n, K, d)`` when only positions ``keep (K,)`` are wanted.
+        """Compute tokens ``(n, T, d)``, or only those at the positions ``keep (K,)``, ``(n, K, d)``.
 
         Positions where ``mask (n, T)`` is false are not attended to.
         """
-        kept = tokens if keep is None else tokens[:, keep]
-        h = self.norm1(kept + self.drop(self.self_attn(kept, tokens, mask)))
+        queries = tokens if keep is None else tokens[:, keep]  # (n, K, d)
+        h = self.norm1(queries + self.drop(self.self_attn(queries, tokens, mask)))
         return self.norm2(h + self.drop(self.linear2(F.gelu(self.linear1(h)))))
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of :class:`EncoderLayer` that ends with the positions that are read.
+    """A stack of :class:`EncoderLayer`, the last of which computes only the positions that are read.
 
     Parameters
     ----------
@@ -95,8 +96,8 @@ class TransformerEncoder(nn.Module):
     Attributes
     ----------
     gradient_checkpointing
-        Where gradients are computed, keep a layer's input only and compute the layer again on the way back (Chen et
-        al. 2016, arXiv:1604.06174): less memory, one more pass forward, the same numbers.
+        Keep only the input of each layer for the backward pass and recompute the layer (Chen et al. 2016,
+        arXiv:1604.06174): less memory for one more forward pass, with the same result.
     """
 
     def __init__(self, dim: int, n_layers: int, n_heads: int, d_hid: int, dropout: float = 0.0) -> None:
@@ -105,7 +106,7 @@ class TransformerEncoder(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Tokens ``(n, T, d)`` to ``(n, K, d)``; the last layer computes the positions ``keep (K,)`` only.
+        """Encode tokens ``(n, T, d)`` as ``(n, K, d)``; the last layer computes only the positions ``keep (K,)``.
 
         Positions where ``mask (n, T)`` is false are not attended to.
         """
@@ -114,12 +115,12 @@ class TransformerEncoder(nn.Module):
         return self._run(self.layers[-1], tokens, keep, mask)
 
     def _run(self, layer: nn.Module, tokens: Tensor, keep: Tensor | None, mask: Tensor | None) -> Tensor:
-        # Below the lowest adapter nothing asks for a gradient, and nothing is kept anyway.
-        asked = tokens.requires_grad or any(p.requires_grad for p in layer.parameters())
-        if not (self.gradient_checkpointing and asked and torch.is_grad_enabled()):
+        # Below the lowest adapter nothing requires a gradient, and nothing is stored anyway.
+        needs_grad = tokens.requires_grad or any(p.requires_grad for p in layer.parameters())
+        if not (self.gradient_checkpointing and needs_grad and torch.is_grad_enabled()):
             return layer(tokens, keep=keep, mask=mask)
-        # Not the re-entrant kind: that gives adapters no gradient where the input asks for none. The state of the
-        # random numbers is restored, so that both passes drop the same.
+        # Not re-entrant: then adapters would get no gradient if the input requires none. The random state is restored,
+        # so that both passes apply the same dropout.
         return checkpoint(layer, tokens, keep=keep, mask=mask, use_reentrant=False, preserve_rng_state=True)
 
 
@@ -133,5 +134,5 @@ class SkipBlock(nn.Module):
         self.layer_norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., dim)`` to ``(..., dim)``."""
+        """Transform ``(..., dim)`` to the same shape."""
         return self.layer_norm(x + self.dense(torch.relu(self.intermediate_dense(x))))

@@ -1,4 +1,4 @@
-"""LoRA adapters on a transformer, by PEFT, injected in place: several by name, one of them active, merged or not."""
+"""LoRA adapters injected into a transformer with PEFT: several by name, of which one is active, merged or not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scstate_lora.nn.backbones import Backbone
     from scstate_lora.nn.se_encoder import SEEncoder
 
-# Linear layers of a block that an adapter may sit on, by what a user calls them.
+# Linear layers of a block that can carry an adapter, by the name that users give.
 SE_TARGETS = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -52,7 +52,7 @@ _ARCHITECTURES = {
     "layers": LLAMA_TARGETS,
     "layer": BERT_TARGETS,
 }
-"""Where each architecture keeps its blocks, and what is in them."""
+"""Attribute that holds the blocks of each architecture, and their layers."""
 _RECORD = "peft_config"
 """Attribute in which PEFT keeps the options of a network's adapters, by name."""
 
@@ -69,37 +69,37 @@ def add_lora(
     use_rslora: bool = False,
     use_dora: bool = False,
 ) -> None:
-    """Put LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on a transformer and freeze everything else in it.
+    """Put LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on a transformer and freeze all its other parameters.
 
-    ``W = W0 + (alpha / r) B A`` with B zero at first, so nothing changes until training. The new adapters are the
-    active ones; those that were there stay as they are, frozen.
+    ``W = W0 + (alpha / r) B A`` with B zero at first, so nothing changes until training. The new adapters become
+    active; existing ones are kept, frozen.
 
     Parameters
     ----------
     module
         SE encoder, or a backbone of :mod:`~scstate_lora.nn.backbones`; changed in place.
     name
-        What to call them: letters, digits, ``-`` and ``_``.
+        Name of the adapters: letters, digits, ``-`` and ``_``.
     r, alpha, dropout
         Rank, scale, and dropout before the adapter.
     targets
-        Some of ``q``, ``k``, ``v`` and ``out``, in an SE encoder of ``linear1`` and ``linear2`` too; in GPT-2, where
-        one layer makes all three, of ``qkv`` and ``out``. None: all.
+        Any of ``q``, ``k``, ``v`` and ``out``; in an SE encoder also ``linear1`` and ``linear2``; in GPT-2, which
+        computes queries, keys and values in one layer, ``qkv`` and ``out``. None: all.
     layers
         First layer, and the one after the last, as in a slice: ``(8, 12)``; ``(-4, None)`` for the last four. None:
         all.
     use_rslora
         Scale by ``alpha / sqrt(r)`` (Kalajdzievski 2023, arXiv:2312.03732).
     use_dora
-        Train the length of every row of the weight on its own (Liu et al. 2024, DoRA, arXiv:2402.09353).
+        Train the norm of each row of the weight separately (Liu et al. 2024, DoRA, arXiv:2402.09353).
 
     Raises
     ------
     ValueError
-        If a target is none of these or none is given, the network has no such layers, the name is taken or not
-        allowed, or adapters are merged.
+        If a target is unknown or none is given, the network has no such layers, the name is taken or not allowed, or
+        adapters are merged.
     TypeError
-        It is no such transformer.
+        If the module is not such a transformer.
     """
     _refuse_merged(module, "add adapters")
     _check_name(module, name)
@@ -116,16 +116,16 @@ def add_lora(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        # The whole path, not its end: the last layer of GPT-2's and BERT's feed-forwards is called as the attention's.
-        # A block may lie one step deeper, in what was put in its place.
+        # The whole path, not its end: in GPT-2 and BERT the last layers of feed-forward and attention share a name.
+        # A block may lie one level deeper, inside a wrapper.
         target_modules=rf"{re.escape(where)}\.({numbers})\.(\w+\.)?({suffixes})",
         fan_in_fan_out=known is GPT2_TARGETS,  # its Conv1D stores the weight transposed
         use_rslora=use_rslora,
         use_dora=use_dora,
     )
-    # PEFT's documented way to a layer of one's own.
+    # PEFT's documented way to use a custom layer.
     config._register_custom_module({nn.Linear: AdaptedLinear, Conv1D: AdaptedLinear})
-    others = vars(module).pop(_RECORD, {})  # PEFT warns of a record that is there already
+    others = vars(module).pop(_RECORD, {})  # PEFT warns if a record exists
     inject_adapter_in_model(config, module, adapter_name=name)
     vars(module)[_RECORD] = {**others, name: config}
     # In full precision on a half-precision base, too: an optimiser's steps are too small for less.
@@ -133,7 +133,7 @@ def add_lora(
     module.requires_grad_(requires_grad=False)
     set_adapter(module, name)
     if not module.training:
-        module.eval()  # what is new, too
+        module.eval()  # the new layers, too
 
 
 def adapter_names(module: nn.Module) -> list[str]:
@@ -142,13 +142,13 @@ def adapter_names(module: nn.Module) -> list[str]:
 
 
 def active_adapter(module: nn.Module) -> str | None:
-    """Name of the adapters that compute; None where none do."""
+    """Name of the adapters that take part in the forward pass; None if none do."""
     names = {name for _, layer in _adapted(module) for name in layer.active_adapters}
     return names.pop() if names else None
 
 
 def set_adapter(module: nn.Module, name: str | None) -> None:
-    """Have the adapters of one name compute and train, or with None no adapters; all others rest, frozen.
+    """Activate and unfreeze the adapters of one name, or none; all others are inactive and frozen.
 
     Parameters
     ----------
@@ -160,9 +160,9 @@ def set_adapter(module: nn.Module, name: str | None) -> None:
     Raises
     ------
     KeyError
-        There is none of that name.
+        If no adapter has this name.
     ValueError
-        Adapters are merged.
+        If adapters are merged.
     """
     if name is not None:
         _check_known(module, name)
@@ -172,14 +172,14 @@ def set_adapter(module: nn.Module, name: str | None) -> None:
 
 
 def delete_adapter(module: nn.Module, name: str) -> None:
-    """Remove the adapters of one name; layers that carry none any more are the base's own again.
+    """Remove the adapters of one name; a layer without any adapter is replaced by the base layer.
 
     Raises
     ------
     KeyError
-        There is none of that name.
+        If no adapter has this name.
     ValueError
-        Adapters are merged, or these are the active ones and there are others to choose from.
+        If adapters are merged, or these are the active ones while others exist.
     """
     _check_known(module, name)
     _refuse_merged(module, "delete adapters")
@@ -198,13 +198,13 @@ def delete_adapter(module: nn.Module, name: str) -> None:
 def adapter_state(module: nn.Module, name: str) -> dict[str, Tensor]:
     """Tensors of the adapters of one name, shared with the network.
 
-    Their names do not hold the adapter's, so that what was stored may be loaded under another:
+    Their names do not contain that of the adapter, so that stored adapters can be loaded under another:
     ``transformer_encoder.layers.0.self_attn.q_proj.lora_A.weight``.
 
     Raises
     ------
     KeyError
-        There is none of that name.
+        If no adapter has this name.
     """
     _check_known(module, name)
     return {
@@ -226,14 +226,14 @@ def load_adapter_state(module: nn.Module, name: str, state: Mapping[str, Tensor]
     name
         One of :func:`adapter_names`.
     state
-        As :func:`adapter_state` gave it, of adapters of any name.
+        Tensors as :func:`adapter_state` returned them, from adapters of any name.
 
     Raises
     ------
     KeyError
-        There is none of that name.
+        If no adapter has this name.
     ValueError
-        A tensor is missing, unexpected or of another shape, all of them named, or adapters are merged. Nothing was
+        If a tensor is missing, unexpected or of another shape (all are named), or adapters are merged. Nothing is
         copied.
     """
     own = adapter_state(module, name)
@@ -251,19 +251,19 @@ def load_adapter_state(module: nn.Module, name: str, state: Mapping[str, Tensor]
 
 
 def merge(module: nn.Module) -> None:
-    """Compute as one weight what the base's and the active adapters' come to, for faster embedding.
+    """Merge the active adapters with the weights of the base, for faster embedding.
 
-    The base's tensors stay as they are, and so do state dicts; the merged weights take memory of their own. Of merged
-    adapters no more is trained, switched, added, deleted or loaded until :func:`unmerge`.
+    The tensors of the base and the state dict do not change; merged weights take additional memory. Until
+    :func:`unmerge`, adapters cannot be trained, switched, added, deleted or loaded.
 
     Raises
     ------
     ValueError
-        No adapters are active, or a merged weight is not finite.
+        If no adapters are active, or a merged weight is not finite.
     """
     name = active_adapter(module)
     if name is None:
-        msg = f"No adapters are active to be merged. There are: {adapter_names(module)}. Use set_adapter, or add_lora."
+        msg = f"No active adapters to merge; existing ones: {adapter_names(module)}. Use set_adapter, or add_lora."
         raise ValueError(msg)
     if is_merged(module):
         return
@@ -278,7 +278,7 @@ def merge(module: nn.Module) -> None:
 
 
 def unmerge(module: nn.Module) -> None:
-    """Compute by the base's weights and the adapters again, both as they were."""
+    """Undo :func:`merge`: compute with the weights of the base and the adapters again, both unchanged."""
     for _, layer in _adapted(module):
         layer.unmerge()
 
@@ -289,12 +289,12 @@ def is_merged(module: nn.Module) -> bool:
 
 
 def train_adapters_only(module: nn.Module) -> None:
-    """Put a frozen module with adapters in ``eval`` but for the active adapters' dropout.
+    """Put a frozen module with adapters in ``eval``, except for the dropout of the active adapters.
 
     Raises
     ------
     ValueError
-        The adapters are merged.
+        If the adapters are merged.
     """
     _refuse_merged(module, "train")
     module.eval()
@@ -302,14 +302,14 @@ def train_adapters_only(module: nn.Module) -> None:
         for name in layer.active_adapters:
             if name in layer.lora_dropout:
                 layer.lora_dropout[name].train()
-                # PEFT's DoRA skips the dropout where the layer itself is in ``eval``.
+                # PEFT's DoRA skips the dropout if the layer itself is in ``eval``.
                 layer.training = name in layer.lora_magnitude_vector
 
 
 def split_adapters(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Separate a state dict into the base's tensors, under their names without adapters, and all adapters' tensors.
+    """Split a state dict into the tensors of the base, by their names without adapters, and those of all adapters.
 
-    Merged or not, the base's tensors are its own.
+    Merging does not change the tensors of the base.
     """
     base = {k.replace(".base_layer.", "."): v for k, v in state.items() if "lora_" not in k}
     return base, {k: v for k, v in state.items() if "lora_" in k}
@@ -317,9 +317,9 @@ def split_adapters(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
 
 @contextmanager
 def adapters_off(module: nn.Module) -> Iterator[None]:
-    """Within this context the module computes what its frozen base does, merged or not."""
+    """Within this context the module computes what its frozen base computes, merged or not."""
     layers = [(layer, layer.disable_adapters) for _, layer in _adapted(module)]
-    # PEFT freezes and frees parameters when it switches; what was frozen stays so.
+    # PEFT freezes and unfreezes parameters when it switches; each gets its state back.
     trainable = [(p, p.requires_grad) for layer, _ in layers for p in layer.parameters()]
     for layer, _ in layers:
         layer.enable_adapters(enabled=False)
@@ -333,12 +333,12 @@ def adapters_off(module: nn.Module) -> Iterator[None]:
 
 
 def _adapted(module: nn.Module) -> list[tuple[str, Any]]:
-    """Layers that carry adapters, by where they are."""
+    """List the layers that carry adapters, by name."""
     return [(where, child) for where, child in module.named_modules() if isinstance(child, AdaptedLinear)]
 
 
 def _architecture(module: nn.Module) -> tuple[str, dict[str, str]]:
-    """Where a transformer keeps its blocks, and the layers of a block that an adapter may sit on."""
+    """Attribute of a transformer that holds its blocks, and the layers of a block that can carry an adapter."""
     for where, targets in _ARCHITECTURES.items():
         if hasattr(module, where.split(".")[0]):
             return where, targets
@@ -349,15 +349,15 @@ def _architecture(module: nn.Module) -> tuple[str, dict[str, str]]:
 
 
 def _layer_numbers(layers: tuple[int, int | None] | None, depth: int) -> range:
-    """Numbers of the layers of a half-open range, which must not be empty nor reach beyond the network."""
+    """Resolve a half-open range of layers, which must neither be empty nor reach beyond the network."""
     start, stop = (0, None) if layers is None else layers
     first = start + depth if start < 0 else start
     end = depth if stop is None else stop + depth if stop < 0 else stop
     if not 0 <= first < end <= depth:
         msg = (
             f"LoRA layers=({start}, {stop}) is not a range of this network's layers, which are numbered 0 to "
-            f"{depth - 1}. Give the first and the one after the last, at most {depth}; a negative number counts from "
-            f"the end, and None as the second means to the end: ({-min(2, depth)}, None)."
+            f"{depth - 1}. Give the first and the one after the last, at most {depth}; negative numbers count from "
+            f"the end, and None as the second means up to the end: ({-min(2, depth)}, None)."
         )
         raise ValueError(msg)
     return range(first, end)
@@ -365,14 +365,14 @@ def _layer_numbers(layers: tuple[int, int | None] | None, depth: int) -> range:
 
 def _check_name(module: nn.Module, name: str) -> None:
     if name in adapter_names(module):
-        msg = f"There is an adapter {name!r} already. Choose another name, or delete it first, delete_adapter."
+        msg = f"An adapter {name!r} exists already. Choose another name, or delete it first, delete_adapter."
         raise ValueError(msg)
     check_adapter_name(name)
 
 
 def check_adapter_name(name: str) -> None:
-    """Raise a ValueError unless adapters can be called so: it becomes part of a file's name, and a key of torch's."""
-    # ModuleDict has attributes of its own.
+    """Raise a ValueError unless adapters can have this name: it becomes part of a file name, and a key of a module."""
+    # An attribute of ModuleDict cannot be a key of it.
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict(), name):
         msg = f"{name!r} cannot be an adapter's name. Use letters, digits, '-' and '_', such as 'day14' or 'my_lora'."
         raise ValueError(msg)

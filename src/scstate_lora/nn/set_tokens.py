@@ -1,4 +1,4 @@
-"""Tokens that stand beside the cells of a set: one that knows how sure the model is, one that knows the batch."""
+"""Tokens beside the cells of a set: one predicts the loss of the set, one its batch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 
 class ConfidenceToken(nn.Module):
-    """A learned token after the cells, from which the loss of the set's prediction is read.
+    """A learned token after the cells, from which the loss of the set is predicted.
 
-    Named and built as in Arc's published models (doi:10.1101/2025.06.26.661135), whose weights therefore load.
+    Named and built as in Arc's published models (doi:10.1101/2025.06.26.661135), so that their weights load.
 
     Parameters
     ----------
     hidden
         Width of the tokens.
     dropout
-        While training.
+        Dropout in training.
     """
 
     def __init__(self, hidden: int, dropout: float = 0.0) -> None:
@@ -31,16 +31,16 @@ class ConfidenceToken(nn.Module):
         self.confidence_projection = nn.Sequential(*layers, nn.Linear(narrower[-1], 1), nn.ReLU())
 
     def token(self, n_sets: int) -> Tensor:
-        """Give the token of every set, ``(n_sets, 1, hidden)``."""
+        """Give the token for each set, ``(n_sets, 1, hidden)``."""
         return self.confidence_token.expand(n_sets, -1, -1)
 
     def forward(self, token: Tensor) -> Tensor:
-        """Read the expected loss, ``(n_sets,)`` and never negative, from the token after the backbone."""
-        return self.confidence_projection(token).squeeze(-1)
+        """Predict the loss, ``(n_sets,)`` and never negative, from the mixed token, ``(n_sets, hidden)``."""
+        return self.confidence_projection(token).squeeze(-1)  # (B, 1) -> (B,)
 
 
 class BatchToken(nn.Module):
-    """A learned token before the cells, from which the batch of the set is read.
+    """A learned token before the cells, from which the batch of the set is predicted.
 
     Parameters
     ----------
@@ -53,5 +53,5 @@ class BatchToken(nn.Module):
         self.batch_token = nn.Parameter(torch.randn(1, 1, hidden))
 
     def token(self, n_sets: int) -> Tensor:
-        """Give the token of every set, ``(n_sets, 1, hidden)``."""
+        """Give the token for each set, ``(n_sets, 1, hidden)``."""
         return self.batch_token.expand(n_sets, -1, -1)

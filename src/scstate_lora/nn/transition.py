@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scstate_lora.nn.backbones import BackboneConfig, make_backbone
-from scstate_lora.nn.context_shift import ContextShift, n_coordinates, places
+from scstate_lora.nn.context_shift import ContextShift, covariate_coordinates, n_coordinates
 from scstate_lora.nn.covariates import MultiCovariateEncoder
 from scstate_lora.nn.gene_decoder import GeneDecoder
 from scstate_lora.nn.lora import train_adapters_only
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scstate_lora.nn.covariates import CovariateSpec
 
 _TINY = 1e-4
-"""Mean expression below which a gene counts as not expressed."""
+"""Added to a gene's mean expression, so that an unexpressed gene does not divide by zero."""
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "relu": nn.ReLU,
@@ -40,37 +40,37 @@ class STConfig:
     Parameters
     ----------
     n_inputs
-        Width of a cell: genes, or columns of an embedding.
+        Features of a cell: genes, or columns of an embedding.
     pert_dim
-        Numbers that describe a perturbation.
+        Width of a perturbation vector.
     hidden, n_layers, n_heads, head_dim, intermediate, backbone
-        Of the backbone, as in :func:`~scstate_lora.nn.backbones.make_backbone`.
+        Sizes and architecture of the backbone, see :class:`~scstate_lora.nn.backbones.BackboneConfig`.
     dropout
-        In encoders and head, while training. The backbone has none, as in published models.
+        Dropout of encoders and head in training. The backbone has none, as in published models.
     n_encoder_layers, n_decoder_layers, activation
-        Linear layers of the encoders and of the head, and what is between them.
+        Number of linear layers in the encoders and in the head, and the activation between them.
     basal_mlp
-        Whether cells are encoded by as many layers as perturbations; otherwise by one.
+        Whether the encoder of cells has as many layers as that of perturbations; otherwise it has one.
     residual
-        ``"output"``: the head gives the change of each cell, zero at first. ``"latent"``: it gives the cell, from its
-        representation after the backbone plus that before. ``"none"``: from that after the backbone alone.
+        ``"output"``: the head gives the change of each cell, zero at first. ``"latent"``: the head gives the cell, from
+        the sum of its representations before and after the backbone. ``"none"``: from the latter alone.
     non_negative
         Whether predicted cells are expression, which is never below zero.
     n_decoded
-        Genes decoded from a predicted embedding; None for no decoder.
+        Number of genes decoded from a predicted embedding; None for no decoder.
     decoder_dims, decoder_dropout, decoder_residual
-        Of that decoder, as in :class:`~scstate_lora.nn.gene_decoder.GeneDecoder`.
+        Form of that decoder, see :class:`~scstate_lora.nn.gene_decoder.GeneDecoder`.
     down_up
-        Whether two more layers, through an eighth of the width, make the cell of the control plus what the head gives,
-        as in some of Arc's models; with ``residual="latent"``.
+        Whether the head's output is added to the control cell and the sum passed through two more layers with a
+        bottleneck of an eighth of the width, as in some of Arc's models; requires ``residual="latent"``.
     n_batches
-        Rows of a table of batches, whose entry is added to every cell (Arc's models); None for none.
+        Rows of a table of batch vectors, one of which is added to every cell (Arc's models); None for no table.
     batch_classes
-        Batches to tell apart from a token before the cells; None for no such token.
+        Number of batches that a token before the cells learns to recognise; None for no such token.
     confidence_token
         Whether a token after the cells predicts the loss.
     n_references, n_directions
-        Of the :class:`~scstate_lora.nn.context_shift.ContextShift`, with ``residual="output"``.
+        Sizes of the :class:`~scstate_lora.nn.context_shift.ContextShift`, with ``residual="output"``.
     """
 
     n_inputs: int
@@ -105,31 +105,32 @@ class STConfig:
 
     @classmethod
     def from_dict(cls, sizes: Mapping[str, Any]) -> STConfig:
-        """Rebuild from :meth:`to_dict`, also after JSON, which knows no tuples."""
+        """Rebuild from :meth:`to_dict`, also after JSON, which turns tuples into lists."""
         return cls(**{**sizes, "decoder_dims": tuple(sizes.get("decoder_dims", (512,)))})
 
 
 class Prediction(NamedTuple):
-    """What the network says of sets of cells."""
+    """Output of the network for sets of cells."""
 
     cells: Tensor
-    """The cells perturbed, as they went in: ``(n_sets, n_cells, n_inputs)``."""
+    """Predicted perturbed cells, in the order of the control cells, ``(n_sets, n_cells, n_inputs)``."""
     change: Tensor
     """Change of each cell beyond the shift of its perturbation, ``(n_sets, n_cells, n_inputs)``."""
     confidence: Tensor | None
-    """Loss that the network expects of each set, ``(n_sets,)``; None without that token."""
+    """Predicted loss of each set, ``(n_sets,)``; None without a confidence token."""
     batch_scores: Tensor | None
-    """Scores of the batches of each set, ``(n_sets, batch_classes)``; None without that token."""
+    """Logits of the batch of each set, ``(n_sets, batch_classes)``; None without a batch token."""
 
 
 class StateTransition(nn.Module):
     """Set-to-set model of a perturbation (after Adduri et al. 2025, STATE, doi:10.1101/2025.06.26.661135).
 
     With ``residual="output"``: prediction = control + shift of the perturbation in the context + change of the cell.
-    The shift is linear in what describes the perturbation, with what contexts alike showed besides; the change comes
-    from a transformer over the set, which reads each cell, the perturbation and the covariates. Shift and head start at
-    zero, so an untrained model says exactly "no change", and differences between cells are kept. Training first solves
-    for the shift: the transformer learns what that leaves. Expression moves as :func:`move_expression` says.
+    The shift is linear in the perturbation vector, plus a correction from similar contexts
+    (:class:`~scstate_lora.nn.context_shift.ContextShift`). The change comes from a transformer over the set, which
+    reads each cell, the perturbation and the covariates. Shift and head start at zero, so an untrained model predicts
+    exactly "no change", and differences between cells are preserved. Training first solves for the shift, and the
+    transformer learns the remainder. :func:`move_expression` applies both to expression.
 
     Parameters
     ----------
@@ -156,7 +157,7 @@ class StateTransition(nn.Module):
             BackboneConfig(c.backbone, c.hidden, c.n_layers, c.n_heads, c.intermediate, c.head_dim)
         )
         self.project_out = mlp(c.hidden, c.n_inputs, c.n_decoder_layers)
-        # Solved for, and not trained by gradient, which would let the contexts that train draw it their way.
+        # Solved for in closed form: trained by gradient, it would drift towards the training contexts.
         self.register_buffer("shift", torch.zeros(c.pert_dim, c.n_inputs) if c.residual == "output" else None)
         if c.residual == "output":
             nn.init.zeros_(self.project_out[-1].weight)  # type: ignore[arg-type]  # the last layer is linear
@@ -168,6 +169,7 @@ class StateTransition(nn.Module):
                 n_directions=c.n_directions,
                 n_coordinates=n_coordinates(specs),
             )
+        # Arc's name: a bottleneck, "down" to an eighth of the width, "then up" again, after the head ("project_out").
         narrow = c.n_inputs // 8
         self.final_down_then_up = (
             nn.Sequential(nn.Linear(c.n_inputs, narrow), nn.GELU(), nn.Linear(narrow, c.n_inputs))
@@ -186,7 +188,7 @@ class StateTransition(nn.Module):
         self.confidence_token = ConfidenceToken(c.hidden, c.dropout) if c.confidence_token else None
 
     def set_context_shift(self, config: STConfig, state: Mapping[str, Tensor]) -> None:
-        """Put in place what was solved for; `config` has its sizes."""
+        """Install a context shift that was solved for; `config` holds its sizes."""
         self.config = config
         self.context_shift = ContextShift(
             config.n_inputs,
@@ -198,7 +200,7 @@ class StateTransition(nn.Module):
         self.context_shift.load_state_dict(state)
 
     def train(self, mode: bool = True) -> StateTransition:  # noqa: FBT001, FBT002 (torch's own signature)
-        """As in torch, but a frozen backbone stays in ``eval``, its adapters' dropout excepted."""
+        """As in torch, but a frozen backbone stays in ``eval``, except for the dropout of its adapters."""
         super().train(mode)
         if mode and not any(p.requires_grad for n, p in self.transformer_backbone.named_parameters() if _is_base(n)):
             train_adapters_only(self.transformer_backbone)
@@ -207,34 +209,35 @@ class StateTransition(nn.Module):
     def _tokens(
         self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor], batch: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Encode cells alone, and with all that is known of them, ``(n_sets, n_cells, hidden)`` each."""
-        n_sets, n_cells, _ = control.shape
-        basal = self.basal_encoder(control)
-        tokens = basal + self.pert_encoder(pert).unsqueeze(1)
+        """Encode cells alone, and with perturbation, covariates and batch, ``(n_sets, n_cells, hidden)`` each."""
+        n_sets, n_cells, _ = control.shape  # B sets, N cells, G features; D hidden
+        basal = self.basal_encoder(control)  # (B, N, D)
+        tokens = basal + self.pert_encoder(pert).unsqueeze(1)  # (B, D) -> (B, 1, D)
         if self.covariate_encoder is not None:
-            flat = {name: values.reshape(-1) for name, values in covariates.items()}
-            tokens = tokens + self.covariate_encoder(flat).view(n_sets, n_cells, -1)
+            flat = {name: values.reshape(-1) for name, values in covariates.items()}  # (B, N) -> (B N,)
+            tokens = tokens + self.covariate_encoder(flat).view(n_sets, n_cells, -1)  # (B N, D) -> (B, N, D)
         if self.batch_encoder is not None:
             if batch is None:
                 msg = "This network has a table of batches and needs the code of every cell's batch: batch=."
                 raise ValueError(msg)
-            tokens = tokens + self.batch_encoder(batch)
+            tokens = tokens + self.batch_encoder(batch)  # (B, N) -> (B, N, D)
         return basal, tokens
 
     def _mix(self, tokens: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Run the backbone over the cells and what stands beside them: cells, confidence, scores of batches."""
-        n_sets, n_cells, _ = tokens.shape
+        """Run the backbone over the cells and the tokens beside them: cells, confidence, batch scores."""
+        n_sets, n_cells, _ = tokens.shape  # (B, N, D)
         before = [] if self.batch_token is None else [self.batch_token.token(n_sets)]
         after = [] if self.confidence_token is None else [self.confidence_token.token(n_sets)]
         mixed = self.transformer_backbone(torch.cat([*before, tokens, *after], dim=1) if before or after else tokens)
-        confidence = None if self.confidence_token is None else self.confidence_token(mixed[:, -1])
+        # mixed: (B, [1 +] N [+ 1], D), the batch token first and the confidence token last
+        confidence = None if self.confidence_token is None else self.confidence_token(mixed[:, -1])  # (B, D) -> (B,)
         batch_scores = None if self.batch_classifier is None else self.batch_classifier(mixed[:, 0])
         return mixed[:, len(before) : len(before) + n_cells], confidence, batch_scores
 
     def represent(
         self, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor], batch: Tensor | None = None
     ) -> Tensor:
-        """Representation of cells before the head, ``(n_sets, n_cells, hidden)``. Arguments as in :meth:`forward`."""
+        """Represent cells before the head, ``(n_sets, n_cells, hidden)``. Arguments as in :meth:`forward`."""
         return self._mix(self._tokens(control, pert, covariates, batch)[1])[0]
 
     def forward(
@@ -247,7 +250,7 @@ class StateTransition(nn.Module):
         control
             Control cells, log1p expression or an embedding, ``(n_sets, n_cells, n_inputs)``.
         pert
-            What describes each set's perturbation, ``(n_sets, pert_dim)``.
+            Perturbation vector of each set, ``(n_sets, pert_dim)``.
         covariates
             Codes or standardised values of each cell, ``(n_sets, n_cells)`` each.
         batch
@@ -262,9 +265,10 @@ class StateTransition(nn.Module):
         basal, tokens = self._tokens(control, pert, covariates, batch)
         mixed, confidence, batch_scores = self._mix(tokens)
         if self.shift is not None:
-            change = self.project_out(mixed)
-            whole = self.common_shift(control.mean(dim=1), pert, covariates).unsqueeze(1) + change
-            cells = move_expression(control, whole) if self.config.non_negative else control + whole
+            change = self.project_out(mixed)  # (B, N, D) -> (B, N, G)
+            shift = self.common_shift(control.mean(dim=1), pert, covariates).unsqueeze(1)  # (B, G) -> (B, 1, G)
+            total = shift + change
+            cells = move_expression(control, total) if self.config.non_negative else control + total
         else:
             if self.final_down_then_up is not None:
                 cells = self.final_down_then_up(self.project_out(mixed) + control)
@@ -276,12 +280,20 @@ class StateTransition(nn.Module):
         return Prediction(cells, change, confidence, batch_scores)
 
     def common_shift(self, control_mean: Tensor, pert: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
-        """Shift of all cells of sets, ``(n_sets, n_inputs)``, by the mean of each set's control cells."""
+        """Compute the shift that all cells of a set share, ``(n_sets, n_inputs)``.
+
+        Parameters
+        ----------
+        control_mean
+            Mean of the control cells of each set, ``(n_sets, n_inputs)``.
+        pert, covariates
+            As in :meth:`forward`.
+        """
         assert self.shift is not None  # only with an output residual
-        return pert @ self.shift + self.context_shift(control_mean, pert, places(covariates, self.specs))
+        return pert @ self.shift + self.context_shift(control_mean, pert, covariate_coordinates(covariates, self.specs))
 
     def decode(self, cells: Tensor) -> Tensor:
-        """log1p expression of predicted cells, ``(..., n_decoded)``; a ValueError where there is no decoder."""
+        """Decode predicted cells to log1p expression, ``(..., n_decoded)``; a ValueError without a decoder."""
         if self.gene_decoder is None:
             msg = "This network has no gene decoder."
             raise ValueError(msg)
@@ -289,13 +301,13 @@ class StateTransition(nn.Module):
 
 
 def move_expression(control: Tensor, change: Tensor) -> Tensor:
-    """Change the expression of cells so that it stays expression: half by scaling what is there, half by adding.
+    """Change the expression of cells and keep it non-negative: half by scaling the expression, half by adding to it.
 
-    Adding a change and cutting at zero keeps a gene that falls from falling in cells without it, so the mean falls too
-    little, and lets genes rise alike in all cells, which then vary too little. Scaling the set's cells by
-    ``1 + change / mean`` changes their mean by just the change, and their spread along with it; of a gene that is
-    hardly expressed it could only make few cells high, so the share of a rise that is made by scaling is at most half
-    of what is there. Half of each is what neither fault dominates in.
+    Adding a change and clipping at zero cannot lower a gene in cells that do not express it, so that the mean falls too
+    little, and raises a gene equally in all cells, so that they vary too little. Scaling the cells of the set by
+    ``1 + change / mean`` changes their mean by exactly the change, and their spread with it; but a gene that is hardly
+    expressed would rise in the few cells that express it only, so scaling contributes at most half of the present
+    expression to a rise. With half of each, neither fault dominates.
 
     Parameters
     ----------
@@ -306,17 +318,17 @@ def move_expression(control: Tensor, change: Tensor) -> Tensor:
 
     Returns
     -------
-    log1p expression of the cells changed, never negative; the control itself where the change is zero.
+    log1p expression of the changed cells, never negative; equal to the control where the change is zero.
     """
-    mean = control.mean(dim=1, keepdim=True) + _TINY
+    mean = control.mean(dim=1, keepdim=True) + _TINY  # (B, N, G) -> (B, 1, G)
     share = 0.5 * mean / torch.maximum(change, mean)
     scaled = control * (1 + change / mean).clamp(min=0)
-    # clamp, not relu: its slope at exactly zero is one, so an unexpressed gene can be learned to rise.
+    # clamp, not relu: its slope at exactly zero is one, so the model can learn that an unexpressed gene rises.
     return torch.lerp(torch.clamp(control + change, min=0), scaled, share)
 
 
 def _is_base(name: str) -> bool:
-    """Whether a parameter of the backbone is its own, and of no adapter or hyper-connection."""
+    """Whether a parameter belongs to the backbone itself rather than to an adapter or hyper-connection."""
     return "lora_" not in name and ".mixing." not in name
 
 

@@ -95,7 +95,7 @@ def test_counterfactual_compares_moved_cells_with_those_measured_there(encoder, 
     moved = plan.network.condition(adapted, batch["moved"])
     expected = 0
     for side, n_moved in ((0, 3), (1, 3), (2, 2), (3, 3)):
-        distance = energy_distance(moved[side == MOVED_SIDE], own[side == SIDE], unbiased=True)
+        distance = energy_distance(moved[side == MOVED_SIDE], own[side == SIDE])
         expected = expected + n_moved * distance / 11
     assert term.item() == pytest.approx(expected.item(), abs=1e-6)
 
@@ -106,8 +106,8 @@ def test_batch_term_compares_each_batch_with_the_others_of_its_context(encoder, 
     _, own = plan.network(batch["genes"], batch["values"], batch["own"])
     # Context 0 has cells 0, 1 of batch 0, cells 2 to 4 of batch 1, and cell 5 of batch 2, alone and so only among the
     # others. Context 1 has one batch; in context 2 the only other cell is of no known batch.
-    first = energy_distance(own[[0, 1]], own[[2, 3, 4, 5]], unbiased=True)
-    second = energy_distance(own[[2, 3, 4]], own[[0, 1, 5]], unbiased=True)
+    first = energy_distance(own[[0, 1]], own[[2, 3, 4, 5]])
+    second = energy_distance(own[[2, 3, 4]], own[[0, 1, 5]])
     assert term.item() == pytest.approx(((2 * first + 3 * second) / 5).item(), abs=1e-6)
 
 

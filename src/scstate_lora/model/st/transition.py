@@ -20,7 +20,7 @@ from scstate_lora.model.st.inputs import choose_genes, choose_set_len, expressio
 from scstate_lora.model.st.network import MIN_GROUP, NetworkModel
 from scstate_lora.model.st.pretrained import Origin, Reuse, adopt
 from scstate_lora.model.st.published import st_tensors
-from scstate_lora.nn.context_shift import places
+from scstate_lora.nn.context_shift import covariate_coordinates
 from scstate_lora.nn.hyper_connections import remove_mhc
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
 from scstate_lora.training.st.context_prior import fit_contexts
@@ -221,7 +221,7 @@ class STTransition(NetworkModel):
 
     def _places(self, data: SetData, groups: list[Group]) -> np.ndarray:
         """Coordinates of the covariates of each group's control cells, ``(n_groups, n_coordinates)``."""
-        found = [places(_told(data, group), self.network.specs).numpy().reshape(-1) for group in groups]
+        found = [covariate_coordinates(_told(data, group), self.network.specs).numpy().reshape(-1) for group in groups]
         return np.array(found, dtype=np.float64).reshape(len(groups), -1)
 
     def _start(self, data: SetData, groups: list[Group]) -> None:
