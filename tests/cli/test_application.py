@@ -13,6 +13,7 @@ import yaml
 
 import scstate_lora as ssl
 from scstate_lora import cli, workflow
+from scstate_lora._compat import mudata_without_pull
 from scstate_lora.cli.application import plain_warnings
 from scstate_lora.config import RunConfig
 from tests.builders import wound
@@ -47,7 +48,7 @@ def files(tmp_path_factory):
     twice.write_h5ad(folder / "twice.h5ad")
     proteins = cells[:, :20].copy()
     proteins.var_names = [f"protein{i}" for i in range(20)]
-    with mudata.set_options(pull_on_update=False):
+    with mudata_without_pull():
         mudata.MuData({"rna": cells, "proteins": proteins}).write_h5mu(folder / "wound.h5mu")
     (folder / "truncated.h5ad").write_bytes((folder / "wound.h5ad").read_bytes()[:5000])
     (folder / "text.h5ad").write_text("no data")

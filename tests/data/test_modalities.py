@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from scstate_lora._compat import mudata_without_pull
 from scstate_lora.data.modalities import borrow
 
 CELLS = [f"cell{i}" for i in range(6)]
@@ -26,7 +27,7 @@ def _mdata(**changed):
     values = np.array([[0, 5], [1, 6], [2, 7], [3, 8]], np.float32)
     stored = sparse.csr_matrix(values) if changed.get("sparse") else values
     prot = ad.AnnData(stored, obs=obs, var=pd.DataFrame(index=["CD3", "CD4"]))
-    with mudata.set_options(pull_on_update=False):
+    with mudata_without_pull():
         mdata = mudata.MuData({"rna": rna, "prot": prot})
     mdata.obs["site"] = [f"site of {name}" for name in mdata.obs_names]
     return mdata

@@ -9,6 +9,7 @@ import pytest
 from scipy import sparse
 
 import scstate_lora as ssl
+from scstate_lora._compat import mudata_without_pull
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
 from scstate_lora.data.register import register
@@ -298,7 +299,7 @@ def test_one_modality_of_a_mudata(wound, setup, make_se):
 
     rna = wound.copy()
     protein = ad.AnnData(np.ones((700, 3), dtype=np.float32), obs=wound.obs[[]])
-    with mudata.set_options(pull_on_update=False):
+    with mudata_without_pull():
         mdata = mudata.MuData({"rna": rna, "protein": protein})
     with pytest.raises(ValueError, match=r"A MuData needs modality=, one of \['rna', 'protein'\]"):
         ssl.setup_anndata(mdata, **setup)
@@ -386,7 +387,7 @@ def two_modalities(wound):
     protein = ad.AnnData(values, obs=wound.obs[["mouse_id"]].iloc[order], var=pd.DataFrame(index=["CD3", "CD4"]))
     rna = wound.copy()
     del rna.obs["mouse_id"], rna.obs["cell_type"]
-    with mudata.set_options(pull_on_update=False):
+    with mudata_without_pull():
         mdata = mudata.MuData({"rna": rna, "prot": protein})
     mdata.obs["cell_type"] = wound.obs["cell_type"].astype(str).reindex(mdata.obs_names)
     return mdata

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scstate_lora._compat import mudata_without_pull
+
 if TYPE_CHECKING:
     from scstate_lora.data import Registry
 
@@ -99,7 +101,7 @@ def read_cells(file: Path, modality: str | None = None, *, formats: tuple[str, .
             if file.suffix == ".h5mu":
                 import mudata
 
-                with mudata.set_options(pull_on_update=False):
+                with mudata_without_pull():
                     return mudata.read_h5mu(file)
             import anndata
 

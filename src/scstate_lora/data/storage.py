@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scstate_lora._compat import open_zarr, zarr_path
 from scstate_lora._logging import logger
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _read(array: Any, start: int, stop: int, name: str) -> np.ndarray:
 
 
 def _damaged(stored: Any, name: str, what: str) -> ValueError:
-    where = stored.file.filename if _is_h5(stored) else stored.store_path
+    where = stored.file.filename if _is_h5(stored) else zarr_path(stored)
     return ValueError(f"{name} of {where} cannot be read: {what}. The file is damaged: copy or write it again.")
 
 
@@ -171,10 +172,7 @@ def open_file(path: Path) -> Any:
             import h5py
 
             return h5py.File(path, "r")
-        import zarr
-
-        # A store's summary of its contents is out of date where something was added later.
-        return zarr.open_group(path, mode="r", use_consolidated=False)
+        return open_zarr(path, "r")
     except (PermissionError, BlockingIOError):  # these say what is the matter
         raise
     except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scstate_lora._compat import open_zarr
 from scstate_lora.io.atomic import in_place
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def write_embedding(
             import zarr
 
             shutil.copytree(cells, temporary)
-            _add(zarr.open_group(str(temporary), mode="r+", use_consolidated=False), blocks, shape, key, uns)
+            _add(open_zarr(temporary, "r+"), blocks, shape, key, uns)
             zarr.consolidate_metadata(str(temporary))
         else:
             import h5py

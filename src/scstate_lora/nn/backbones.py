@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, GPT2Config, LlamaConfig
 from transformers.models.bert.modeling_bert import BertLayer
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
 from scstate_lora._utils import did_you_mean
@@ -109,6 +109,28 @@ class Backbone(nn.Module, ABC):
         return _STD
 
 
+class _UnmaskedAttention(nn.Module):
+    """GPT-2's attention without its causal mask, which ``transformers`` before 4.53 applies always.
+
+    Parameters
+    ----------
+    attention
+        The block's own attention, whose layers it takes over.
+    """
+
+    def __init__(self, attention: GPT2Attention) -> None:
+        super().__init__()
+        self.n_heads = attention.num_heads
+        self.c_attn = attention.c_attn
+        self.c_proj = attention.c_proj
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        parts = self.c_attn(hidden_states).chunk(3, dim=-1)  # of each cell, (n_sets, n_cells, hidden)
+        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in parts)
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (n_sets, n_heads, n_cells, head_dim)
+        return self.c_proj(mixed.transpose(1, 2).flatten(-2)), None
+
+
 class GPT2Backbone(Backbone):
     """The blocks of GPT-2 (Radford et al. 2019): ``h`` and ``ln_f``."""
 
@@ -125,7 +147,7 @@ class GPT2Backbone(Backbone):
         )
         blocks = [GPT2Block(gpt2, layer_idx=i) for i in range(config.n_layers)]
         for block in blocks:
-            block.attn.is_causal = False
+            block.attn = _UnmaskedAttention(block.attn)
         self.h = nn.ModuleList(blocks)
         self.ln_f = nn.LayerNorm(config.hidden, eps=gpt2.layer_norm_epsilon)
         # The projections that end a residual branch are scaled down by depth, as in GPT-2.
@@ -233,7 +255,7 @@ class BertBackbone(Backbone):
             hidden_dropout_prob=0.0,
             attn_implementation="sdpa",
         )
-        self.layer = nn.ModuleList(BertLayer(bert, layer_idx=i) for i in range(config.n_layers))
+        self.layer = nn.ModuleList(BertLayer(bert) for _ in range(config.n_layers))
         self._initialise()
 
     @property

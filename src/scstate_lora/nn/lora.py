@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
-from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -129,7 +128,10 @@ def add_lora(
     inject_adapter_in_model(config, module, adapter_name=name)
     vars(module)[_RECORD] = {**others, name: config}
     # In full precision on a half-precision base, too: an optimiser's steps are too small for less.
-    cast_adapter_dtype(module, adapter_name=name)
+    for _, layer in _adapted(module):
+        for kind in layer.adapter_layer_names:
+            if name in getattr(layer, kind):
+                getattr(layer, kind)[name].float()
     module.requires_grad_(requires_grad=False)
     set_adapter(module, name)
     if not module.training:
@@ -189,7 +191,8 @@ def delete_adapter(module: nn.Module, name: str) -> None:
         raise ValueError(msg)
     for where, layer in _adapted(module):
         if set(layer.lora_A) == {name}:
-            module.set_submodule(where, layer.base_layer)
+            parent, _, attribute = where.rpartition(".")
+            setattr(module.get_submodule(parent), attribute, layer.base_layer)
         elif name in layer.lora_A:
             layer.delete_adapter(name)
     del vars(module)[_RECORD][name]

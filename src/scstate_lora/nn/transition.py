@@ -300,6 +300,15 @@ class StateTransition(nn.Module):
         return self.gene_decoder(cells)
 
 
+def _clip_at_zero(values: Tensor) -> Tensor:
+    """Set negative values to zero, with slope one at exactly zero.
+
+    The model can thus learn that an unexpressed gene rises. There ``relu`` has slope zero, and from torch 2.14 on
+    ``clamp`` as well.
+    """
+    return values.masked_fill(values < 0, 0)
+
+
 def move_expression(control: Tensor, change: Tensor) -> Tensor:
     """Change the expression of cells and keep it non-negative: half by scaling the expression, half by adding to it.
 
@@ -322,9 +331,7 @@ def move_expression(control: Tensor, change: Tensor) -> Tensor:
     """
     mean = control.mean(dim=1, keepdim=True) + _TINY  # (B, N, G) -> (B, 1, G)
     share = 0.5 * mean / torch.maximum(change, mean)
-    scaled = control * (1 + change / mean).clamp(min=0)
-    # clamp, not relu: its slope at exactly zero is one, so the model can learn that an unexpressed gene rises.
-    return torch.lerp(torch.clamp(control + change, min=0), scaled, share)
+    return torch.lerp(_clip_at_zero(control + change), control * _clip_at_zero(1 + change / mean), share)
 
 
 def _is_base(name: str) -> bool:

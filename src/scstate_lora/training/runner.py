@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from scstate_lora._compat import safe_resume
 from scstate_lora._utils import did_you_mean
 from scstate_lora.config.training import Precision
 from scstate_lora.training.batches import BatchSource, make_loader, shared_keys
@@ -339,7 +340,7 @@ def _several(callbacks: Any) -> list[L.Callback]:
 def _run(trainer: L.Trainer, plan: Plan, loader: Any, val_loader: Any, resumed: Path | None) -> None:
     on_ctrl_c = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(plan, loader, val_loader, ckpt_path=resumed, weights_only=None if resumed is None else True)
+        trainer.fit(plan, loader, val_loader, ckpt_path=resumed, **({} if resumed is None else safe_resume()))
     except SystemExit as stopped:
         # Lightning makes Ctrl-C end the process, and has every later Ctrl-C ignored.
         if not isinstance(stopped.__context__, KeyboardInterrupt):

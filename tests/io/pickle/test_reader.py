@@ -235,7 +235,7 @@ def test_numpy(tmp_path: Path, protocol: int) -> None:
 
 def test_names_of_numpy_1_are_known(tmp_path: Path) -> None:
     data = pickle.dumps(np.arange(3), protocol=2)
-    assert b"numpy._core.multiarray" in data
+    assert b"core.multiarray" in data
     path = _file(tmp_path, data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     np.testing.assert_array_equal(load_pickle(path), np.arange(3))
 

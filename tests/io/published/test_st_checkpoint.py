@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 import shutil
 from functools import partial
@@ -396,7 +397,10 @@ def test_other_sizes_raises() -> None:
     check_embedding(state, 16, key="X_other")
 
 
-def test_genes_without_stored_names_are_taken_by_position_and_warns(folder: Path, caplog: Any) -> None:
+def test_genes_without_stored_names_are_taken_by_position_and_warns(
+    folder: Path, caplog: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(logging.getLogger("scstate_lora"), "propagate", True)
     _change(folder, lambda stored: stored["hyper_parameters"].update(gene_names=None))
     (folder / "var_dims.pkl").unlink()
     model = read_st_folder(folder)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from scstate_lora._compat import http_error
 from scstate_lora._logging import logger
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def fetch_snapshot(
         If the Hub cannot be reached and the cache lacks the files.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     match = _ID.fullmatch(hub_id)
     if match is None:
@@ -72,8 +73,8 @@ def fetch_snapshot(
                 info = HfApi().model_info(repo, revision=revision, timeout=_ASK_SECONDS)
                 files = [file.rfilename for file in info.siblings or []]
                 wanted = choose(files) or _nothing_in(hub_id, files)
-            except (HTTPError, OfflineModeIsEnabled) as error:
-                if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
+            except (http_error(), OfflineModeIsEnabled) as error:
+                if _status(error) in (401, 403, 404):
                     raise
                 unreachable = error
         folder = Path(
@@ -84,7 +85,7 @@ def fetch_snapshot(
                 local_files_only=offline or unreachable is not None,
             )
         )
-    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (http_error(), LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise _explained(error, repo, revision, offline=offline, unreachable=unreachable) from error
     cached = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     if not choose(cached):
@@ -103,7 +104,6 @@ def _explained(
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -111,7 +111,7 @@ def _explained(
 
     model = f"{repo} (revision {revision or 'main'})"
     page = f"{constants.ENDPOINT}/{repo}"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    status = _status(error)
     if isinstance(error, GatedRepoError):  # a RepositoryNotFoundError too
         return PermissionError(
             f"{model} is only for those who accepted its licence. Accept it at {page}, then log in with "
@@ -140,6 +140,12 @@ def _explained(
         f"({type(cause).__name__}: {cause}). Check the network and HF_HUB_OFFLINE. If a local folder was meant: there "
         "is none of that name here."
     )
+
+
+def _status(error: Exception) -> int | None:
+    """Status of the Hub's answer; None where it gave none."""
+    response = getattr(error, "response", None)
+    return None if response is None else response.status_code
 
 
 def _nothing_in(hub_id: str, files: Sequence[str]) -> NoReturn:

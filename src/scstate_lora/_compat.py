@@ -1,0 +1,51 @@
+"""What the supported versions of a library do differently, each with the versions that need it."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+
+def open_zarr(path: Path, mode: str) -> Any:
+    """Open a zarr store as a group, by what it holds rather than by its summary, which later additions outdate."""
+    import zarr
+
+    # zarr 2 reads a summary only where open_consolidated asks for it, and does not know the option.
+    options = {} if zarr.__version__.startswith("2.") else {"use_consolidated": False}
+    return zarr.open_group(str(path), mode=mode, **options)
+
+
+def zarr_path(stored: Any) -> str:
+    """Path of an array's or group's zarr store."""
+    return str(stored.store_path if hasattr(stored, "store_path") else stored.store.path)  # zarr 3, zarr 2
+
+
+def mudata_without_pull() -> AbstractContextManager[Any]:
+    """Within this context a MuData copies no columns from its modalities, as from mudata 0.4 on by default."""
+    import mudata
+
+    return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
+
+
+def http_error() -> type[Exception]:
+    """Return the base of the errors that huggingface_hub raises when the Hub refuses or cannot be reached."""
+    import huggingface_hub
+
+    if huggingface_hub.__version__.startswith("0."):  # built on requests; later ones on httpx
+        from requests import RequestException
+
+        return RequestException
+    from huggingface_hub.errors import HTTPError
+
+    return HTTPError
+
+
+def safe_resume() -> dict[str, bool]:
+    """Options of ``Trainer.fit`` for a checkpoint that must hold no code; before Lightning 2.6 there are none."""
+    import lightning as L
+
+    return {} if L.__version__.startswith(("2.4", "2.5")) else {"weights_only": True}
