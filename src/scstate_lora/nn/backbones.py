@@ -110,7 +110,7 @@ class Backbone(nn.Module, ABC):
 
 
 class _UnmaskedAttention(nn.Module):
-    """GPT-2's attention without its causal mask, which ``transformers`` before 4.53 applies always.
+    """GPT-2's attention without its causal mask, which ``transformers`` 4.50 always applies.
 
     Parameters
     ----------
