@@ -22,6 +22,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
     "sphinxcontrib.bibtex",
+    "option_fields",
     "public_types",
     "typed_returns",
 ]
@@ -37,6 +38,7 @@ nb_execution_mode = "off"
 
 autosummary_generate = True
 autodoc_member_order = "bysource"
+default_role = "code"  # `name` in a docstring
 autodoc_typehints = "none"
 napoleon_google_docstring = False
 napoleon_use_ivar = True
@@ -80,4 +82,4 @@ suppress_warnings = ["config.cache"]  # typehints_formatter is a function, so it
 
 html_theme = "sphinx_book_theme"
 html_title = "scstate_lora"
-html_theme_options = {"show_navbar_depth": 2}
+html_theme_options = {"navbar_persistent": [], "show_navbar_depth": 1}

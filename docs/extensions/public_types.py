@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ def format_type(annotation: Any, config: Config) -> str | None:
     """RST of an annotation; None leaves it to sphinx_autodoc_typehints."""
     if annotation is Ellipsis:
         return "..."
+    if get_origin(annotation) is Annotated:  # validators mean nothing to a reader
+        return format_annotation(get_args(annotation)[0], config)
     if isinstance(annotation, type) and get_origin(annotation) is None:
         module, _, name = (public := _public_name(annotation)).rpartition(".")
         return f":py:class:`~{public}`" if module and f"{annotation.__module__}.{name}" != public else None

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def parse_returns(docstring: NumpyDocstring, section: str) -> list[str]:
     """Make one ``:returns:`` field of the whole section, as written."""
     lines = docstring._dedent(docstring._consume_to_next_section())
+    if lines[:1] == [":"]:  # put there by sphinx_autodoc_typehints, against the same fault of napoleon
+        del lines[0]
     return docstring._format_block(":returns: ", lines)
 
 
