@@ -180,9 +180,9 @@ class LoRACovariateSE(AdaptedModel):
         ----------
         max_epochs
             Passes over the training cells; by default as many as make 60 steps. At first the conditioning is trained
-            alone for 600 steps, on base embeddings that are computed once, which costs little
-            (:attr:`ConditioningConfig.n_steps <scstate_lora.config.ConditioningConfig.n_steps>`). Without adapters
-            there is nothing else, and by default there are as many passes as make those steps.
+            alone for 600 steps (``n_steps`` of :class:`scstate_lora.config.ConditioningConfig`), on base embeddings
+            that are computed once, which costs little. Without adapters this is the only stage, and by default there
+            are as many passes as make those steps.
         lr, weight_decay, warmup_steps
             Of AdamW; the learning rate rises over the warm-up and then falls along a cosine.
         batch_size
