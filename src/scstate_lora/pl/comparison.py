@@ -14,7 +14,7 @@ from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import COMPARE, require_result
 from scstate_lora.metrics.stability import spikes
 from scstate_lora.pl.scores import metrics
-from scstate_lora.pl.style import color_cycle, grid_shape
+from scstate_lora.pl.style import color_cycle, panels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -230,18 +230,8 @@ def _draw_losses(
 
 
 def _draw_gradients(histories: dict[str, pd.DataFrame], colors: dict[str, str]) -> np.ndarray[Any, np.dtype[Any]]:
-    n_rows, n_columns = grid_shape(len(histories), widest=3)
-    _, grid = plt.subplots(
-        n_rows,
-        n_columns,
-        figsize=(3.9 * n_columns, 2.7 * n_rows),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        layout="constrained",
-    )
-    axes = grid.ravel()
-    for ax, (name, history) in zip(axes, histories.items(), strict=False):
+    axes = panels(len(histories), widest=3, size=(3.9, 2.7), sharex=True, sharey=True)
+    for ax, (name, history) in zip(axes, histories.items(), strict=True):
         train = history[(history["phase"] == "train") & history["grad_norm"].notna()]
         step, norm = train["step"].to_numpy(), train["grad_norm"].to_numpy(dtype=float)
         ax.plot(step, norm, color=colors[name], linewidth=0.9)
@@ -254,9 +244,7 @@ def _draw_gradients(histories: dict[str, pd.DataFrame], colors: dict[str, str]) 
         ax.label_outer()
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylim(bottom=0)
-    for unused in axes[len(histories) :]:
-        unused.remove()
-    return axes[: len(histories)]
+    return axes
 
 
 def _draw_training(tables: Mapping[str, pd.DataFrame]) -> np.ndarray[Any, np.dtype[Any]]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import COVARIATE_INFORMATION, require_result
 from scstate_lora.metrics.registry import metric_label
-from scstate_lora.pl.style import color_cycle, grid_shape
+from scstate_lora.pl.style import color_cycle, panels, require_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,8 +60,9 @@ def covariate_effects(
     ValueError
         If columns are missing, the table is empty, or ``ax`` is given while there are several covariates.
     """
-    table = table if isinstance(table, pd.DataFrame) else _find_table(table)
-    _check(table)
+    if not isinstance(table, pd.DataFrame):
+        table = require_result(table, COVARIATE_INFORMATION, call="tl.covariate_information(se)")
+    require_columns(table, _COLUMNS, tools="`tl.covariate_information`")
     names = list(dict.fromkeys(table["covariate"]))
     if covariate is not None:
         if covariate not in names:
@@ -75,35 +75,10 @@ def covariate_effects(
             raise ValueError(msg)
         _panel(ax, table[table["covariate"] == names[0]])
         return ax
-    n_rows, n_columns = grid_shape(len(names), widest=3)
-    figure, grid = plt.subplots(
-        n_rows, n_columns, figsize=(4.8 * n_columns, 3.1 * n_rows), squeeze=False, layout="constrained"
-    )
-    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
-    axes = grid.ravel()
-    for panel, name in zip(axes, names, strict=False):
+    axes = panels(len(names), widest=3, size=(4.8, 3.1), h_pad=0.12, w_pad=0.08)
+    for panel, name in zip(axes, names, strict=True):
         _panel(panel, table[table["covariate"] == name])
-    for unused in axes[len(names) :]:
-        unused.remove()
-    return axes[: len(names)]
-
-
-def _find_table(adata: AnnData) -> pd.DataFrame:
-    table: pd.DataFrame = require_result(adata, COVARIATE_INFORMATION, call="tl.covariate_information(se)")
-    return table
-
-
-def _check(table: pd.DataFrame) -> None:
-    missing = [c for c in _COLUMNS if c not in table]
-    if missing:
-        msg = (
-            f"The table lacks the columns {missing}; it has {list(table.columns)}. "
-            "Give the table of `tl.covariate_information`."
-        )
-        raise ValueError(msg)
-    if table.empty:
-        msg = "The table has no rows: nothing was scored."
-        raise ValueError(msg)
+    return axes
 
 
 def _panel(ax: Axes, part: pd.DataFrame) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._utils import did_you_mean
-from scstate_lora.pl.style import MISSING_COLOR, category_colors, grid_shape
+from scstate_lora.pl.style import MISSING_COLOR, category_colors, grid_shape, panels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,20 +86,10 @@ def embedding(
 
 def _grid(n_colors: int, n_bases: int) -> np.ndarray[Any, np.dtype[Any]]:
     """Axes of shape ``(n_colors, n_bases)``; of a single embedding they are wrapped into two columns."""
-    n_rows, n_columns = (n_colors, n_bases) if n_bases > 1 else grid_shape(n_colors, widest=2)
+    n_columns = n_bases if n_bases > 1 else grid_shape(n_colors, widest=2)[1]
     n_legends = n_columns if n_bases == 1 else 1
-    figure, grid = plt.subplots(
-        n_rows,
-        n_columns,
-        figsize=(3.6 * n_columns + 2.0 * n_legends, 3.4 * n_rows),
-        squeeze=False,
-        layout="constrained",
-    )
-    figure.get_layout_engine().set(h_pad=0.1)
-    panels = grid.ravel()
-    for unused in panels[n_colors * n_bases :]:
-        unused.remove()
-    return panels[: n_colors * n_bases].reshape(n_colors, n_bases)
+    axes = panels(n_colors * n_bases, widest=n_columns, size=(3.6, 3.4), beside=(2.0 * n_legends, 0), h_pad=0.1)
+    return axes.reshape(n_colors, n_bases)
 
 
 def _bases(adata: AnnData, basis: str, compare: str | None, *, single: bool) -> list[str]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from scstate_lora._utils import did_you_mean
-from scstate_lora.pl.style import color_cycle, grid_shape
+from scstate_lora.metrics.history import named_histories
+from scstate_lora.pl.style import color_cycle, panels
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
     from matplotlib.axes import Axes
 
 # Columns of a history that are not named terms of the loss.
@@ -25,10 +26,10 @@ _LOG_ABOVE = 20.0
 def loss_curves(
     models: Any, *, terms: Sequence[str] | None = None, ax: Axes | None = None
 ) -> Axes | np.ndarray[Any, np.dtype[Any]]:
-    """Draw how the losses went over training.
+    """Draw the losses over training.
 
     Training is drawn as the loss of every step (faint) and its running mean over one fortieth of the steps (solid),
-    validation as a dashed line with a marker an epoch. A panel turns logarithmic when its values span more than a
+    validation as a dashed line with one marker per epoch. A panel turns logarithmic when its values span more than a
     factor of 20.
 
     Parameters
@@ -54,82 +55,37 @@ def loss_curves(
     KeyError
         If a term is in none of the histories.
     """
-    histories = _histories(models)
+    histories = named_histories(models, columns=("phase", "step", "loss"))
     if ax is not None:
         _draw(ax, histories, "loss")
         return ax
     columns = ["loss", *_terms(histories, terms)]
     if any("grad_norm" in h and h["grad_norm"].notna().any() for h in histories.values()):
         columns.append("grad_norm")
-    n_rows, n_columns = grid_shape(len(columns), widest=3)
-    figure, grid = plt.subplots(
-        n_rows,
-        n_columns,
-        figsize=(4.2 * n_columns, 3.1 * n_rows + 0.3 * len(histories)),
-        squeeze=False,
-        layout="constrained",
-    )
-    figure.get_layout_engine().set(h_pad=0.12)
-    axes = grid.ravel()
-    for panel, column in zip(axes, columns, strict=False):
+    axes = panels(len(columns), widest=3, size=(4.2, 3.1), beside=(0, 0.3 * len(histories)), h_pad=0.12)
+    for panel, column in zip(axes, columns, strict=True):
         _draw(panel, histories, column)
         panel.get_legend().remove()
-    for unused in axes[len(columns) :]:
-        unused.remove()
+    figure = axes[0].figure
     handles, labels = axes[0].get_legend_handles_labels()
-    # A column of the legend a model, as far as the figure is wide enough.
-    n_across = min(max(2, len(histories)), max(1, int(4.2 * n_columns / (0.085 * max(map(len, labels)) + 0.6))))
+    # One column of the legend per model, as far as the figure is wide enough.
+    n_across = min(max(2, len(histories)), max(1, int(figure.get_figwidth() / (0.085 * max(map(len, labels)) + 0.6))))
     figure.legend(handles, labels, loc="outside lower center", ncols=n_across, frameon=False)
-    return axes[: len(columns)]
-
-
-def _histories(models: Any) -> dict[str, pd.DataFrame]:
-    """Bring whatever the user gave to validated histories by name."""
-    if isinstance(models, Mapping):
-        named = {str(name): model for name, model in models.items()}
-    elif isinstance(models, (list, tuple)):
-        named = {}
-        for model in (m for m in models if m is not None):
-            name, n_same = type(model).__name__, sum(k.split(" ")[0] == type(model).__name__ for k in named)
-            named[f"{name} {n_same + 1}" if n_same else name] = model
-    else:
-        named = {"history" if isinstance(models, pd.DataFrame) else type(models).__name__: models}
-    if not named:
-        msg = "`models` holds no model. Give a trained model, its `.history`, or a dictionary of them."
-        raise ValueError(msg)
-    return {name: _history(name, model) for name, model in named.items()}
-
-
-def _history(name: str, model: Any) -> pd.DataFrame:
-    history = model if isinstance(model, pd.DataFrame) else getattr(model, "history", None)
-    if not isinstance(history, pd.DataFrame):
-        msg = (
-            f"{name!r} is a {type(model).__name__} without a `.history` table. "
-            "Give a trained model, its `.history`, or a dictionary of them."
-        )
-        raise TypeError(msg)
-    missing = [c for c in ("phase", "step", "loss") if c not in history]
-    if missing:
-        msg = f"The history of {name!r} lacks the columns {missing}; it has {list(history.columns)}."
-        raise ValueError(msg)
-    if history.empty:
-        msg = f"The history of {name!r} is empty. Call `.train()` first."
-        raise ValueError(msg)
-    return history
+    return axes
 
 
 def _terms(histories: Mapping[str, pd.DataFrame], terms: Sequence[str] | None) -> list[str]:
     """Names of the loss terms to draw, in the order of the histories' columns."""
-    known: dict[str, None] = {}
+    available: dict[str, None] = {}
     for history in histories.values():
         numeric = history.select_dtypes("number").columns
-        known |= {c: None for c in numeric if c not in _NOT_TERMS and history[c].notna().any()}
+        available |= {c: None for c in numeric if c not in _NOT_TERMS and history[c].notna().any()}
     if terms is None:
         # A single term without a weight is the total loss again: nothing to see twice.
-        return [t for t in known if not all(_is_total(h, t) for h in histories.values() if t in h)]
+        return [t for t in available if not all(_is_total(h, t) for h in histories.values() if t in h)]
     for term in terms:
-        if term not in known:
-            msg = f"No history has a loss term {term!r}. {did_you_mean(term, known)}"
+        if term not in available:
+            msg = f"No history has a loss term {term!r}. {did_you_mean(term, available)}"
             raise KeyError(msg)
     return list(terms)
 
@@ -141,7 +97,7 @@ def _is_total(history: pd.DataFrame, term: str) -> bool:
 
 def _draw(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str) -> None:
     """One panel: ``column`` of every history against the step."""
-    seen: list[np.ndarray[Any, np.dtype[Any]]] = []
+    drawn: list[np.ndarray[Any, np.dtype[Any]]] = []
     for (name, history), color in zip(histories.items(), color_cycle(len(histories)), strict=True):
         if column not in history:
             continue
@@ -151,16 +107,16 @@ def _draw(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str) -> None:
             smooth = train[column].rolling(max(1, len(train) // 40), center=True, min_periods=1).mean()
             ax.plot(train["step"], train[column], color=color, alpha=0.25, linewidth=0.8, rasterized=len(train) > 5000)
             ax.plot(train["step"], smooth, color=color, linewidth=1.6, label=f"{prefix}train")
-            seen.append(train[column].to_numpy(dtype=float))
+            drawn.append(train[column].to_numpy(dtype=float))
         val = history.loc[(history["phase"] == "val") & history[column].notna(), ["step", column]]
         if len(val):
             ax.plot(
                 val["step"], val[column], color=color, linestyle="--", marker="o", markersize=3.5,
                 markerfacecolor="white", linewidth=1.2, label=f"{prefix}validation",
             )  # fmt: skip
-            seen.append(val[column].to_numpy(dtype=float))
+            drawn.append(val[column].to_numpy(dtype=float))
     title = {"loss": "total loss", "grad_norm": "gradient norm"}.get(column, column.replace("_", " "))
-    values = np.concatenate(seen) if seen else np.empty(0)
+    values = np.concatenate(drawn) if drawn else np.empty(0)
     values = values[np.isfinite(values)]
     log = values.size > 0 and values.min() > 0 and values.max() > _LOG_ABOVE * values.min()
     if log:

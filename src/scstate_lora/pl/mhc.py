@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import MaxNLocator
 
-from scstate_lora.pl.style import color_cycle, grid_shape
+from scstate_lora.pl.style import color_cycle, panels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,18 +70,12 @@ def mhc_mixing(
         else:
             _draw_gains(ax, table)
         return ax
-    n_rows, n_columns = grid_shape(len(chosen) + 1, widest=4)
-    figure, grid = plt.subplots(
-        n_rows, n_columns, figsize=(3.1 * n_columns + 0.9, 3.1 * n_rows), squeeze=False, layout="constrained"
-    )
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # the colour bar's label is not to touch its neighbour
-    axes = grid.ravel()
-    images = [_draw_matrix(panel, layer, matrices) for panel, layer in zip(axes, chosen, strict=False)]
-    _colour_bar(images[0], axes[: len(chosen)])
-    _draw_gains(axes[len(chosen)], table)
-    for unused in axes[len(chosen) + 1 :]:
-        unused.remove()
-    return axes[: len(chosen) + 1]
+    # The padding keeps the label of the colour bar off the next panel.
+    axes = panels(len(chosen) + 1, widest=4, size=(3.1, 3.1), beside=(0.9, 0), w_pad=0.12, h_pad=0.08)
+    images = [_draw_matrix(panel, layer, matrices) for panel, layer in zip(axes[:-1], chosen, strict=True)]
+    _colour_bar(images[0], axes[:-1])
+    _draw_gains(axes[-1], table)
+    return axes
 
 
 def _read(model: Any) -> tuple[pd.DataFrame, Mapping[int, np.ndarray[Any, np.dtype[Any]]]]:
@@ -92,17 +85,17 @@ def _read(model: Any) -> tuple[pd.DataFrame, Mapping[int, np.ndarray[Any, np.dty
     return model.mhc_diagnostics(), model.mhc_matrices()
 
 
-def _chosen(layers: Sequence[int] | None, there: list[int]) -> list[int]:
+def _chosen(layers: Sequence[int] | None, available: list[int]) -> list[int]:
     if layers is None:
-        picked = np.linspace(0, len(there) - 1, min(len(there), _MAX_LAYERS)).round().astype(int)
-        return [there[i] for i in picked]
+        picked = np.linspace(0, len(available) - 1, min(len(available), _MAX_LAYERS)).round().astype(int)
+        return [available[i] for i in picked]
     chosen = list(layers)
     if not chosen:
-        msg = f"layers is empty. Give some of {there}, or None for all."
+        msg = f"layers is empty. Give some of {available}, or None for all."
         raise ValueError(msg)
-    unknown = [layer for layer in chosen if layer not in there]
+    unknown = [layer for layer in chosen if layer not in available]
     if unknown:
-        msg = f"The layers {unknown} have no hyper-connections; these have: {there}."
+        msg = f"The layers {unknown} have no hyper-connections; these have: {available}."
         raise KeyError(msg)
     return chosen
 

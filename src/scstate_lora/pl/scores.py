@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -15,7 +14,7 @@ from scstate_lora.data.results import DISCRIMINATION, EVALUATE, EVALUATE_PERTURB
 from scstate_lora.metrics.baselines import BASELINES, CEILING, YARDSTICK
 from scstate_lora.metrics.embedding import PCA
 from scstate_lora.metrics.registry import metric_label
-from scstate_lora.pl.style import color_cycle, grid_shape
+from scstate_lora.pl.style import color_cycle, grid_shape, panels, require_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +26,7 @@ _GREY, _DARK, _BLACK = "#8c8c8c", "#404040", "#000000"
 _DIRECTIONS = {"higher": "higher is better →", "lower": "← lower is better", "one": "→ nearest to 1 is better ←"}
 _FLOOR = "baseline"  # what ignoring an embedding reaches
 _LONGEST_LABEL = 34
+_TOOLS = "`tl.evaluate`, `tl.evaluate_perturbation` or `tl.discrimination`"
 
 
 def metrics(
@@ -79,25 +79,16 @@ def metrics(
         return ax
 
     n_lanes = max(_n_rows(long, name) for name in names) * len(series)
-    n_rows, n_columns = grid_shape(len(names), widest=3)
-    width = 4.6 * n_columns  # all sizes in inches
+    width = 4.6 * grid_shape(len(names), widest=3)[1]  # all sizes in inches
     n_across = max(1, int(width / (0.085 * max(map(len, series)) + 0.6)))
     legend_height = 0.3 * -(-len(series) // n_across)
-    figure, grid = plt.subplots(
-        n_rows,
-        n_columns,
-        figsize=(width, (1.2 + 0.1 * n_lanes) * n_rows + legend_height),
-        squeeze=False,
-        layout="constrained",
-    )
-    figure.get_layout_engine().set(h_pad=0.12)
-    axes = grid.ravel()
-    for panel, name in zip(axes, names, strict=False):
+    axes = panels(len(names), widest=3, size=(4.6, 1.2 + 0.1 * n_lanes), beside=(0, legend_height), h_pad=0.12)
+    for panel, name in zip(axes, names, strict=True):
         _panel(panel, long, name, styles)
-    for unused in axes[len(names) :]:
-        unused.remove()
-    figure.legend(handles=_handles(styles), loc="outside lower center", ncols=min(len(series), n_across), frameon=False)
-    return axes[: len(names)]
+    axes[0].figure.legend(
+        handles=_handles(styles), loc="outside lower center", ncols=min(len(series), n_across), frameon=False
+    )
+    return axes
 
 
 def _find_table(adata: AnnData) -> pd.DataFrame:
@@ -119,28 +110,15 @@ def _find_table(adata: AnnData) -> pd.DataFrame:
 def _long(table: pd.DataFrame) -> pd.DataFrame:
     """Bring any of the tables to one form: ``row`` says what was scored, ``series`` whose score it is."""
     if "embedding" in table:
-        _require(table, ["embedding", "metric", "key", "value", "baseline", "direction"])
+        require_columns(table, ["embedding", "metric", "key", "value", "baseline", "direction"], tools=_TOOLS)
         long = table.rename(columns={"embedding": "series", "key": "row"}).assign(low=np.nan, high=np.nan)
         floor = long[long["baseline"].notna() & long["value"].notna()].drop_duplicates(["metric", "row"])
         floor = floor.assign(series=_FLOOR, value=floor["baseline"], reason="")
         return pd.concat([long, floor], ignore_index=True)
-    _require(table, ["model", "metric", "context", "value", "direction"])
+    require_columns(table, ["model", "metric", "context", "value", "direction"], tools=_TOOLS)
     if "perturbation" in table:
         table = table[table["perturbation"] == "all"]
     return table.rename(columns={"model": "series", "context": "row", "ci_low": "low", "ci_high": "high"})
-
-
-def _require(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    missing = [c for c in columns if c not in table]
-    if missing:
-        msg = (
-            f"The table lacks the columns {missing}; it has {list(table.columns)}. "
-            "Give the table of `tl.evaluate`, `tl.evaluate_perturbation` or `tl.discrimination`."
-        )
-        raise ValueError(msg)
-    if table.empty:
-        msg = "The table has no rows: nothing was evaluated."
-        raise ValueError(msg)
 
 
 def _reference_styles() -> dict[str, tuple[str, str]]:

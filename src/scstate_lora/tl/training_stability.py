@@ -1,8 +1,7 @@
-"""How steadily models were trained, from their histories: `stability`."""
+"""Stability and cost of trainings, from their histories: `stability`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scstate_lora.metrics import stability as measures
+from scstate_lora.metrics.history import named_histories
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,27 +18,27 @@ _NEEDED = ("phase", "epoch", "step", "loss")
 
 
 class _Measure(NamedTuple):
-    score: Callable[[pd.DataFrame, pd.DataFrame], float]  # of the training and the validation rows
+    score: Callable[[pd.DataFrame, pd.DataFrame], float]  # of training and validation rows
     direction: str
     unit: str
 
 
 def stability(history: Any, *, share: float = 0.1, n_mad: float = 5.0) -> pd.DataFrame:
-    """Tabulate how steadily a model was trained, and what it cost.
+    """Tabulate how stable a training was, and what it cost.
 
     * ``loss_variance``: variance of the training loss over the last 10 % of the steps, in squared units of that loss
       (:func:`scstate_lora.metrics.loss_variance`).
-    * ``loss_variance_relative``: the same over the squared mean of those losses, for trainings of different losses.
-    * ``gradient_spikes``: steps an epoch whose gradient norm, before it is clipped, lies above the median of the
+    * ``loss_variance_relative``: the same over the squared mean of those losses, to compare trainings with other losses.
+    * ``gradient_spikes``: steps per epoch whose gradient norm, before clipping, lies above the median of the
       training + 5 median absolute deviations.
     * ``validation_improvement``: share by which the validation loss fell from the first epoch to the best one.
-    * ``best_epoch``: the epoch of the lowest validation loss, the first being 1; ``epochs``, ``steps``: made in all.
-    * ``seconds_per_epoch``: with its validation; ``peak_memory_mb``: of the process, or the allocations on a GPU.
+    * ``best_epoch``: the epoch of the lowest validation loss, counted from 1; ``epochs``, ``steps``: totals.
+    * ``seconds_per_epoch``: validation included; ``peak_memory_mb``: of the process, or the allocations on a GPU.
 
     Parameters
     ----------
     history
-        A trained model, its ``.history``, or a mapping from names to these.
+        A trained model, its ``.history``, or several of these: a mapping from names, or a list.
     share
         Share of the steps behind ``loss_variance``.
     n_mad
@@ -46,7 +46,7 @@ def stability(history: Any, *, share: float = 0.1, n_mad: float = 5.0) -> pd.Dat
 
     Returns
     -------
-    One row a model and metric: ``model``, ``metric``, ``value``, ``unit``, ``direction`` (``"higher"`` or ``"lower"``
+    One row per model and metric: ``model``, ``metric``, ``value``, ``unit``, ``direction`` (``"higher"`` or ``"lower"``
     is better; ``""`` for neither), ``reason``: why a value is NaN, else empty.
 
     Raises
@@ -56,35 +56,12 @@ def stability(history: Any, *, share: float = 0.1, n_mad: float = 5.0) -> pd.Dat
     ValueError
         If a history is empty or lacks a column.
     """
-    named = dict(history) if isinstance(history, Mapping) else {_name(history): history}
     rows = [
-        {"model": str(name), **row}
-        for name, model in named.items()
-        for row in _measure(_rows_of(str(name), model), share=share, n_mad=n_mad)
+        {"model": name, **row}
+        for name, rows_of_model in named_histories(history, columns=_NEEDED).items()
+        for row in _measure(rows_of_model, share=share, n_mad=n_mad)
     ]
     return pd.DataFrame(rows, columns=["model", "metric", "value", "unit", "direction", "reason"])
-
-
-def _name(model: Any) -> str:
-    return "history" if isinstance(model, pd.DataFrame) else type(model).__name__
-
-
-def _rows_of(name: str, model: Any) -> pd.DataFrame:
-    history = model if isinstance(model, pd.DataFrame) else getattr(model, "history", None)
-    if not isinstance(history, pd.DataFrame):
-        msg = (
-            f"{name!r} is a {type(model).__name__} without a `.history` table. "
-            "Give a trained model, its `.history`, or a mapping from names to them."
-        )
-        raise TypeError(msg)
-    if history.empty:
-        msg = f"The history of {name!r} is empty. Call `.train()` first."
-        raise ValueError(msg)
-    missing = [column for column in _NEEDED if column not in history]
-    if missing:
-        msg = f"The history of {name!r} lacks the columns {missing}; it has {list(history.columns)}."
-        raise ValueError(msg)
-    return history
 
 
 def _measure(history: pd.DataFrame, *, share: float, n_mad: float) -> list[dict[str, Any]]:
@@ -140,7 +117,7 @@ def _improvement(_: pd.DataFrame, val: pd.DataFrame) -> float:
 
 def _best_epoch(_: pd.DataFrame, val: pd.DataFrame) -> float:
     if val["loss"].isna().all():
-        msg = "There is no validation loss: no cell validates."
+        msg = "There is no validation loss: no cell is a validation cell."
         raise ValueError(msg)
     return float(val.sort_values("loss")["epoch"].iloc[0]) + 1
 
