@@ -74,7 +74,7 @@ def test_a_class_with_few_held_out_cells_is_not_scored():
     assert score.baseline == 0.5
     with pytest.raises(ValueError, match=r"two classes with 5 held-out cells each are needed; found .*'c' \(4\)"):
         held_out_categorical_probe(x[:200], labels[:200], x[200:204], labels[200:204])
-    with pytest.raises(ValueError, match="no cell of the fit is of the class 'b'"):
+    with pytest.raises(ValueError, match="no training cell is of the class 'b'"):
         held_out_categorical_probe(x[:200], np.full(200, "a"), x[200:], labels[200:])
 
 

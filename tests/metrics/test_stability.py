@@ -39,7 +39,7 @@ def test_spikes_are_counted_an_epoch():
     norms = np.tile([0.9, 1.0, 1.1, 1.0], 5)
     norms[[3, 7, 11]] = 10
     assert metrics.gradient_spikes(norms, np.repeat(range(5), 4)) == pytest.approx(3 / 5)
-    with pytest.raises(ValueError, match="one a step"):
+    with pytest.raises(ValueError, match="one number per step"):
         metrics.gradient_spikes(norms, [0, 1])
     with pytest.raises(ValueError, match="no step"):
         metrics.gradient_spikes([], [])
@@ -55,7 +55,9 @@ def test_improvement_is_from_the_first_epoch_to_the_best():
     assert metrics.validation_improvement([2.0, np.nan, 1.5]) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize(("losses", "match"), [([], "no cell validates"), ([-0.1, -0.2], "above 0"), ([np.nan], "nan")])
+@pytest.mark.parametrize(
+    ("losses", "match"), [([], "no cell is a validation cell"), ([-0.1, -0.2], "above 0"), ([np.nan], "nan")]
+)
 def test_improvement_without_a_first_loss_raises(losses, match):
     with pytest.raises(ValueError, match=match):
         metrics.validation_improvement(losses)

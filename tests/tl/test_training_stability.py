@@ -54,7 +54,7 @@ def test_models_by_name_and_what_is_missing_has_a_reason(history):
     assert list(dict.fromkeys(table["model"])) == ["a", "b"]
     missing = table[(table["model"] == "b") & table["value"].isna()].set_index("metric")["reason"]
     assert set(missing.index) == {"validation_improvement", "best_epoch", "gradient_spikes", "seconds_per_epoch"}
-    assert "no cell validates" in missing["validation_improvement"]
+    assert "no cell is a validation cell" in missing["validation_improvement"]
     assert "no gradient norms" in missing["gradient_spikes"]
     assert tl.stability(model)["model"].iloc[0] == "Trained"
 

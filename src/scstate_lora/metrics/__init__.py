@@ -1,4 +1,4 @@
-"""Scores of embeddings and of predicted perturbations: arrays in, floats out, no AnnData and no torch."""
+"""Scores of embeddings and of predicted perturbations: arrays in, numbers out, neither AnnData nor torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How alike two sets of cells are beyond their means: maximum mean discrepancy and nearest neighbours."""
+"""Similarity of two sets of cells beyond their means: maximum mean discrepancy and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def mmd(
     x, y
         Cells, shapes ``(n, n_genes)`` and ``(m, n_genes)``; `y` are the measured ones.
     bandwidth
-        By default the mean distance between two cells of `y`, so that it does not depend on what is scored.
+        By default the mean distance between two cells of `y`, which does not depend on the prediction.
     scales
-        Multiples of the bandwidth, a kernel each.
+        Multiples of the bandwidth, one kernel each.
     chunk
-        Cells in a block.
+        Cells per block.
 
     Returns
     -------
@@ -59,19 +59,19 @@ def mmd(
         raise ValueError(msg)
     total = 0.0
     for a, b, weight in ((cells, cells, 1.0), (others, others, 1.0), (cells, others, -2.0)):
-        found = sum(
+        similarity = sum(
             float(np.exp(-block / (2 * (scale * width) ** 2)).sum())
             for block in _squared_distances(a, b, chunk)
             for scale in scales
         )
-        total += weight * found / (len(a) * len(b) * len(scales))
+        total += weight * similarity / (len(a) * len(b) * len(scales))
     return max(0.0, total)
 
 
 def nearest_distance(x: ArrayLike, y: ArrayLike, *, chunk: int = 1024) -> float:
     """Mean over the cells of `x` of the Euclidean distance to the nearest cell of `y`; in units of the expression.
 
-    A set that collapsed to one likely profile scores well, so read it beside
+    A set that collapsed to one likely profile scores well, so read this beside
     :func:`scstate_lora.metrics.variance_ratio`.
 
     Parameters
@@ -79,7 +79,7 @@ def nearest_distance(x: ArrayLike, y: ArrayLike, *, chunk: int = 1024) -> float:
     x, y
         Predicted and measured cells, shapes ``(n, n_genes)`` and ``(m, n_genes)``.
     chunk
-        Cells in a block.
+        Cells per block.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def mean_distance_between(x: ArrayLike, *, chunk: int = 1024) -> float:
     x
         Cells, shape ``(n, n_genes)``.
     chunk
-        Cells in a block.
+        Cells per block.
 
     Raises
     ------
@@ -128,13 +128,13 @@ def mean_distance_between(x: ArrayLike, *, chunk: int = 1024) -> float:
     cells = checked_cells(x, "the set")
     distance = mean_distance(cells, chunk=chunk) * len(cells) / max(1, len(cells) - 1)
     if not distance > 0:
-        msg = f"Distances between cells need two that differ; found {len(cells)} equal ones."
+        msg = f"A distance between cells needs two that differ; found {len(cells)} equal ones."
         raise ValueError(msg)
     return distance
 
 
 def _same_genes(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Check two sets of cells and centre them, which keeps the digits of distances far away from the origin."""
+    """Check two sets of cells and centre them, which keeps the precision of their distances."""
     cells, others = checked_cells(x, "x"), checked_cells(y, "y")
     if cells.shape[1] != others.shape[1]:
         msg = f"x has {cells.shape[1]} genes and y has {others.shape[1]}; they must be the same genes."
@@ -144,7 +144,7 @@ def _same_genes(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray, chunk: int) -> Iterator[np.ndarray]:
-    """Squared distances of centred cells, blocks of at most ``chunk * chunk`` pairs."""
+    """Squared distances of centred cells, in blocks of at most ``chunk * chunk`` pairs."""
     for i in range(0, len(x), chunk):
         a = x[i : i + chunk]
         a_sq = np.einsum("ij,ij->i", a, a)[:, None]

@@ -1,4 +1,4 @@
-"""Whether a predicted effect is more like the effect of its own perturbation than like those of the others."""
+"""Whether a predicted effect resembles the effect of its own perturbation more than those of others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-_TIE = 1e-9  # similarities nearer than this, cosines of float32 effects, count as equal
+_TIE = 1e-9  # cosines of float32 effects that differ by less count as equal
 
 
 def discrimination_score(
@@ -21,12 +21,12 @@ def discrimination_score(
     excluded: Sequence[Sequence[int]] | None = None,
     rank_by: Literal["others", "all"] = "others",
 ) -> np.ndarray:
-    """Perturbation discrimination score by cosine, one number a perturbation.
+    """Perturbation discrimination score by cosine, one number per perturbation.
 
-    The measured effects are ordered by their cosine with the effect that was predicted for one perturbation; the score
-    is 1 minus the share of the other perturbations whose effect is nearer than the true one. 1: the true effect is the
-    nearest. 0: it is the farthest. A tie counts half, so the same prediction for all perturbations, and a random one,
-    score 0.5 on average. The size of a predicted effect does not matter.
+    The measured effects are ranked by their cosine with the predicted effect of one perturbation; the score is 1 minus
+    the share of the other perturbations whose effect is nearer than the true one. 1: the true effect is the nearest. 0:
+    it is the farthest. A tie counts half, so one prediction for all perturbations, and a random one, score 0.5 on
+    average. The size of a predicted effect does not matter.
 
     Parameters
     ----------
@@ -34,21 +34,21 @@ def discrimination_score(
         Predicted and measured change of the mean against control, shape ``(n_perturbations, n_genes)``, the same
         perturbation in the same row.
     excluded
-        For every perturbation the positions of genes that its score must not see: the perturbed gene itself, whose
-        change gives it away. None leaves out no gene.
+        For every perturbation the positions of genes to leave out of its score: the perturbed gene itself, whose change
+        gives it away. None leaves out no gene.
     rank_by
         ``"others"`` divides the rank by the n - 1 other perturbations. ``"all"`` divides by n, as the cell-eval package
-        does: then the worst score is 1 / n, the chance level 0.5 + 1 / (2 n).
+        does: the worst score is then 1 / n, and chance is 0.5 + 1 / (2 n).
 
     Returns
     -------
-    float64 ``(n_perturbations,)``; NaN where the predicted effect is zero, which points nowhere.
+    float64 ``(n_perturbations,)``; NaN where the predicted effect is zero, which has no direction.
 
     Raises
     ------
     ValueError
-        If shapes differ, there are fewer than two perturbations, a number is not finite, or `excluded` has not one
-        entry a perturbation or leaves no gene.
+        If shapes differ, there are fewer than two perturbations, a number is not finite, or `excluded` does not have
+        one entry per perturbation or leaves no gene.
 
     References
     ----------
@@ -73,7 +73,7 @@ def discrimination_score(
         msg = f"rank_by={rank_by!r} is not possible; use 'others' or 'all'."
         raise ValueError(msg)
     if excluded is not None and len(excluded) != n:
-        msg = f"excluded has {len(excluded)} entries for {n} perturbations; give one each, maybe empty."
+        msg = f"excluded has {len(excluded)} entries for {n} perturbations; give one each; it may be empty."
         raise ValueError(msg)
     squares = np.square(real).sum(axis=1)
     scores = np.full(n, np.nan)
@@ -94,10 +94,10 @@ def discrimination_score(
 
 
 def _cosines(pred: np.ndarray, real: np.ndarray, all_genes: np.ndarray, seen_genes: np.ndarray) -> np.ndarray:
-    """Cosine of a predicted effect, zero where it is not to be seen, with every measured one; 0 with a measured zero.
+    """Cosine of a predicted effect, zero in hidden genes, with every measured one; 0 with a measured effect of zero.
 
-    The sums of squares of the measured effects, over all and over the seen genes, are of shape ``(n_perturbations,)``.
+    The sums of squares of the measured effects, over all genes and over the seen ones, are ``(n_perturbations,)``.
     """
-    is_zero = seen_genes <= 1e-12 * all_genes  # what the subtraction leaves of nothing
+    is_zero = seen_genes <= 1e-12 * all_genes  # rounding of the subtraction
     lengths = np.sqrt(np.where(is_zero, 1.0, seen_genes))
     return np.where(is_zero, 0.0, real @ pred / (lengths * np.linalg.norm(pred)))

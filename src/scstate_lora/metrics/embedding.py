@@ -1,4 +1,4 @@
-"""What an embedding knows: held-out nearest-neighbour accuracy and cross-validated linear probes."""
+"""Information in an embedding: held-out nearest-neighbour accuracy and cross-validated linear probes."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ PCA = "PCA"
 
 
 class Score(NamedTuple):
-    """A cross-validated score and what a predictor that ignores the embedding reaches."""
+    """A cross-validated score, and the score of a predictor that ignores the embedding."""
 
     value: float
     baseline: float
 
 
 def in_large_class(labels: ArrayLike, *, n_folds: int = 5) -> np.ndarray:
-    """Tell which cells have a label that enough other cells share for `n_folds` stratified folds.
+    """Find the cells whose label has enough cells for `n_folds` stratified folds.
 
     Parameters
     ----------
     labels
-        One label a cell, shape ``(n_cells,)``; missing ones (None, NaN) count as too rare.
+        One label per cell, shape ``(n_cells,)``; missing ones (None, NaN) count as too rare.
     n_folds
-        Members that a class must have at least, so that every fold holds one.
+        Cells that a class must have at least, so that every fold holds one.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def majority_share(labels: ArrayLike, *, n_folds: int = 5) -> float:
     Parameters
     ----------
     labels
-        One label a cell, shape ``(n_cells,)``.
+        One label per cell, shape ``(n_cells,)``.
     n_folds
         As in :func:`in_large_class`.
 
@@ -77,7 +77,7 @@ def knn_accuracy(
     """Held-out accuracy of the majority vote among the nearest neighbours.
 
     Cells are split into stratified folds; each is labelled by its `n_neighbors` Euclidean neighbours among the cells of
-    the other folds, a tie going to the class that sorts first. The value is the share of cells labelled right, 0 to 1.
+    the other folds, and a tie goes to the class that sorts first. The value is the share of correct labels, 0 to 1.
     Cells without a label, or of a class with fewer than `n_folds` cells, are left out (:func:`in_large_class`).
 
     Parameters
@@ -85,13 +85,13 @@ def knn_accuracy(
     x
         Embedding of shape ``(n_cells, n_dims)``.
     labels
-        One label a cell, shape ``(n_cells,)``.
+        One label per cell, shape ``(n_cells,)``.
     n_neighbors
         Neighbours that vote.
     n_folds
         Stratified folds.
     seed
-        Of the folds and of the approximate search.
+        Seed of the folds and of the approximate search.
     search
         ``"exact"`` compares all pairs in blocks, ``"approximate"`` uses pynndescent, ``"auto"`` is exact up to
         100,000 cells.
@@ -99,11 +99,11 @@ def knn_accuracy(
     Raises
     ------
     ValueError
-        If shapes differ, `x` is not finite, fewer than two classes have `n_folds` cells, or a fold leaves fewer than
-        `n_neighbors` cells to vote.
+        If shapes differ, `x` is not finite, fewer than two classes have `n_folds` cells, or fewer than `n_neighbors`
+        cells lie outside a fold.
     """
-    codes, kept = _class_codes(labels, n_folds=n_folds)
-    cells = checked_embedding(x, kept)[kept]
+    codes, is_scored = _class_codes(labels, n_folds=n_folds)
+    cells = checked_embedding(x, len(is_scored))[is_scored]
     n_voters = len(cells) - -(-len(cells) // n_folds)
     if n_voters < n_neighbors:
         msg = (
@@ -112,43 +112,43 @@ def knn_accuracy(
         )
         raise ValueError(msg)
     is_exact = len(cells) <= EXACT_UP_TO if search == "auto" else search == "exact"
-    right = 0
+    n_correct = 0
     for fit, held_out in StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(cells, codes):
         neighbors = nearest_cells(cells[fit], cells[held_out], n_neighbors, is_exact=is_exact, seed=seed)
-        right += int(np.sum(majority_vote(codes[fit][neighbors]) == codes[held_out]))
-    return right / len(cells)
+        n_correct += int(np.sum(majority_vote(codes[fit][neighbors]) == codes[held_out]))
+    return n_correct / len(cells)
 
 
 def categorical_probe(x: ArrayLike, labels: ArrayLike, *, n_folds: int = 5, seed: int = 0) -> Score:
     """Cross-validated accuracy of a logistic regression on the embedding, beside the commonest class.
 
     Multinomial, L2 penalty with C = 1 on features standardised inside the fold, stratified folds. `value` is the share
-    of held-out cells named right, `baseline` the share of the commonest class; both lie between 0 and 1. Cells without
-    a label, or of a class with fewer than `n_folds` cells, are left out (:func:`in_large_class`).
+    of held-out cells classified correctly, `baseline` the share of the commonest class; both lie between 0 and 1. Cells
+    without a label, or of a class with fewer than `n_folds` cells, are left out (:func:`in_large_class`).
 
     Parameters
     ----------
     x
         Embedding of shape ``(n_cells, n_dims)``.
     labels
-        One category a cell, shape ``(n_cells,)``.
+        One category per cell, shape ``(n_cells,)``.
     n_folds
         Stratified folds.
     seed
-        Of the folds.
+        Seed of the folds.
 
     Raises
     ------
     ValueError
         If shapes differ, `x` is not finite, or fewer than two classes have `n_folds` cells.
     """
-    codes, kept = _class_codes(labels, n_folds=n_folds)
-    cells = checked_embedding(x, kept)[kept]
-    right = 0
+    codes, is_scored = _class_codes(labels, n_folds=n_folds)
+    cells = checked_embedding(x, len(is_scored))[is_scored]
+    n_correct = 0
     for fit, held_out in StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(cells, codes):
         probe = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-3, max_iter=1000))
-        right += int(np.sum(probe.fit(cells[fit], codes[fit]).predict(cells[held_out]) == codes[held_out]))
-    return Score(right / len(cells), majority_share(labels, n_folds=n_folds))
+        n_correct += int(np.sum(probe.fit(cells[fit], codes[fit]).predict(cells[held_out]) == codes[held_out]))
+    return Score(n_correct / len(cells), majority_share(labels, n_folds=n_folds))
 
 
 def continuous_probe(x: ArrayLike, values: ArrayLike, *, n_folds: int = 5, seed: int = 0) -> Score:
@@ -163,11 +163,11 @@ def continuous_probe(x: ArrayLike, values: ArrayLike, *, n_folds: int = 5, seed:
     x
         Embedding of shape ``(n_cells, n_dims)``.
     values
-        One number a cell, shape ``(n_cells,)``.
+        One number per cell, shape ``(n_cells,)``.
     n_folds
         Random folds.
     seed
-        Of the folds.
+        Seed of the folds.
 
     Raises
     ------
@@ -175,8 +175,8 @@ def continuous_probe(x: ArrayLike, values: ArrayLike, *, n_folds: int = 5, seed:
         If shapes differ, `x` is not finite, there are fewer cells with a value than folds, or all values are equal.
     """
     y = np.asarray(values, dtype=np.float64)
-    kept = np.isfinite(y)
-    cells, y = checked_embedding(x, kept)[kept], y[kept]
+    is_known = np.isfinite(y)
+    cells, y = checked_embedding(x, len(y))[is_known], y[is_known]
     if len(y) < n_folds:
         msg = f"{len(y)} cells have a value; {n_folds} folds need at least {n_folds}."
         raise ValueError(msg)
@@ -191,14 +191,27 @@ def continuous_probe(x: ArrayLike, values: ArrayLike, *, n_folds: int = 5, seed:
     return Score(1.0 - residual / total, 0.0)
 
 
-def checked_embedding(x: ArrayLike, kept: np.ndarray) -> np.ndarray:
-    """Return `x` as a matrix of floats with a row for each element of `kept`, or say what is wrong with it."""
+def checked_embedding(x: ArrayLike, n_cells: int) -> np.ndarray:
+    """Return an embedding as floats ``(n_cells, n_dims)``.
+
+    Parameters
+    ----------
+    x
+        The embedding.
+    n_cells
+        Rows that it must have.
+
+    Raises
+    ------
+    ValueError
+        If it has another shape, or a number is not finite.
+    """
     cells = np.asarray(x)
     if cells.ndim != 2 or not cells.size:
         msg = f"An embedding has shape (n_cells, n_dims), neither of them 0; this one has {cells.shape}."
         raise ValueError(msg)
-    if len(cells) != len(kept):
-        msg = f"The embedding has {len(cells)} cells and there are {len(kept)} labels."
+    if len(cells) != n_cells:
+        msg = f"The embedding has {len(cells)} cells and there are {n_cells} labels."
         raise ValueError(msg)
     cells = cells.astype(np.result_type(cells.dtype, np.float32), copy=False)
     n_bad = int(np.sum(~np.isfinite(cells).all(axis=1)))
@@ -209,12 +222,12 @@ def checked_embedding(x: ArrayLike, kept: np.ndarray) -> np.ndarray:
 
 
 def _class_codes(labels: ArrayLike, *, n_folds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the class number of every cell that is scored, classes sorted by name, and which cells those are."""
-    kept = in_large_class(labels, n_folds=n_folds)
-    everyone = np.asarray(labels, dtype=object)
-    names, codes = np.unique(everyone[kept].astype(str), return_inverse=True)
+    """Return the class number of every scored cell, classes sorted by name, and the mask of the scored cells."""
+    is_scored = in_large_class(labels, n_folds=n_folds)
+    values = np.asarray(labels, dtype=object)
+    names, codes = np.unique(values[is_scored].astype(str), return_inverse=True)
     if len(names) < 2:
-        sizes = ", ".join(f"{name!r} ({size})" for name, size in pd.Series(everyone).value_counts().items())
+        sizes = ", ".join(f"{name!r} ({size})" for name, size in pd.Series(values).value_counts().items())
         msg = f"{n_folds} folds need two classes with at least {n_folds} cells each; found {sizes or 'none'}."
         raise ValueError(msg)
-    return codes, kept
+    return codes, is_scored

@@ -1,4 +1,4 @@
-"""What an embedding of cells held out tells a probe that was fitted on others, with an interval."""
+"""Scores of held-out cells by probes that were fitted to the embedding of training cells, with intervals."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 FEWEST_HELD_OUT = 5
-"""Held-out cells that a class must have to be scored: fewer say nothing, yet would weigh as much as any class."""
+"""Held-out cells that a class needs to be scored: a smaller class says little, yet would weigh as much as others."""
 
 _PENALTIES = (1e-3, 3e-2, 1.0)
 
 
 class HeldOutScore(NamedTuple):
-    """A score on held-out cells, its bootstrap interval over them, and what ignoring the embedding reaches."""
+    """A score on held-out cells, its bootstrap interval over them, and the score of ignoring the embedding."""
 
     value: float
     low: float
@@ -40,33 +40,32 @@ def held_out_categorical_probe(
     n_boot: int = 2000,
     seed: int = 0,
 ) -> HeldOutScore:
-    """Balanced accuracy on held-out cells of a logistic regression that was fitted on others.
+    """Balanced accuracy on held-out cells of a logistic regression that was fitted to training cells.
 
-    Multinomial, classes weighted inversely to their size, features standardised by the cells of the fit. The L2 penalty
-    is the best of C = 0.001, 0.03 and 1 on a third of those cells: with one C for all, wide embeddings of few cells
-    are fitted by heart, or narrow ones held back. `value` is the mean over classes of the share of their held-out cells
-    named right, so that a rare class counts as much as a common one; always naming one class, the commonest or any
-    other, reaches one over the number of classes (`baseline`). Classes with fewer than 5 held-out cells are not
-    scored.
+    Multinomial, classes weighted inversely to their size, features standardised by the training cells. The L2 penalty
+    is the best of C = 0.001, 0.03 and 1 on a third of those cells: a single C would overfit wide embeddings of few
+    cells, or underfit narrow ones. `value` is the mean over classes of the share of their held-out cells classified
+    correctly, so that a rare class counts as much as a common one; answering with one class throughout reaches one over
+    the number of classes (`baseline`). Classes with fewer than 5 held-out cells are not scored.
 
     Parameters
     ----------
     x_train, labels_train
-        Embedding ``(n_train, n_dims)`` and category ``(n_train,)`` of the cells of the fit.
+        Embedding ``(n_train, n_dims)`` and category ``(n_train,)`` of the training cells.
     x_test, labels_test
-        The same of held-out cells.
+        Embedding ``(n_test, n_dims)`` and category ``(n_test,)`` of the held-out cells.
     level
         Share of the bootstrap samples, drawn from the held-out cells of every class, that lie in the interval.
     n_boot
         Bootstrap samples.
     seed
-        Of the samples, and of the cells that choose the penalty.
+        Seed of the samples, and of the choice of cells that select the penalty.
 
     Raises
     ------
     ValueError
-        If shapes differ, an embedding is not finite, fewer than two classes have 5 held-out cells, or one that does
-        has no cell in the fit.
+        If shapes differ, an embedding is not finite, fewer than two classes have 5 held-out cells, or one of these has
+        no training cell.
     """
     train, known = np.asarray(labels_train, dtype=object).astype(str), np.asarray(labels_test, dtype=object).astype(str)
     names, sizes = np.unique(known, return_counts=True)
@@ -77,13 +76,13 @@ def held_out_categorical_probe(
         raise ValueError(msg)
     absent = sorted(set(scored) - set(train))
     if absent:
-        msg = f"no cell of the fit is of the class {absent[0]!r}"
+        msg = f"no training cell is of the class {absent[0]!r}"
         raise ValueError(msg)
     fit, held_out = _checked_pair(x_train, x_test, len(train), len(known))
     right = _balanced_logistic(_best_c(fit, train, seed=seed)).fit(fit, train).predict(held_out) == known
     n = np.array([np.sum(known == name) for name in scored])
     k = np.array([np.sum(right[known == name]) for name in scored])
-    # To draw n cells of a class with replacement and count those that are right is to draw from a binomial.
+    # Drawing n cells of a class with replacement and counting the correct ones is a binomial draw.
     samples = (np.random.default_rng(seed).binomial(n, k / n, size=(n_boot, len(n))) / n).mean(axis=1)
     return HeldOutScore(float((k / n).mean()), *_interval(samples, level), 1 / len(scored))
 
@@ -98,31 +97,31 @@ def held_out_continuous_probe(
     n_boot: int = 2000,
     seed: int = 0,
 ) -> HeldOutScore:
-    """R2 on held-out cells of a ridge regression that was fitted on others.
+    """R2 on held-out cells of a ridge regression that was fitted to training cells.
 
-    Features are standardised by the cells of the fit, and its penalty is chosen by leave-one-out among them. `value`
-    is ``1 - sum (y - prediction)^2 / sum (y - mean of the fitted cells)^2`` over held-out cells: answering with the
-    mean is exactly 0 (`baseline`), a perfect probe 1, and one worse than the mean negative.
+    Features are standardised by the training cells, and the penalty is chosen by leave-one-out among them. `value` is
+    ``1 - sum (y - prediction)^2 / sum (y - mean of the training cells)^2`` over held-out cells: answering with the mean
+    is exactly 0 (`baseline`), a perfect probe 1, and one worse than the mean negative.
 
     Parameters
     ----------
     x_train, values_train
-        Embedding ``(n_train, n_dims)`` and number ``(n_train,)`` of the cells of the fit.
+        Embedding ``(n_train, n_dims)`` and number ``(n_train,)`` of the training cells.
     x_test, values_test
-        The same of held-out cells.
+        Embedding ``(n_test, n_dims)`` and number ``(n_test,)`` of the held-out cells.
     level, n_boot, seed
         As in :func:`held_out_categorical_probe`; samples are drawn from all held-out cells.
 
     Raises
     ------
     ValueError
-        If shapes differ, an embedding is not finite, or the numbers of the fit or of the held-out cells are all equal.
+        If shapes differ, an embedding is not finite, or the numbers of either set of cells are all equal.
     """
     train, known = np.asarray(values_train, dtype=np.float64), np.asarray(values_test, dtype=np.float64)
     fit, held_out = _checked_pair(x_train, x_test, len(train), len(known))
-    for values, what in ((train, "the fit"), (known, "those held out")):
+    for values, cells in ((train, "training cells"), (known, "held-out cells")):
         if len(values) < 2 or np.ptp(values) == 0:
-            msg = f"two different values are needed among the cells of {what}; {len(values)} cells have one"
+            msg = f"two different values are needed among the {cells}; {len(values)} cells have one"
             raise ValueError(msg)
     probe = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 13))).fit(fit, train)
     residual = (known - probe.predict(held_out)) ** 2
@@ -146,27 +145,27 @@ def held_out_knn_accuracy(
     n_boot: int = 2000,
     seed: int = 0,
 ) -> HeldOutScore:
-    """Share of held-out cells whose nearest neighbours among other cells vote for their label.
+    """Share of held-out cells whose nearest neighbours among the training cells vote for their label.
 
     Parameters
     ----------
     x_train, labels_train
-        Embedding ``(n_train, n_dims)`` and label ``(n_train,)`` of the cells that vote.
+        Embedding ``(n_train, n_dims)`` and label ``(n_train,)`` of the training cells.
     x_test, labels_test
-        The same of held-out cells.
+        Embedding ``(n_test, n_dims)`` and label ``(n_test,)`` of the held-out cells.
     n_neighbors
-        Euclidean neighbours that vote, a tie going to the class that sorts first; fewer where fewer cells vote.
+        Euclidean neighbours that vote, at most all training cells; a tie goes to the class that sorts first.
     level, n_boot, seed
         As in :func:`held_out_categorical_probe`; samples are drawn from all held-out cells.
 
     Returns
     -------
-    The score; its `baseline` is the share of the voters' commonest class among the held-out cells.
+    The score; its `baseline` is the share of the training cells' commonest class among the held-out cells.
 
     Raises
     ------
     ValueError
-        If shapes differ, an embedding is not finite, or there is no cell to vote or to be held out.
+        If shapes differ, an embedding is not finite, or there is no training or no held-out cell.
     """
     names, train = np.unique(np.asarray(labels_train, dtype=object).astype(str), return_inverse=True)
     known = np.asarray(labels_test, dtype=object).astype(str)
@@ -184,19 +183,19 @@ def _balanced_logistic(c: float) -> Pipeline:
 
 
 def _best_c(x: np.ndarray, labels: np.ndarray, *, seed: int) -> float:
-    """Choose the penalty that does best on a third of the cells, fitted on the others; the strongest of equals."""
+    """Choose the penalty that does best on a third of the cells, fitted to the others; the strongest of equals."""
     codes = np.unique(labels, return_inverse=True)[1]
     order = np.random.default_rng(seed).permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]
-    choosing = np.zeros(len(codes), dtype=bool)
-    choosing[order[2::3]] = True  # every third cell of a class
-    asked = np.unique(codes[choosing])
-    if len(asked) < 2 or len(np.unique(codes[~choosing])) < 2:
-        return _PENALTIES[-1]  # too few cells to choose by
+    is_judge = np.zeros(len(codes), dtype=bool)
+    is_judge[order[2::3]] = True  # every third cell of a class
+    judged = np.unique(codes[is_judge])
+    if len(judged) < 2 or len(np.unique(codes[~is_judge])) < 2:
+        return _PENALTIES[-1]  # too few cells to choose
     scores = []
     for c in _PENALTIES:
-        right = _balanced_logistic(c).fit(x[~choosing], codes[~choosing]).predict(x[choosing]) == codes[choosing]
-        scores.append(np.mean([right[codes[choosing] == code].mean() for code in asked]))
+        right = _balanced_logistic(c).fit(x[~is_judge], codes[~is_judge]).predict(x[is_judge]) == codes[is_judge]
+        scores.append(np.mean([right[codes[is_judge] == code].mean() for code in judged]))
     return _PENALTIES[int(np.argmax(scores))]
 
 
@@ -206,5 +205,5 @@ def _interval(samples: np.ndarray, level: float) -> tuple[float, float]:
 
 
 def _checked_pair(x_train: ArrayLike, x_test: ArrayLike, n_train: int, n_test: int) -> tuple[np.ndarray, np.ndarray]:
-    """Check the embeddings of the cells of a fit and of those held out against the number of their labels."""
-    return checked_embedding(x_train, np.ones(n_train)), checked_embedding(x_test, np.ones(n_test))
+    """Check the embeddings of training and held-out cells against the numbers of their labels."""
+    return checked_embedding(x_train, n_train), checked_embedding(x_test, n_test)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CANDIDATES = (np.inf, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
-"""Ridge penalties to choose from, relative to the sum of squares of the predictors; infinity for no slope at all."""
-FEWEST_GROUPS = 3  # contexts or perturbations, to choose a penalty by leaving some out
+"""Ridge penalties to choose from, relative to the sum of squares of the predictors; infinity for no slope."""
+FEWEST_GROUPS = 3  # contexts or perturbations needed to choose a penalty by leaving some out
 N_FOLDS = 10
 
 
@@ -24,33 +24,33 @@ class LinearEffects:
 
     The change in context c under perturbation p is modelled as ``a_p + W z_c``.
 
-    * ``a_p`` is the perturbation's own effect, not penalised. For a perturbation that training never saw it is
-      regressed on features of perturbations; without features it is unknown.
-    * ``z_c`` are the principal components of the training contexts' control means, each context one point, scaled so
-      that the first has variance 1. So a context without a single perturbed training cell gets a change of its own,
-      from what its unperturbed cells look like.
+    * ``a_p`` is the perturbation's own effect, not penalised. The effect of an unseen perturbation is regressed on
+      features of perturbations; without features it is unknown.
+    * ``z_c`` are the principal components of the training contexts' control means, one point per context, scaled so
+      that the first has variance 1. So even a context without perturbed training cells gets a change of its own, from
+      its unperturbed cells.
 
-    What can be identified: with C training contexts there are at most C - 1 components, and as many slopes a gene, so W
-    says how the change differs between contexts that differ as the training contexts do, never more. It is shared by
-    the perturbations: those measured in a context say how strongly it answers on the whole, not how it changes the
-    order of effects. The penalty on W is the candidate with the smallest squared error when each context is left out
-    and predicted from the others; that on the features, when each perturbation is left out, or each tenth of more than
-    ten. "No slope" is a candidate, and wins a draw. With fewer than three contexts or perturbations there is nothing to
-    choose by, and that slope is zero: the prediction is then the mean shift. Nothing is random.
+    Identifiability: C training contexts give at most C - 1 components, and as many slopes per gene, so W describes how
+    the change differs along the differences between training contexts, and no more. All perturbations share W: those
+    measured in a context determine how strongly it responds overall, not how it reorders the effects. The penalty on W
+    is the candidate with the smallest squared error when each context is left out and predicted from the others; the
+    penalty on the features, when each perturbation is left out, or each tenth of more than ten. "No slope" is a
+    candidate and wins ties. Fewer than three contexts or perturbations cannot choose a penalty, and that slope is zero:
+    the prediction is then the mean shift. Nothing is random.
 
     Parameters
     ----------
     effects
-        ``a_p`` of every perturbation seen in training, ``(n_genes,)`` each.
+        ``a_p`` of every training perturbation, ``(n_genes,)`` each.
     origin, axes
         Mean of the training contexts' control means, ``(n_genes,)``, and the components, scaled,
         ``(n_components, n_genes)``.
     slopes
         ``W``, ``(n_components, n_genes)``.
     penalty
-        Chosen for W; infinity for no slope.
+        Penalty chosen for W; infinity for no slope.
     feature_weights, feature_penalty
-        The regression on features, ``(n_features, n_genes)``; None without features.
+        Weights of the regression on features, ``(n_features, n_genes)``, None without features, and their penalty.
     """
 
     effects: dict[str, NDArray[np.float64]]
@@ -76,17 +76,16 @@ class LinearEffects:
         control_means
             Mean of the control cells of every training context, ``(n_genes,)``.
         deltas
-            By perturbation and context, the mean of the perturbed training cells minus that of the controls.
+            Mean of the perturbed training cells minus that of the controls, by perturbation and context.
         features
-            Of every perturbation of training, ``(n_features,)``. The first number multiplies the average effect and is
-            not penalised: 1, or 2 for a combination of two, if the other numbers of a combination are the sums of its
-            parts'. The others should be of similar spread.
+            Features of every training perturbation, ``(n_features,)``. The first multiplies the average effect and is
+            not penalised: 1, or 2 for a combination of two if the other features of a combination are the sums of its
+            parts. The others should have a similar spread.
 
         Raises
         ------
         ValueError
-            If there is no change to learn from, one is of a context without control mean, or a perturbation of
-            training has no features.
+            If `deltas` is empty, one is of a context without control mean, or a training perturbation has no features.
         """
         if not deltas:
             msg = "The linear baseline needs a training context with control and perturbed cells."
@@ -96,9 +95,9 @@ class LinearEffects:
         origin, axes, slopes, own = _fit_contexts(pairs, [penalty])
         weights, feature_penalty = None, np.inf
         if features is not None:
-            lacking = [name for name in pairs.names if name not in features]
-            if lacking:
-                msg = f"There are no features of {lacking[0]!r}, a perturbation of the training cells."
+            missing = [name for name in pairs.names if name not in features]
+            if missing:
+                msg = f"There are no features of {missing[0]!r}, a perturbation of the training cells."
                 raise ValueError(msg)
             x = np.array([features[name] for name in pairs.names], dtype=np.float64)
             feature_penalty = _choose_feature_penalty(x, own[0])
@@ -116,14 +115,14 @@ class LinearEffects:
         control_mean
             Mean of the control cells of the context, ``(n_genes,)``.
         perturbation
-            Name; its own effect is taken if training had it.
+            Name; a training perturbation has its own effect.
         features
-            Of the perturbation, in the form given to :meth:`fit`; needed if training did not have it.
+            Features of the perturbation, as in :meth:`fit`; needed for an unseen perturbation.
 
         Raises
         ------
         ValueError
-            If training did not have the perturbation and there are no features to predict it from.
+            If the perturbation is unseen and has no features to predict it from.
         """
         if perturbation in self.effects:
             effect = self.effects[perturbation]
@@ -161,12 +160,12 @@ class _Pairs(NamedTuple):
         )
 
     def without(self, context: int) -> _Pairs:
-        """Leave out a context, and the perturbations that are nowhere else."""
+        """Leave out a context, and the perturbations that no other context has."""
         keep = self.context != context
         left, name = np.unique(self.name[keep], return_inverse=True)
-        where = self.context[keep]
+        contexts = self.context[keep]
         points = np.delete(self.points, context, axis=0)
-        return _Pairs([self.names[i] for i in left], points, name, where - (where > context), self.deltas[keep])
+        return _Pairs([self.names[i] for i in left], points, name, contexts - (contexts > context), self.deltas[keep])
 
 
 def _sums(values: np.ndarray, groups: np.ndarray, n_groups: int) -> np.ndarray:
@@ -183,13 +182,13 @@ def _fit_contexts(
     n_names, n_contexts = len(pairs.names), len(pairs.points)
     origin = pairs.points.mean(axis=0)
     _, sizes, axes = np.linalg.svd(pairs.points - origin, full_matrices=False)
-    kept = sizes > 1e-6 * max(float(sizes[0]), 1e-9)
-    axes = axes[kept] * np.sqrt(n_contexts) / max(float(sizes[0]), 1e-9)
+    is_large = sizes > 1e-6 * max(float(sizes[0]), 1e-9)
+    axes = axes[is_large] * np.sqrt(n_contexts) / max(float(sizes[0]), 1e-9)
     z = (pairs.points - origin) @ axes.T  # (n_contexts, n_components)
     counts = np.bincount(pairs.name, minlength=n_names)[:, None]
     mean_delta = _sums(pairs.deltas, pairs.name, n_names) / counts
     mean_z = _sums(z[pairs.context], pairs.name, n_names) / counts
-    # The effects are not penalised, so the slopes are those of what is left beside each perturbation's own means.
+    # The effects are not penalised, so the slopes follow from the deviations from each perturbation's own means.
     x, y = z[pairs.context] - mean_z[pairs.name], pairs.deltas - mean_delta[pairs.name]
     slopes = [_ridge(x.T @ x, x.T @ y, penalty * len(x)) for penalty in penalties]
     return origin, axes, slopes, [mean_delta - mean_z @ w for w in slopes]
@@ -203,7 +202,7 @@ def _ridge(gram: np.ndarray, moments: np.ndarray, penalty: float) -> np.ndarray:
 
 
 def _choose_context_penalty(pairs: _Pairs) -> float:
-    """Leave each context out in turn; the larger penalty wins a draw."""
+    """Leave each context out in turn; the larger penalty wins ties."""
     n_contexts = len(pairs.points)
     if n_contexts < FEWEST_GROUPS:
         return np.inf
@@ -214,9 +213,9 @@ def _choose_context_penalty(pairs: _Pairs) -> float:
         z = (pairs.points[left_out] - origin) @ axes.T
         position = {name: i for i, name in enumerate(others.names)}
         rows = [i for i in np.flatnonzero(pairs.context == left_out) if pairs.names[pairs.name[i]] in position]
-        known = [position[pairs.names[pairs.name[i]]] for i in rows]
+        seen = [position[pairs.names[pairs.name[i]]] for i in rows]
         for k in range(len(CANDIDATES)):
-            errors[k] += np.square(pairs.deltas[rows] - effects[k][known] - z @ slopes[k]).sum()
+            errors[k] += np.square(pairs.deltas[rows] - effects[k][seen] - z @ slopes[k]).sum()
     return CANDIDATES[int(np.argmin(errors))]
 
 
@@ -230,15 +229,15 @@ def _ridge_on_features(x: np.ndarray, y: np.ndarray, penalties: Sequence[float])
     apart, outcome = (values - first @ (first.T @ values) / scale for values in (rest, y))
     gram, moments = apart.T @ apart, apart.T @ outcome
     unit = float(np.trace(gram)) / max(1, len(gram)) or 1.0
-    found = []
+    weights = []
     for penalty in penalties:
         slopes = _ridge(gram, moments, penalty * unit)
-        found.append(np.vstack([first.T @ (y - rest @ slopes) / scale, slopes]))
-    return found
+        weights.append(np.vstack([first.T @ (y - rest @ slopes) / scale, slopes]))
+    return weights
 
 
 def _choose_feature_penalty(x: np.ndarray, y: np.ndarray) -> float:
-    """Leave perturbations out in turn; the larger penalty wins a draw."""
+    """Leave perturbations out in turn; the larger penalty wins ties."""
     if len(x) < FEWEST_GROUPS:
         return np.inf
     fold = np.arange(len(x)) % N_FOLDS

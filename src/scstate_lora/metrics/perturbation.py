@@ -16,7 +16,7 @@ def pearson_delta(pred_mean: ArrayLike, real_mean: ArrayLike, control_mean: Arra
     """Pearson correlation, over genes, of the predicted and the measured change of the mean.
 
     The change (delta) is the mean of perturbed cells minus the mean of measured control cells. Between -1 and 1. Both
-    deltas share the control mean, so that noise in it counts as agreement, and a shift common to all genes is ignored.
+    deltas share the control mean, so noise in it counts as agreement; a shift common to all genes is ignored.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def pearson_delta_top(pred_mean: ArrayLike, real_mean: ArrayLike, control_mean: 
     pred_mean, real_mean, control_mean
         As in :func:`pearson_delta`.
     n_top
-        Genes that count; the earlier gene wins a tie.
+        Number of genes; the earlier gene wins a tie.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def pearson_delta_top(pred_mean: ArrayLike, real_mean: ArrayLike, control_mean: 
     """
     pred, real, control = _checked_means(pred_mean, real_mean, control_mean)
     if len(real) < n_top:
-        msg = f"The top {n_top} genes were asked for and there are {len(real)}."
+        msg = f"The top {n_top} genes were requested, but there are only {len(real)}."
         raise ValueError(msg)
     top = np.argsort(-np.abs(real - control), kind="stable")[:n_top]
     return pearson_delta(pred[top], real[top], control[top])
@@ -107,7 +107,7 @@ def mean_distance(x: ArrayLike, y: ArrayLike | None = None, *, chunk: int = 1024
         Cells, shapes ``(n, n_genes)`` and ``(m, n_genes)``. Without `y`, all n * n pairs within `x`, a cell's zero
         distance to itself included.
     chunk
-        Cells in a block.
+        Cells per block.
 
     Raises
     ------
@@ -125,8 +125,8 @@ def mean_distance(x: ArrayLike, y: ArrayLike | None = None, *, chunk: int = 1024
 def energy_distance(x: ArrayLike, y: ArrayLike, *, chunk: int = 1024) -> float:
     """Energy distance of two sets of cells: ``2 E|x - y| - E|x - x'| - E|y - y'|``, Euclidean over all genes.
 
-    The V-statistic: a cell's zero distance to itself is counted, so the value is never negative and is 0 for equal
-    sets, but two samples of one population score above 0, the more so the fewer cells they have. Not halved, no root
+    The V-statistic, which counts a cell's zero distance to itself: the value is never negative and is 0 for equal sets,
+    but two samples of one population score above 0, the more so the fewer cells they have. Not halved, and no root is
     taken. In units of the expression.
 
     Parameters
@@ -134,7 +134,7 @@ def energy_distance(x: ArrayLike, y: ArrayLike, *, chunk: int = 1024) -> float:
     x, y
         Cells, shapes ``(n, n_genes)`` and ``(m, n_genes)``.
     chunk
-        Cells in a block; memory grows with its square, the time with ``(n + m)^2 * n_genes``.
+        Cells per block; memory grows with its square, time with ``(n + m)^2 * n_genes``.
 
     Raises
     ------
@@ -152,8 +152,8 @@ def energy_distance(x: ArrayLike, y: ArrayLike, *, chunk: int = 1024) -> float:
 def variance_ratio(pred: ArrayLike, real: ArrayLike) -> float:
     """Total variance of the predicted cells over that of the measured ones: the sum over genes of each, divided.
 
-    1 is right, 0 is a prediction that collapsed to one profile, above 1 too much spread. Sums are compared rather than
-    genes, so that a gene hardly ever expressed cannot dominate. Variances are the population's (divided by n).
+    1 is right, 0 is a prediction that collapsed to one profile, and above 1 the spread is too large. Sums are compared
+    rather than genes, so that a rarely expressed gene cannot dominate. Variances are divided by n.
 
     Parameters
     ----------
@@ -163,11 +163,11 @@ def variance_ratio(pred: ArrayLike, real: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        If there are fewer than two cells on either side, a number is not finite, or the measured cells are all equal.
+        If either side has fewer than two cells, a number is not finite, or the measured cells are all equal.
     """
     totals = []
-    for name, given in (("pred", pred), ("real", real)):
-        cells = checked_cells(given, name)
+    for name, side in (("pred", pred), ("real", real)):
+        cells = checked_cells(side, name)
         if len(cells) < 2:
             msg = f"A variance needs at least two cells; {name} has {len(cells)}."
             raise ValueError(msg)
@@ -183,8 +183,8 @@ def ceiling(
 ) -> float:
     """Score that a replicate of the experiment would get: one random half of the measured cells against the other.
 
-    A half has half the cells, so where a score depends on their number (:func:`energy_distance`) the ceiling is a
-    little pessimistic and a very good model can pass it.
+    A half has half the cells, so where a score depends on their number (:func:`energy_distance`) the ceiling is
+    slightly pessimistic, and a very good model can exceed it.
 
     Parameters
     ----------
@@ -195,12 +195,12 @@ def ceiling(
     n_splits
         Random splits, whose scores are averaged.
     seed
-        Of the splits; one seed gives the same halves for every score.
+        Seed of the splits; one seed gives the same halves for every score.
 
     Raises
     ------
     ValueError
-        If there are fewer than two cells, or `score` raises it for a half.
+        If there are fewer than two cells, or `score` raises it.
     """
     if len(real) < 2:
         msg = f"Two halves need at least two measured cells; there is {len(real)}."
@@ -215,14 +215,14 @@ def ceiling(
 
 
 def goodness(values: ArrayLike, *, direction: Literal["higher", "lower", "one"]) -> np.ndarray:
-    """Turn scores round so that more is better.
+    """Turn scores so that larger is better.
 
     Parameters
     ----------
     values
         Scores of any shape.
     direction
-        ``"higher"`` is better, ``"lower"`` is better, or best at ``"one"`` (then minus the distance to 1).
+        ``"higher"`` or ``"lower"`` is better, or ``"one"`` is best (minus the distance to 1).
     """
     array = np.asarray(values, dtype=np.float64)
     if direction == "one":
@@ -236,12 +236,12 @@ def skill(good: ArrayLike, *, floor: ArrayLike, ceiling: ArrayLike) -> np.ndarra
     Parameters
     ----------
     good, floor, ceiling
-        Scores of the model, the baseline and the ceiling, more being better (:func:`goodness`); shapes that broadcast.
+        Scores of the model, the baseline and the ceiling, larger being better (:func:`goodness`); shapes broadcast.
 
     Returns
     -------
-    Array of the common shape; NaN where the ceiling is not above the floor, for then the scale means nothing. Below 0
-    is worse than the baseline.
+    Array of the common shape; NaN where the ceiling is not above the floor, as the scale is then meaningless. Values
+    below 0 are worse than the baseline.
     """
     floor = np.asarray(floor, dtype=np.float64)
     gap = np.asarray(ceiling, dtype=np.float64) - floor
@@ -256,13 +256,13 @@ def bootstrap_interval(
     Parameters
     ----------
     values
-        One number a context, shape ``(n,)``, all finite.
+        One number per context, shape ``(n,)``, all finite.
     n_boot
-        Samples drawn with replacement.
+        Bootstrap samples.
     level
-        Share of the samples' means inside the interval.
+        Share of the samples' means within the interval.
     seed
-        Of the samples; one seed draws the same contexts for every score.
+        Seed of the samples; one seed draws the same contexts for every score.
     """
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
@@ -273,7 +273,7 @@ def bootstrap_interval(
 
 
 def _mean_distance(x: np.ndarray, y: np.ndarray, *, within: bool, chunk: int) -> float:
-    # Distances do not change with the origin, but |a|^2 - 2ab + |b|^2 loses its digits far away from it.
+    # Distances do not depend on the origin, but |a|^2 - 2ab + |b|^2 loses precision far from it.
     origin = (x.mean(axis=0, dtype=np.float64) + y.mean(axis=0, dtype=np.float64)) / 2
     total = 0.0
     for i in range(0, len(x), chunk):
@@ -284,7 +284,7 @@ def _mean_distance(x: np.ndarray, y: np.ndarray, *, within: bool, chunk: int) ->
             sq = a_sq[:, None] + np.einsum("ij,ij->i", b, b)[None, :] - 2 * (a @ b.T)
             if within and i == j:
                 np.fill_diagonal(sq, 0.0)
-            # Within one set the blocks above the diagonal stand for those below.
+            # Within one set the blocks above the diagonal also stand for those below it.
             weight = 2.0 if within and i != j else 1.0
             total += weight * float(np.sqrt(np.maximum(sq, 0.0)).sum())
     return total / (len(x) * len(y))
@@ -294,7 +294,7 @@ def _checked_means(*means: ArrayLike) -> list[np.ndarray]:
     arrays = [np.asarray(m, dtype=np.float64) for m in means]
     shapes = [a.shape for a in arrays]
     if arrays[0].ndim != 1 or not arrays[0].size or len(set(shapes)) > 1:
-        msg = f"Means must be vectors with one number a gene, the same genes in each; found shapes {shapes}."
+        msg = f"Means must be vectors with one number per gene, of the same genes; found shapes {shapes}."
         raise ValueError(msg)
     if not all(np.isfinite(a).all() for a in arrays):
         msg = "A mean expression is NaN or infinite."
@@ -303,7 +303,7 @@ def _checked_means(*means: ArrayLike) -> list[np.ndarray]:
 
 
 def checked_cells(cells: ArrayLike, name: str) -> np.ndarray:
-    """Return cells as an array of shape ``(n_cells, n_genes)``; a ValueError if they are none, or not finite."""
+    """Return cells as an array ``(n_cells, n_genes)``; a ValueError if there are none, or a number is not finite."""
     cells = np.asarray(cells)
     if cells.ndim != 2 or not cells.size:
         msg = f"{name} must have shape (n_cells, n_genes) and at least one cell; its shape is {cells.shape}."

@@ -1,4 +1,4 @@
-"""How steadily a training went: spread of the late loss, gradient spikes, gain in validation loss, time and memory."""
+"""Stability of a training: variance of the late loss, gradient spikes, improvement of the validation loss."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 def loss_variance(loss: ArrayLike, *, share: float = 0.1) -> float:
     """Variance of the training loss over the last steps.
 
-    Of the loss as it was minimised, in its squared units and divided by n: it tells trainings of one loss on one data
-    set apart, and says little across data sets. NaN if one of these losses is not finite, as of a training that broke.
+    In squared units of the minimised loss, divided by n: it compares trainings with one loss on one data set, and says
+    little across data sets. NaN if one of these losses is not finite, as when a training diverged.
 
     Parameters
     ----------
     loss
         Training loss of every optimiser step, in order, shape ``(n_steps,)``.
     share
-        Share of the steps that count, rounded up, two at the least.
+        Share of the steps that count, rounded up, at least two steps.
 
     Raises
     ------
@@ -42,15 +42,15 @@ def loss_variance(loss: ArrayLike, *, share: float = 0.1) -> float:
 def spikes(grad_norm: ArrayLike, *, n_mad: float = 5.0) -> np.ndarray:
     """Find the steps whose gradient norm lies above the median plus `n_mad` median absolute deviations.
 
-    Median and deviation are those of the whole training, and the deviation is not scaled to a standard one. A norm that
-    is not finite is a spike, and counts for neither.
+    Median and deviation are of the whole training, and the deviation is not scaled to a standard deviation. A norm that
+    is not finite is a spike and enters neither.
 
     Parameters
     ----------
     grad_norm
-        Norm of the gradient of every optimiser step, before it is clipped, shape ``(n_steps,)``.
+        Norm of the gradient of every optimiser step, before clipping, shape ``(n_steps,)``.
     n_mad
-        How many deviations.
+        Number of deviations.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def spikes(grad_norm: ArrayLike, *, n_mad: float = 5.0) -> np.ndarray:
     """
     norms = _vector(grad_norm, "grad_norm")
     if not len(norms):
-        msg = "There is no gradient norm: no step was made."
+        msg = "There is no gradient norm: the training made no step."
         raise ValueError(msg)
     finite = norms[np.isfinite(norms)]
     if not len(finite):
@@ -91,18 +91,17 @@ def gradient_spikes(grad_norm: ArrayLike, epoch: ArrayLike, *, n_mad: float = 5.
     ValueError
         If there is no step, or the shapes differ.
     """
-    found, epochs = spikes(grad_norm, n_mad=n_mad), np.asarray(epoch)
-    if epochs.shape != found.shape:
-        msg = f"epoch has shape {epochs.shape}, grad_norm {found.shape}; they must be one a step."
+    is_spike, epochs = spikes(grad_norm, n_mad=n_mad), np.asarray(epoch)
+    if epochs.shape != is_spike.shape:
+        msg = f"epoch has shape {epochs.shape}, grad_norm {is_spike.shape}; both need one number per step."
         raise ValueError(msg)
-    return float(found.sum() / len(np.unique(epochs)))
+    return float(is_spike.sum() / len(np.unique(epochs)))
 
 
 def validation_improvement(val_loss: ArrayLike) -> float:
     """Share by which the validation loss fell from the first epoch to the best one; 0.2 is 20 %.
 
-    The first epoch is the first that was validated: after it, not before it. So what a model gains within that epoch,
-    or by a good start, is not seen here.
+    The first validation is after the first epoch, so gains within that epoch, or by a good start, do not count.
 
     Parameters
     ----------
@@ -112,11 +111,11 @@ def validation_improvement(val_loss: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        If there is no epoch, or the first loss is not above 0, of which there is no share.
+        If there is no epoch, or the first loss is not above 0.
     """
     losses = _vector(val_loss, "val_loss")
     if not len(losses):
-        msg = "There is no validation loss: no cell validates."
+        msg = "There is no validation loss: no cell is a validation cell."
         raise ValueError(msg)
     if not losses[0] > 0:
         msg = f"The validation loss of the first epoch is {losses[0]:.3g}; a share needs one above 0."
@@ -127,6 +126,6 @@ def validation_improvement(val_loss: ArrayLike) -> float:
 def _vector(values: ArrayLike, name: str) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
-        msg = f"{name} must be a vector with one number a step or epoch; its shape is {array.shape}."
+        msg = f"{name} must be a vector with one number per step or epoch; its shape is {array.shape}."
         raise ValueError(msg)
     return array

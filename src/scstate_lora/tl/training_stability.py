@@ -28,7 +28,7 @@ def stability(history: Any, *, share: float = 0.1, n_mad: float = 5.0) -> pd.Dat
 
     * ``loss_variance``: variance of the training loss over the last 10 % of the steps, in squared units of that loss
       (:func:`scstate_lora.metrics.loss_variance`).
-    * ``loss_variance_relative``: the same over the squared mean of those losses, to compare trainings with other losses.
+    * ``loss_variance_relative``: the same over the squared mean of those losses, to compare different losses.
     * ``gradient_spikes``: steps per epoch whose gradient norm, before clipping, lies above the median of the
       training + 5 median absolute deviations.
     * ``validation_improvement``: share by which the validation loss fell from the first epoch to the best one.
