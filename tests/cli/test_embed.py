@@ -156,7 +156,7 @@ def test_inspect_says_what_a_checkpoint_is_and_its_uses(call):
         "beside it": "model.safetensors, se_tiny_epoch4.ckpt",
         "layers": "1",
         "heads": "2",
-        "tokens a cell": "20",
+        "tokens per cell": "20",
         "embedding length": r"18 \(8 of the cell, 10 of the data set\)",
         "genes": r"60: TP53, ACTB, GAPDH, … \(symbols\)",
         "licence": "unknown; Arc's published SE weights are non-commercial",

@@ -108,6 +108,6 @@ def test_rows_of_another_base_or_shape_raises(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_raises(tmp_path: Path) -> None:
     (tmp_path / "thesis.docx").touch()
-    with pytest.raises(ValueError, match="holds something else than an interrupted embedding"):
+    with pytest.raises(ValueError, match="holds something other than an interrupted embedding"):
         _open(tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.docx"]

@@ -266,14 +266,14 @@ def test_missing_file_raises(tmp_path: Path) -> None:
 
 
 def test_check_state_passes_equal_names_and_shapes() -> None:
-    check_state({"a": torch.zeros(2)}, {"a": torch.ones(2)}, what="adapters.safetensors")
+    check_state({"a": torch.zeros(2)}, {"a": torch.ones(2)}, source="adapters.safetensors")
 
 
 def test_check_state_lists_all_differences_raises() -> None:
     expected = {"same": torch.zeros(1), "lost": torch.zeros(2, 3), "wide": torch.zeros(4), "real": torch.zeros(7)}
     stored = {"same": torch.zeros(1).half(), "extra": torch.zeros(5), "wide": torch.zeros(6), "real": torch.arange(7)}
     with pytest.raises(ValueError, match=r"adapters\.safetensors do not fit") as caught:
-        check_state(expected, stored, what="adapters.safetensors")
+        check_state(expected, stored, source="adapters.safetensors")
     message = str(caught.value)
     assert "missing: lost (2, 3)" in message
     assert "unexpected: extra (5,)" in message

@@ -531,7 +531,7 @@ def test_nothing_to_merge_raises() -> None:
         merge(_base())
     adapted = _two(_base())
     set_adapter(adapted, None)
-    with pytest.raises(ValueError, match=r"There are: \['near', 'far'\]"):
+    with pytest.raises(ValueError, match=r"existing ones: \['near', 'far'\]"):
         merge(adapted)
 
 

@@ -1,4 +1,4 @@
-"""Models on disk: a directory of JSON and safetensors, and the layout of published checkpoints."""
+"""Models on disk: our directories of JSON and safetensors, and published checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Add an embedding to a copy of a file of cells, block by block, and put the copy in place at the end."""
+"""Add an embedding to a copy of a file of cells, block by block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 FORMATS = (".h5ad", ".zarr", ".npy")
-"""What an embedding can be written to; the first two hold all of the cells, the last the numbers alone."""
+"""Formats of an embedding; the first two hold the whole data set, the last only the matrix."""
 
 _CHUNK_BYTES = 2**20
 
@@ -34,27 +34,28 @@ def write_embedding(
     Parameters
     ----------
     cells
-        An ``.h5ad`` or ``.zarr``; only read.
+        An ``.h5ad`` or ``.zarr``, which is only read.
     out
-        A path with the same ending, or an ``.npy`` for the embedding alone. What was there is replaced; may be `cells`.
+        A path with the same ending, or an ``.npy`` for the embedding alone. An existing file is replaced; it may be
+        `cells` itself.
     blocks
-        First row and rows of consecutive blocks, float32 ``(n, shape[1])``.
+        Number of the first row, and rows, of consecutive blocks, float32 ``(n, shape[1])``.
     shape
-        Of the embedding.
+        Shape of the embedding.
     key
-        Its key in ``obsm``.
+        Key of the embedding in ``obsm``.
     uns
-        Nested keys to values that are added to ``uns``.
+        Nested dict that is merged into ``uns``.
 
     Raises
     ------
     OSError
-        Writing failed; what was at `out` is unchanged.
+        If writing fails; an existing file at `out` is unchanged.
     """
     cells, out = Path(cells), Path(out)
     with in_place(out) as temporary:
         if out.suffix == ".npy":
-            # Python's own file, as memory that is mapped to a file counts as used.
+            # A plain file rather than a memory map, whose pages count as used memory.
             with temporary.open("wb") as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
@@ -77,7 +78,7 @@ def write_embedding(
 def _add(
     group: Any, blocks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, int], key: str, uns: Mapping[str, Any]
 ) -> None:
-    """Write ``obsm[key]`` and ``uns`` of a store that anndata wrote."""
+    """Write ``obsm[key]`` and ``uns`` into a store that anndata wrote."""
     from anndata.io import read_elem, write_elem
 
     for name in ("obsm", "uns"):
@@ -86,7 +87,7 @@ def _add(
     if key in group["obsm"]:
         del group["obsm"][key]
     n_rows = max(1, min(shape[0], _CHUNK_BYTES // (4 * shape[1])))
-    # anndata writes the array's description, an empty one; it is then filled.
+    # anndata writes an empty array with its attributes, which is then resized and filled.
     is_zarr = not hasattr(group, "filename")
     chunks = {"chunks": (n_rows, shape[1])} if is_zarr else {"chunks": (n_rows, shape[1]), "maxshape": (None, shape[1])}
     write_elem(group["obsm"], key, np.zeros((0, shape[1]), dtype=np.float32), dataset_kwargs=chunks)
@@ -100,7 +101,7 @@ def _add(
 
 
 def _merged(old: Any, new: Any) -> Any:
-    """Nested dicts joined; what is new wins."""
+    """Merge nested dicts; new values take precedence."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
     return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}

@@ -1,4 +1,4 @@
-"""A matrix on disk that is filled from the front, and filled on after an interruption."""
+"""A matrix on disk that is filled row by row and can be resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
 
 _DONE = "progress.json"
 _ROWS = "rows.f32"
-# Seconds between two flushes to the disk: what at most is computed again after a kill.
 _INTERVAL = 1.0
+"""Seconds between two flushes to the disk: a killed process loses at most this much work."""
 
 
 class PartialMatrix:
-    """Rows of a float32 matrix, appended in order to a folder; what was flushed outlives the process.
+    """Rows of a float32 matrix, appended in order to a folder; flushed rows survive the process.
 
     Parameters
     ----------
     folder
-        Made where it does not exist.
+        Created if it does not exist.
     shape
-        Of the finished matrix.
+        Shape of the finished matrix.
     made_from
-        What the matrix depends on, JSON-able. A folder with another one is refused.
+        Description of everything the matrix depends on, JSON-able. A folder with another description is refused.
 
     Raises
     ------
     ValueError
-        The folder holds something else, or rows made from something else.
+        If the folder holds other files, or rows made from something else.
     OSError
-        The folder cannot be written to.
+        If the folder cannot be written to.
     """
 
     def __init__(self, folder: str | Path, *, shape: tuple[int, int], made_from: Mapping[str, Any]) -> None:
@@ -47,7 +47,7 @@ class PartialMatrix:
         self.done = self._read_done()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = (self.folder / _ROWS).open("r+b" if (self.folder / _ROWS).exists() else "w+b")
-        # What was lost is computed again; rows after the last flush may be torn.
+        # Rows after the last flush may be torn, and are computed again.
         self.done = min(self.done, (self.folder / _ROWS).stat().st_size // self._row_bytes)
         self._file.truncate(self.done * self._row_bytes)
         self._file.seek(0, os.SEEK_END)
@@ -65,7 +65,7 @@ class PartialMatrix:
             self.flush()
 
     def flush(self) -> None:
-        """Make sure that the rows so far outlive a crash: first the rows, then their number."""
+        """Write the rows so far to the disk, then their number, so that both survive a crash."""
         self._file.flush()
         os.fsync(self._file.fileno())
         text = json.dumps({"made_from": self._made_from, "done": self.done})
@@ -75,7 +75,7 @@ class PartialMatrix:
         self._flushed = time.monotonic()
 
     def blocks(self, n_rows: int = 4096) -> Iterator[tuple[int, np.ndarray]]:
-        """Read the rows so far, some at a time: the first row's number and the rows."""
+        """Read the rows so far in blocks: the number of the first row, and the rows ``(n, shape[1])``."""
         self.flush()
         for start in range(0, self.done, n_rows):
             count = min(n_rows, self.done - start) * self.shape[1]
@@ -83,7 +83,7 @@ class PartialMatrix:
             yield start, rows.reshape(-1, self.shape[1])
 
     def remove(self) -> None:
-        """Delete the folder, once the matrix is where it belongs."""
+        """Delete the folder, once the matrix has been copied to its destination."""
         self._file.close()
         shutil.rmtree(self.folder)
 
@@ -96,23 +96,23 @@ class PartialMatrix:
             self._file.close()
 
     def _read_done(self) -> int:
-        """Find how many rows are there already."""
+        """Read the number of rows done already."""
         if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
             return 0
         if not self.folder.is_dir() or {f.name for f in self.folder.iterdir()} - {_DONE, _ROWS, f"{_DONE}.new"}:
-            msg = f"{self.folder} holds something else than an interrupted embedding. Name another folder."
+            msg = f"{self.folder} holds something other than an interrupted embedding. Choose another folder."
             raise ValueError(msg)
         try:
             stored = json.loads((self.folder / _DONE).read_text(encoding="utf-8"))
         except FileNotFoundError:  # interrupted before the first flush
             return 0
-        found = stored["made_from"]
-        differing = [key for key in {**found, **self._made_from} if found.get(key) != self._made_from.get(key)]
+        before, now = stored["made_from"], self._made_from
+        differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if differing:
-            listed = "; ".join(f"{key} was {found.get(key)}, is {self._made_from.get(key)}" for key in differing[:3])
+            listed = "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in differing[:3])
             msg = (
                 f"{self.folder} holds an interrupted embedding of something else ({listed}). Delete it to start "
-                "afresh, or name another folder."
+                "afresh, or choose another folder."
             )
             raise ValueError(msg)
         return int(stored["done"])

@@ -31,28 +31,25 @@ def save_directory(
     tensors: Mapping[str, Mapping[str, Tensor]],
     texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a model directory, or leave what was there as it was.
-
-    The directory is built beside ``path``, flushed to disk, and moved into place at the end. A model saved there
-    before is replaced.
+    """Write a model directory, whole or not at all. A model saved there before is replaced.
 
     Parameters
     ----------
     path
         Directory to write. Missing parents are made.
     metadata
-        What ``model.json`` holds, JSON-able; ``format_version``, ``package_version`` and ``files`` are added.
+        Content of ``model.json``, JSON-able; ``format_version``, ``package_version`` and ``files`` are added.
     tensors
-        File name without its ending to a state dict; each is written to ``<name>.safetensors``.
+        State dicts by name; each is written to ``<name>.safetensors``.
     texts
-        File name to its text, for instance ``NOTICE``.
+        Texts by file name, for instance ``NOTICE``.
 
     Raises
     ------
     FileExistsError
         If ``path`` exists and is not a directory that this function wrote, or holds further files.
     OSError
-        If writing fails, for instance on a full disk.
+        If writing fails, for instance on a full disk; an older save is intact.
     """
     path = Path(path).expanduser().resolve()
     texts = texts or {}
@@ -81,12 +78,12 @@ def save_directory(
 
 
 def holds_save(path: str | Path) -> bool:
-    """Whether a path is a directory that :func:`save_directory` wrote, by its looks."""
+    """Whether a path looks like a directory that :func:`save_directory` wrote."""
     return (Path(path).expanduser() / _METADATA).is_file()
 
 
 def load_directory(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Read what :func:`save_directory` wrote.
+    """Read a directory that :func:`save_directory` wrote.
 
     Parameters
     ----------
@@ -96,9 +93,9 @@ def load_directory(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str
     Returns
     -------
     metadata
-        Contents of ``model.json``.
+        Content of ``model.json``.
     tensors
-        File name without its ending to its tensors, on the CPU.
+        State dicts by name, on the CPU.
 
     Raises
     ------
@@ -125,8 +122,8 @@ def load_directory(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str
     present = {file.name for file in path.iterdir()}
     missing = sorted(set(metadata["files"]) - present)
     if missing:
-        msg_0 = f"{path} lacks {', '.join(missing)}. Copy the whole directory, or save the model again."
-        raise FileNotFoundError(msg_0)
+        msg = f"{path} lacks {', '.join(missing)}. Copy the whole directory, or save the model again."
+        raise FileNotFoundError(msg)
     tensors = {}
     for name in metadata["files"]:
         if name.endswith(".safetensors"):
@@ -138,35 +135,35 @@ def load_directory(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str
     return metadata, tensors
 
 
-def check_state(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], *, what: str) -> None:
-    """Compare every name and shape before anything is copied.
+def check_state(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], *, source: str) -> None:
+    """Compare all names and shapes before anything is copied.
 
     Parameters
     ----------
     expected
-        State dict of the network that is to receive the tensors.
+        State dict of the network that receives the tensors.
     stored
         Tensors that were read.
-    what
-        What they are, for the message, such as a file's name.
+    source
+        Source of the tensors for the error message, such as a file name.
 
     Raises
     ------
     ValueError
-        Naming all missing, unexpected and differently shaped tensors.
+        If a tensor is missing, unexpected, of another shape or of another kind of number. All of them are named.
     """
     problems = compare_tensors(expected, stored)
     if problems:
         listed = "\n  ".join(problems)
         msg = (
-            f"The tensors of {what} do not fit the model, nothing was loaded:\n  {listed}\n"
+            f"The tensors of {source} do not fit the model, nothing was loaded:\n  {listed}\n"
             "Load it with the class, settings and package version it was saved with."
         )
         raise ValueError(msg)
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Raise unless ``path`` is free, an empty directory, or one of our saves and nothing else."""
+    """Raise unless `path` is free, an empty directory, or one of our saves without further files."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not (path / _METADATA).is_file():
@@ -175,7 +172,7 @@ def _refuse_foreign(path: Path) -> None:
     try:
         ours = set(_read_metadata(path / _METADATA)["files"])
     except ValueError as error:
-        msg = f"{path} exists and cannot be told to be a saved model: {error} Choose another path, or remove it first."
+        msg = f"{path} exists and is not recognised as a saved model: {error} Choose another path, or remove it first."
         raise FileExistsError(msg) from error
     further = sorted(file.name for file in path.iterdir() if file.name not in ours)
     if further:
@@ -192,25 +189,26 @@ def _read_metadata(file: Path) -> dict[str, Any]:
     except ValueError as error:  # also bytes that are not text
         msg = f"{file} is not valid JSON ({error}). Copy it again, or save the model again."
         raise ValueError(msg) from error
-    found = metadata.get("format_version") if isinstance(metadata, dict) else None
-    if not isinstance(found, int):
+    format_version = metadata.get("format_version") if isinstance(metadata, dict) else None
+    if not isinstance(format_version, int):
         msg = f"{file} has no format_version, so scstate_lora did not write it. Give a directory made by save()."
         raise ValueError(msg)
-    if found > FORMAT_VERSION:
+    if format_version > FORMAT_VERSION:
         msg = (
-            f"{file} has format version {found}, written by scstate-lora {metadata.get('package_version', '?')}; "
-            f"this one, {version('scstate-lora')}, reads up to {FORMAT_VERSION}. Upgrade scstate-lora."
+            f"{file} has format version {format_version}, written by scstate-lora "
+            f"{metadata.get('package_version', '?')}; this one, {version('scstate-lora')}, reads up to "
+            f"{FORMAT_VERSION}. Upgrade scstate-lora."
         )
         raise ValueError(msg)
     files = metadata.get("files")
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-        msg_0 = f"{file} does not list its files under 'files'. Copy it again, or save the model again."
-        raise ValueError(msg_0)
+        msg = f"{file} does not list its files under 'files'. Copy it again, or save the model again."
+        raise ValueError(msg)
     return metadata
 
 
 def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, and no two tensors in one storage, which safetensors refuses."""
+    """Copy tensors to the CPU, contiguous and each in its own storage, as safetensors requires."""
     seen: set[int] = set()
     result = {}
     for name, tensor in state.items():

@@ -387,6 +387,6 @@ def _check_known(module: nn.Module, name: str) -> None:
         raise KeyError(msg)
 
 
-def _refuse_merged(module: nn.Module, what: str) -> None:
+def _refuse_merged(module: nn.Module, action: str) -> None:
     if is_merged(module):
-        raise ValueError(while_merged(what))
+        raise ValueError(while_merged(action))

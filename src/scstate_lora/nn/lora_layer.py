@@ -63,6 +63,6 @@ class AdaptedLinear(PeftLinear):
         return super().train(mode)
 
 
-def while_merged(what: str) -> str:
+def while_merged(action: str) -> str:
     """Compose the error message for an action that merged adapters do not allow."""
-    return f"The adapters are merged into the weights: cannot {what} now. Unmerge them first, unmerge."
+    return f"The adapters are merged into the weights: cannot {action} now. Unmerge them first, unmerge."

@@ -186,7 +186,7 @@ def check_resumable(path: Path, checkpoint: Mapping[str, Any], plan: nn.Module, 
         msg = f"{path} is a checkpoint of {there['plan']}; this is {about['plan']}. Resume it with its own model."
         raise ValueError(msg)
     state: dict[str, Tensor] = plan.state_dict()
-    check_state({name: state[name] for name in trained_names(plan)}, checkpoint["state_dict"], what=str(path))
+    check_state({name: state[name] for name in trained_names(plan)}, checkpoint["state_dict"], source=str(path))
     if there["frozen"] != about["frozen"]:
         msg = f"{path} was trained on another base: the frozen weights differ. Resume with the base it was started on."
         raise ValueError(msg)

@@ -36,8 +36,8 @@ def test_se_folder(make_se: Callable[..., Any], tmp_path: Path) -> None:
     assert report.problems == []
     assert rows["file"].startswith(f"{folder / 'se600m_epoch16.ckpt'} (Lightning checkpoint, ")
     assert rows["beside it"] == "se600m_epoch4.ckpt"
-    assert rows["embedding length"] == "15 (5 of the cell, 10 of the data set)"
-    sizes = ("width (d_model)", "layers", "heads", "feed-forward (d_hid)", "protein embedding width", "tokens a cell")
+    assert rows["embedding length"] == "15 (5 for the cell, 10 for the data set)"
+    sizes = ("width (d_model)", "layers", "heads", "feed-forward (d_hid)", "protein embedding width", "tokens per cell")
     assert [rows[label] for label in sizes] == ["8", "2", "4", "12", "6", "9"]
     assert [rows[label] for label in ("dataset correction", "read depth (rda)", "count encoder")] == ["yes"] * 3
     assert rows["configuration"] == str(folder / "config.yaml")
@@ -58,7 +58,7 @@ def test_true_files(form: str) -> None:
     report = inspect_path(TRUE / form)
     rows = dict(report.rows)
     assert (report.kind, report.problems, len(report.uses)) == ("se", [], 3)
-    assert rows["tokens a cell"] == "20"
+    assert rows["tokens per cell"] == "20"
     assert rows["genes"] == "60: TP53, ACTB, GAPDH, … (symbols)"
 
 
@@ -130,10 +130,10 @@ def test_st(st_folder: Path) -> None:
     assert (report.kind, report.problems) == ("st", [])
     assert report.title.startswith("ST-Tahoe (final.ckpt): an ST (state transition) model")
     assert rows["beside it"] == str(Path("checkpoints") / "step=900.ckpt")
-    sizes = ("backbone", "heads", "feed-forward", "cells in a set", "reads")
+    sizes = ("backbone", "heads", "feed-forward", "cells per set", "reads")
     assert [rows[label] for label in sizes] == ["llama, 2 layer(s) of 16", "2 of 6", "16", "4", "12 genes (HVGs)"]
     assert rows["genes"] == "12: GENE0, GENE1, GENE5, … (symbols)"
-    assert rows["perturbations"] == "4, of 4 numbers each: IFNG, MYC+KRAS, TP53, …"
+    assert rows["perturbations"] == "4, as vectors of width 4: IFNG, MYC+KRAS, TP53, …"
     assert rows["control"] == "non-targeting"
     assert rows["licence"] == "Non-Commercial Licence (LICENSE)"
     assert f"ssl.STTransition(adata, pretrained='{st_folder}')" in report.uses[0]
@@ -188,7 +188,7 @@ def test_our_own_save(tmp_path: Path) -> None:
         assert report.title == "se: a LoRACovariateSE saved by scstate_lora"
         assert (rows["base"], rows["licence of the base"]) == ("compact base", "your data's")
         assert "base from" not in rows
-        assert rows["numbers in base"] == "0.02 M"
+        assert rows["parameters in base"] == "0.02 M"
         assert rows["format version"] == "1"
         assert rows["genes"].startswith("2: A, B ")
         assert report.uses[0] == f"ssl.LoRACovariateSE.load('{tmp_path / 'se'}')"
@@ -204,7 +204,7 @@ def test_anything_else_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"three\.pt is none of these.*no tensors by name"):
         inspect_path(tmp_path / "three.pt")
     (tmp_path / "notes.txt").write_text("What we did")
-    with pytest.raises(ValueError, match=r"notes\.txt is no file of tensors"):
+    with pytest.raises(ValueError, match=r"notes\.txt is not a file of tensors"):
         inspect_path(tmp_path / "notes.txt")
     with pytest.raises(FileNotFoundError, match="There is no"):
         inspect_path(tmp_path / "absent")

@@ -444,7 +444,7 @@ def test_something_else_raises(make_se: Callable[..., Any], tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"cells\.zarr holds cells \(zarr\)"):
         read_se_checkpoint(tmp_path / "cells.zarr")
     (tmp_path / "notes.txt").write_text("What we did")
-    with pytest.raises(ValueError, match=r"notes\.txt is no file of tensors"):
+    with pytest.raises(ValueError, match=r"notes\.txt is not a file of tensors"):
         read_se_checkpoint(tmp_path / "notes.txt")
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match="pointer of git LFS"):

@@ -101,7 +101,7 @@ def test_rows_not_in_three_parts_raises() -> None:
 
 def test_sizes_and_shapes_are_read_off_the_tensors() -> None:
     published = to_arc_names(_state())
-    sizes = arc_sizes(published, what="it")
+    sizes = arc_sizes(published, source="it")
     assert sizes == {
         "token_dim": TOKEN,
         "d_model": D,
@@ -120,7 +120,7 @@ def test_taken_are_views_and_only_what_is_needed() -> None:
     published = to_arc_names(_state())
     published["gene_embedding_layer.0.weight"] = published["encoder.0.weight"]
     published["pe_embedding.weight"] = torch.zeros(3, TOKEN)
-    sizes, taken = take_arc_state(published, se_tensors, what="it")
+    sizes, taken = take_arc_state(published, se_tensors, source="it")
     assert sizes["d_model"] == D
     assert taken.keys() == _state().keys()
     stacked = published["transformer_encoder.layers.0.qkv_proj.weight"]
@@ -129,7 +129,7 @@ def test_taken_are_views_and_only_what_is_needed() -> None:
 
 def test_nothing_that_shows_a_size_raises() -> None:
     with pytest.raises(ValueError, match=r"it lacks encoder\.1\.weight or gene_embedding_layer\.1\.weight or bin_enc"):
-        arc_sizes({"cls_token": torch.zeros(1, 3)}, what="it")
+        arc_sizes({"cls_token": torch.zeros(1, 3)}, source="it")
 
 
 def test_one_name_with_and_without_infix_raises() -> None:

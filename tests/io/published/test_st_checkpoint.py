@@ -138,7 +138,7 @@ def test_nothing_there_raises(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file or folder .*absent.*checkpoints/final\.ckpt"):
         read_st_folder(tmp_path / "absent")
     shutil.rmtree(folder / "checkpoints")
-    with pytest.raises(FileNotFoundError, match=r"holds no checkpoints/final\.ckpt.*var_dims\.pkl"):
+    with pytest.raises(FileNotFoundError, match=r"holds neither checkpoints/final\.ckpt.*var_dims\.pkl"):
         read_st_folder(folder)
     (folder / "a.ckpt").touch()
     (folder / "b.ckpt").touch()
@@ -308,7 +308,7 @@ def test_attention_that_is_not_stated_is_noted(folder: Path) -> None:
     _change(
         folder, lambda stored: stored["hyper_parameters"]["transformer_backbone_kwargs"].pop("bidirectional_attention")
     )
-    assert "taken for granted" in read_st_folder(folder).notes[0]
+    assert "it is assumed" in read_st_folder(folder).notes[0]
     assert read_st_folder(ARC / "trained").notes == []
 
 
@@ -330,9 +330,9 @@ def test_other_models_raises(tmp_path: Path) -> None:
         ([1, 2], "holds list"),
         ({"TP53": torch.ones(2, 2)}, r"'TP53' is Tensor of shape \(2, 2\)"),
         ({"TP53": "one"}, "'TP53' is str"),
-        ({"TP53": torch.ones(2), "MYC": torch.ones(3)}, "rows of 2, 3 numbers"),
+        ({"TP53": torch.ones(2), "MYC": torch.ones(3)}, "vectors of 2, 3 entries"),
         ({}, "holds no names"),
-        ({"TP53": torch.ones(5)}, "vectors of 5 numbers, the checkpoint reads 4"),
+        ({"TP53": torch.ones(5)}, "vectors of width 5, the checkpoint reads 4"),
     ],
 )
 def test_maps_that_do_not_fit_raises(folder: Path, stored: Any, message: str) -> None:

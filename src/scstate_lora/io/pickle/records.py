@@ -1,7 +1,7 @@
-"""What a pickle of others may name, as inert records, and the plain data that is built of them.
+"""The names a pickle from others may use, as inert records, and the plain data built from these.
 
-A pickle is a program. Here it only ever meets records of ours: no name in it is imported, and every name that is not in
-the table below is refused. Tensors and arrays are built afterwards, from checked numbers.
+A pickle is a program. Here it only reaches our records: no name in it is imported, and every name that is not in the
+table below is refused. Tensors and arrays are built afterwards, from checked values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _INERT_PACKAGES = ("omegaconf", "lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning")
-# What Arc's own training leaves among the hyperparameters: an object that makes its batches, and a loss without state.
+# Objects that Arc's training leaves among the hyperparameters: a collator of batches, and a loss without state.
 _INERT_CLASSES = (
     "argparse.Namespace",
     "state.emb.data.loader.VCIDatasetSentenceCollator",
@@ -34,15 +34,15 @@ _ARRAY_TYPES = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[US]\d+|O8?")
 
 
 class RefusedError(Exception):
-    """The full name of what a pickle asked for."""
+    """A pickle asked for something that is refused; the message is its full name."""
 
 
 class UnreadableError(Exception):
-    """A sentence whose subject is the file."""
+    """A file cannot be read; the message is a sentence whose subject is the file."""
 
 
 class _Global:
-    """What a name in a pickle stands for: a function of ours or, without one, only its name."""
+    """Stands for a name in a pickle: calls a function of ours or, without one, only holds the name."""
 
     __slots__ = ("full_name", "make")
 
@@ -55,13 +55,13 @@ class _Global:
             raise RefusedError(self.full_name)
         return self.make(*args)
 
-    def __setstate__(self, state: Any) -> None:  # a pickle may set the state of anything it was given
+    def __setstate__(self, state: Any) -> None:  # a pickle may set the state of any object it holds
         msg = f"a change of {self.full_name}"
         raise RefusedError(msg)
 
 
 class StorageRecord(NamedTuple):
-    """The numbers of one or more tensors: their name in the file, type and count."""
+    """The data of one or more tensors: its name in the file, type and number of elements."""
 
     key: str
     dtype: torch.dtype
@@ -76,7 +76,7 @@ class _Tensor(NamedTuple):
 
 
 class _DType:
-    """A numpy dtype by its code. numpy's own trusts flags in its state, which forge pointers."""
+    """A numpy dtype by its code. The state of numpy's own dtype has flags that can forge pointers."""
 
     __slots__ = ("code", "order")
 
@@ -110,16 +110,16 @@ class _Array:
 
 
 class _Mapping(dict):
-    """An OrderedDict, defaultdict or Counter; what else they hold (PyTorch's ``_metadata``) is dropped."""
+    """An OrderedDict, defaultdict or Counter, without their attributes (PyTorch's ``_metadata``)."""
 
-    __hash__ = object.__hash__  # type: ignore[assignment]  # an enum may be a key before it is known to be one
+    __hash__ = object.__hash__  # type: ignore[assignment]  # an enum may be a key before it is recognised
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
 class _Inert(_Mapping):
-    """Stands in for an object of OmegaConf or Lightning and only keeps what it was given."""
+    """Stands in for an object of OmegaConf or Lightning, and only stores its arguments, items and state."""
 
     full_name = ""
 
@@ -130,9 +130,9 @@ class _Inert(_Mapping):
         self.state: dict[str, Any] | None = None
 
     def __new__(cls, *_: Any) -> _Inert:
-        made = super().__new__(cls)
-        made.args, made.state = (), None  # the pickle's NEWOBJ does not call __init__
-        return made
+        self = super().__new__(cls)
+        self.args, self.state = (), None  # the pickle's NEWOBJ does not call __init__
+        return self
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, dict):
@@ -173,28 +173,28 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> _Arr
 
 
 def _filled(dtype: _DType, shape: tuple[int, ...], order: Any, data: bytes) -> np.ndarray:
-    made = dtype.build()
+    numpy_dtype = dtype.build()
     n = math.prod(shape)
-    if len(data) != n * made.itemsize:
-        msg = f"an array of shape {shape} and type {made} comes with {len(data)} bytes"
+    if len(data) != n * numpy_dtype.itemsize:
+        msg = f"an array of shape {shape} and type {numpy_dtype} comes with {len(data)} bytes"
         raise ValueError(msg)
     if not data and n > 1:
-        msg = f"an array of shape {shape} and type {made} has items of no bytes"
+        msg = f"an array of shape {shape} and type {numpy_dtype} has items of no bytes"
         raise ValueError(msg)
-    # numpy makes text of width 0 one wide, so an empty text cannot be read from its no bytes
-    flat = np.frombuffer(data, made).copy() if data else np.zeros(n, made)
+    # numpy gives text of width 0 a width of one, so an empty text cannot be read from zero bytes
+    flat = np.frombuffer(data, numpy_dtype).copy() if data else np.zeros(n, numpy_dtype)
     return flat.reshape(shape, order=order)
 
 
 def _encoded(text: str, encoding: str = "") -> bytes:
-    if encoding not in ("latin1", "latin-1"):  # how protocol 2 writes bytes; other codecs may do anything
+    if encoding not in ("latin1", "latin-1"):  # how protocol 2 writes bytes; other codecs may run anything
         msg = f"_codecs.encode to {encoding!r}"
         raise RefusedError(msg)
     return text.encode("latin1")
 
 
 def _bytes_array(data: Any = b"", encoding: str = "latin-1") -> bytearray:
-    if not isinstance(data, bytes | str):  # a number would ask for that much memory
+    if not isinstance(data, bytes | str):  # a number would allocate that much memory
         msg = f"builtins.bytearray of {type(data).__name__}"
         raise RefusedError(msg)
     return bytearray(_encoded(data, encoding) if isinstance(data, str) else data)
@@ -205,7 +205,7 @@ def _mapping(items: Any = ()) -> _Mapping:
 
 
 def _table() -> dict[str, Any]:
-    """Every name that a file may use, and what it gets instead."""
+    """Every name that a file may use, and its substitute."""
     functions: dict[str, Callable[..., Any]] = {
         "_codecs.encode": _encoded,
         "builtins.bytearray": _bytes_array,
@@ -251,7 +251,7 @@ def _table() -> dict[str, Any]:
     only_names = ["builtins." + name for name in ("bool", "dict", "float", "int", "list", "object", "str", "tuple")]
     only_names += ["numpy.ndarray", "torch.Tensor", "torch.nn.parameter.Parameter", "typing.Any"]
     return {
-        "builtins.long": _Global("builtins.int"),  # protocol 2 names types as Python 2 did
+        "builtins.long": _Global("builtins.int"),  # protocol 2 uses the type names of Python 2
         "builtins.unicode": _Global("builtins.str"),
         **{f"torch.{name}": dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)},
         **{f"torch.{name}Storage": dtype for name, dtype in storages.items()},
@@ -273,22 +273,22 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         module = {"__builtin__": "builtins"}.get(module_name, module_name)
-        if module == "numpy.core" or module.startswith("numpy.core."):  # as numpy 1 called it
+        if module == "numpy.core" or module.startswith("numpy.core."):  # its name in numpy 1
             module = module.replace("numpy.core", "numpy._core", 1)
         full_name = f"{module}.{global_name}"
         if full_name in _TABLE:
             return _TABLE[full_name]
-        # Only what is written like a class, so that a function's name is refused rather than taken for data.
+        # Only names written like a class, so that a function is refused rather than taken for data.
         is_class = global_name.rpartition(".")[2][:1].isupper()
         if full_name in _INERT_CLASSES or (is_class and module.partition(".")[0] in _INERT_PACKAGES):
             return self._inert.setdefault(full_name, type("_Inert", (_Inert,), {"full_name": full_name}))
         raise RefusedError(full_name)
 
     def persistent_load(self, pid: Any) -> StorageRecord:
-        """Torch refers to the numbers of a tensor so: ("storage", type, key, device, count)."""
+        """Resolve torch's reference to the data of a tensor: ("storage", type, key, device, count)."""
         kind, dtype, key, _device, numel, *view = pid
         if kind != "storage" or type(dtype) is not torch.dtype or type(key) is not str or any(view):
-            msg = "a reference to a tensor's numbers is not as torch writes it"
+            msg = "a reference to the data of a tensor is not as torch writes it"
             raise ValueError(msg)
         if type(numel) is not int or numel < 0:
             msg = "a tensor's storage has no sensible length"
@@ -306,16 +306,16 @@ def unpickle(file: IO[bytes], storages: dict[str, StorageRecord] | None = None) 
     Parameters
     ----------
     file
-        Open at the pickle's beginning; left behind its end.
+        Open at the beginning of the pickle; left after its end.
     storages
-        Gets every storage that the pickle refers to, by key.
+        Filled with every storage that the pickle refers to, by key.
 
     Raises
     ------
     RefusedError
-        If it names what is not in the table.
+        If it uses a name that is not in the table.
     """
-    # Objects in this cache of Python's would be handed out without find_class; nor may our records stay in it.
+    # Python would return objects in this cache without find_class; nor may our records stay in it.
     copyreg.clear_extension_cache()
     try:
         return _Unpickler(file, {} if storages is None else storages).load()
@@ -324,33 +324,33 @@ def unpickle(file: IO[bytes], storages: dict[str, StorageRecord] | None = None) 
 
 
 class Builder:
-    """Turns records into the plain data that is handed out; each record once, so that what was shared still is."""
+    """Turns records into plain data; each record once, so that shared objects stay shared."""
 
     def __init__(self, storage: Callable[[StorageRecord], torch.UntypedStorage]) -> None:
         self._storage = storage
         self._built: dict[int, Any] = {}
 
     def build(self, record: Any) -> Any:
-        """Plain data of a record and all that is in it.
+        """Build the plain data of a record and everything in it.
 
         Raises
         ------
         RefusedError
-            If something of it is neither plain data nor a record of ours.
+            If anything in it is neither plain data nor one of our records.
         """
         kind = type(record)
         if kind in _PLAIN or isinstance(record, np.generic):
             return record
         if id(record) not in self._built:
-            # Lists and dicts are entered by themselves before they are filled: they may hold themselves.
+            # Lists and dicts register themselves before they are filled, as they may contain themselves.
             self._built[id(record)] = self._make(record, kind)
         return self._built[id(record)]
 
     def _make(self, record: Any, kind: type) -> Any:
         if kind is list:
-            made = self._built[id(record)] = []
-            made.extend(self.build(item) for item in record)
-            return made
+            built = self._built[id(record)] = []
+            built.extend(self.build(item) for item in record)
+            return built
         if kind is dict or kind is _Mapping:
             return self._dict(record, record)
         if kind in (tuple, set, frozenset):
@@ -365,14 +365,14 @@ class Builder:
             return record.full_name
         if issubclass(kind, _Inert):
             return self._inert(record)
-        msg = f"{kind.__name__.strip('_')} where only plain data may be"
+        msg = f"{kind.__name__.strip('_')} in place of plain data"
         raise RefusedError(msg)
 
     def _dict(self, record: Any, items: Mapping[Any, Any]) -> dict[Any, Any]:
-        made: dict[Any, Any] = {}
-        self._built[id(record)] = made
-        made.update((self.build(key), self.build(value)) for key, value in items.items())
-        return made
+        built: dict[Any, Any] = {}
+        self._built[id(record)] = built
+        built.update((self.build(key), self.build(value)) for key, value in items.items())
+        return built
 
     def _inert(self, record: _Inert) -> Any:
         state = record.state
@@ -380,7 +380,7 @@ class Builder:
             return self.build(record.args[0])  # an enum
         if state is None:
             return self._dict(record, record)
-        for holder in ("_content", "_val"):  # OmegaConf's containers and its values
+        for holder in ("_content", "_val"):  # of OmegaConf's containers and values
             if holder in state:
                 return self.build(state[holder])
         return self._dict(record, record or state)
@@ -404,10 +404,10 @@ class Builder:
         if type(data) is not list or len(data) != math.prod(shape):
             msg = "a numpy array of objects lacks some of them"
             raise ValueError(msg)
-        made = np.empty(len(data), dtype=object)
+        items = np.empty(len(data), dtype=object)
         for i, item in enumerate(data):
-            made[i] = self.build(item)
-        return made.reshape(shape, order="F" if record.order == "F" else "C")
+            items[i] = self.build(item)
+        return items.reshape(shape, order="F" if record.order == "F" else "C")
 
 
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, bytearray, torch.dtype}

@@ -1,4 +1,4 @@
-"""Find and open a file of published weights, and tell what it is: an SE or ST checkpoint, or protein embeddings."""
+"""Find and open a file of published weights, and recognise it: an SE or ST checkpoint, or protein embeddings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HEAD_BYTES = 512
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What one file of weights holds, before anything is checked.
+    """Contents of one file of weights, before anything is checked.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Contents:
     kind
         ``se``, ``st``, ``proteins`` (embeddings by gene) or ``other``.
     top
-        Everything at the top level of the file.
+        Top level of the file.
     state
         Tensors of the network by stored name; empty for protein embeddings.
     """
@@ -47,17 +47,17 @@ class Contents:
 
     @property
     def hyper_parameters(self) -> Mapping[str, Any]:
-        """What a Lightning checkpoint says that the network was built with."""
+        """Hyperparameters that the network was built with, from a Lightning checkpoint; else empty."""
         return _mapping(self.top.get("hyper_parameters"))
 
     @property
     def proteins(self) -> Mapping[Any, Any]:
-        """Protein embeddings by gene that are inside; empty where there are none."""
+        """Protein embeddings by gene, if the file holds any; else empty."""
         return self.top if self.kind == "proteins" else _mapping(self.top.get("protein_embeds_dict"))
 
 
 def find_se_file(path: str | Path) -> Path:
-    """Find the file of weights that a path means, as for ``read_se_checkpoint``."""
+    """Find the file of weights at a path, as ``read_se_checkpoint`` does."""
     path = Path(path).expanduser()
     if not path.exists():
         msg = f"There is no file or folder {path}. Give a folder such as SE-600M, a .ckpt or a model.safetensors."
@@ -68,12 +68,12 @@ def find_se_file(path: str | Path) -> Path:
     if holds_save(path):
         raise ValueError(_ours(path))
     if path.suffix == ".zarr" or {".zgroup", "zarr.json"} & set(present):
-        msg_0 = f"{path} holds cells (zarr), not a model. Give the checkpoint here and the cells as adata."
-        raise ValueError(msg_0)
+        msg = f"{path} holds cells (zarr), not a model. Give the checkpoint here and the cells as adata."
+        raise ValueError(msg)
     latest = latest_weights(present)
     if len(latest) > 1:
         msg = (
-            f"{path} holds several checkpoints, and their names do not say which is the last: {', '.join(latest)}. "
+            f"{path} holds several checkpoints, and their names do not show which is the last: {', '.join(latest)}. "
             "Give the file itself."
         )
         raise ValueError(msg)
@@ -87,11 +87,11 @@ def find_se_file(path: str | Path) -> Path:
 
 
 def latest_weights(names: Sequence[str]) -> list[str]:
-    """Choose the file of weights among a folder's files: the last epoch's, as Arc's tool reads a ``.ckpt`` first.
+    """Choose the file of weights in a folder: that of the last epoch, and as in Arc's tool a ``.ckpt`` before others.
 
     Returns
     -------
-    One name, several where the names do not tell, or none.
+    One name; several if the names do not show which is the last; or none.
     """
     checkpoints = [name for name in names if name.endswith(".ckpt") and "/" not in name]
     epochs = {name: int(match.group(1)) for name in checkpoints if (match := _EPOCH.search(name))}
@@ -100,12 +100,12 @@ def latest_weights(names: Sequence[str]) -> list[str]:
 
 
 def open_contents(file: Path) -> Contents:
-    """Read what a file of weights holds, its tensors mapped from the disk, and tell what it is.
+    """Read a file of weights, with its tensors mapped from the disk, and recognise its kind.
 
     Raises
     ------
     ValueError
-        It is part of a model saved by this package, no file of tensors, damaged, or holds more than data.
+        If it is part of a model saved by this package, not a file of tensors, damaged, or holds more than data.
     """
     if holds_save(file.parent):
         raise ValueError(_ours(file.parent))
@@ -120,7 +120,7 @@ def open_contents(file: Path) -> Contents:
 
 
 def require_se(contents: Contents) -> None:
-    """Raise a ValueError that says what a file is, unless it is an SE checkpoint."""
+    """Raise a ValueError that names the kind of a file, unless it is an SE checkpoint."""
     file = contents.file
     if contents.kind == "st":
         raise ValueError(_st(file))
@@ -131,16 +131,16 @@ def require_se(contents: Contents) -> None:
         )
         raise ValueError(msg)
     if contents.kind == "other":
-        found = ", ".join(list(contents.state)[:3]) + ", …" if contents.state else "no tensors by name"
+        held = ", ".join(list(contents.state)[:3]) + ", …" if contents.state else "no tensors by name"
         msg = (
-            f"{file} is not an SE (state embedding) checkpoint: it holds {found}. An SE checkpoint holds cls_token, "
+            f"{file} is not an SE (state embedding) checkpoint: it holds {held}. An SE checkpoint holds cls_token, "
             "encoder.0.weight, transformer_encoder.layers.0.qkv_proj.weight and so on. Give one such as SE-600M."
         )
         raise ValueError(msg)
 
 
 def load_tensors(file: Path) -> Any:
-    """Read a file of tensors, mapped from the disk, and refuse what is known to be something else."""
+    """Read a file of tensors, mapped from the disk; a ValueError for files recognised as something else."""
     with file.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if head.startswith(b"\x89HDF"):
@@ -150,20 +150,20 @@ def load_tensors(file: Path) -> Any:
         msg = f"{file} is a pointer of git LFS, not the file itself. Fetch it: git lfs pull, or download it again."
         raise ValueError(msg)
     if file.suffix != ".safetensors":
-        # A zip archive, a pickle, or the tar archive of old, of which load_torch says more.
+        # Accepted: a zip archive, a pickle, or the old tar format, for which load_torch has a better message.
         if head and not head.startswith((b"PK", b"\x80")) and b"ustar" not in head:
-            msg_0 = f"{file} is no file of tensors, such as a .ckpt, .pt or .safetensors. Give one of these."
-            raise ValueError(msg_0)
+            msg = f"{file} is not a file of tensors, such as a .ckpt, .pt or .safetensors. Give one of these."
+            raise ValueError(msg)
         return load_torch(file)
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        msg = f"{file} is truncated or damaged, or no safetensors file ({error}). Download or copy it again."
+        msg = f"{file} is truncated or damaged, or not a safetensors file ({error}). Download or copy it again."
         raise ValueError(msg) from error
 
 
 def is_vector(value: Any, width: int | None = None) -> bool:
-    """Whether a value is a row of floating-point numbers, of this width if one is given."""
+    """Whether a value is a vector of floating-point numbers, of this width unless None."""
     if isinstance(value, Tensor):
         floating = value.is_floating_point()
     else:
@@ -180,7 +180,7 @@ def _st(path: Path) -> str:
 
 def _ours(folder: Path) -> str:
     return (
-        f"{folder} is a model saved by scstate_lora (it holds model.json), not a published checkpoint. Load it by the "
+        f"{folder} is a model saved by scstate_lora (it holds model.json), not a published checkpoint. Load it with "
         "load() of its class, such as ssl.LoRACovariateSE.load(...)."
     )
 

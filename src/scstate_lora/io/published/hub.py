@@ -1,4 +1,4 @@
-"""Fetch published models from the Hugging Face Hub, or from its cache, with errors that say what to do."""
+"""Fetch published models from the Hugging Face Hub or its cache."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)
 _FILE_ENDINGS = (".ckpt", ".pt", ".safetensors")
-"""What ends so is a path that was mistyped, rather than a repository."""
+"""Names with these endings are mistyped paths, not repositories."""
 _ASK_SECONDS = 10.0
 _NO_FILE = "no file of this name"
 
 
 def is_hub_id(text: str | Path) -> bool:
-    """Whether this names a repository of the Hub, ``owner/name`` or ``owner/name@revision``, and no local path."""
+    """Whether a text names a repository of the Hub, ``owner/name`` or ``owner/name@revision``, not a local path."""
     match = _ID.fullmatch(str(text)) if isinstance(text, str) else None
     return match is not None and not match[1].endswith(_FILE_ENDINGS) and not Path(text).exists()
 
@@ -28,17 +28,17 @@ def is_hub_id(text: str | Path) -> bool:
 def fetch_snapshot(
     hub_id: str, *, choose: Callable[[Sequence[str]], Sequence[str]], offline: bool | None = None
 ) -> Path:
-    """Download what is needed of a repository, or take it from the cache.
+    """Download the required files of a repository, or take them from the cache.
 
     Parameters
     ----------
     hub_id
-        ``owner/name`` or ``owner/name@revision``; a branch, tag or commit.
+        ``owner/name`` or ``owner/name@revision``, where the revision is a branch, tag or commit.
     choose
-        Given the names of the repository's files, those wanted. Others are not downloaded.
+        Maps the names of all files in the repository to those required. Others are not downloaded.
     offline
-        Whether to use the cache alone. By default what the environment variable ``HF_HUB_OFFLINE`` says. When the Hub
-        cannot be reached, the cache is used too.
+        Whether to use only the cache; by default as the environment variable ``HF_HUB_OFFLINE`` says. If the Hub cannot
+        be reached, the cache is used, too.
 
     Returns
     -------
@@ -47,9 +47,9 @@ def fetch_snapshot(
     Raises
     ------
     ValueError
-        If the id is none.
+        If `hub_id` is not an id.
     FileNotFoundError
-        If there is no such repository, revision or file, or it is not in the cache and ``offline`` forbids more.
+        If the repository, revision or file does not exist, or is not in the cache while offline.
     PermissionError
         If the licence has to be accepted first, or a token is missing.
     ConnectionError
@@ -67,12 +67,12 @@ def fetch_snapshot(
         offline = bool(constants.HF_HUB_OFFLINE)
     unreachable: Exception | None = None
     try:
-        wanted: Sequence[str] = [_NO_FILE]  # of the cache all there is, and not whether it is complete
+        patterns: Sequence[str] = [_NO_FILE]  # for the cache: no check for completeness
         if not offline:
-            try:  # ask first: snapshot_download would fall back on the cache without a word
+            try:  # ask first: snapshot_download falls back to the cache silently
                 info = HfApi().model_info(repo, revision=revision, timeout=_ASK_SECONDS)
                 files = [file.rfilename for file in info.siblings or []]
-                wanted = choose(files) or _nothing_in(hub_id, files)
+                patterns = choose(files) or _nothing_in(hub_id, files)
             except (http_error(), OfflineModeIsEnabled) as error:
                 if _status(error) in (401, 403, 404):
                     raise
@@ -81,7 +81,7 @@ def fetch_snapshot(
             snapshot_download(
                 repo,
                 revision=revision,
-                allow_patterns=list(wanted),
+                allow_patterns=list(patterns),
                 local_files_only=offline or unreachable is not None,
             )
         )
@@ -100,7 +100,7 @@ def fetch_snapshot(
 def _explained(
     error: Exception, repo: str, revision: str | None, *, offline: bool, unreachable: Exception | None
 ) -> OSError:
-    """Translate an error of huggingface_hub into one that names the model and the way out."""
+    """Translate an error of huggingface_hub into one that names the model and the remedy."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -114,41 +114,41 @@ def _explained(
     status = _status(error)
     if isinstance(error, GatedRepoError):  # a RepositoryNotFoundError too
         return PermissionError(
-            f"{model} is only for those who accepted its licence. Accept it at {page}, then log in with "
+            f"{model} is only for users who have accepted its licence. Accept it at {page}, then log in with "
             "`hf auth login` or set HF_TOKEN."
         )
     if isinstance(error, RepositoryNotFoundError):
         return FileNotFoundError(
             f"There is no model {model} at {page}, or it is private. Check the id; log in with `hf auth login` or set "
-            "HF_TOKEN if it is private. If a local folder was meant: there is none of that name here."
+            "HF_TOKEN if it is private. If a local folder was meant: none of this name exists."
         )
     if isinstance(error, RevisionNotFoundError):
-        return FileNotFoundError(f"The model {repo} has no revision {revision}. Those it has are listed at {page}.")
+        return FileNotFoundError(f"The model {repo} has no revision {revision}. Its revisions are listed at {page}.")
     if status in (401, 403):
         return PermissionError(
             f"{page} refused access to {model} ({status}). Log in with `hf auth login` or set HF_TOKEN to a "
-            "token that may read it."
+            "token with read access."
         )
     if offline and isinstance(error, LocalEntryNotFoundError):
         return FileNotFoundError(
-            f"{model} is not in the cache {constants.HF_HUB_CACHE}, and offline mode forbids to download it. "
-            "Fetch it once with a network (offline=False, HF_HUB_OFFLINE not set), or give a local folder."
+            f"{model} is not in the cache {constants.HF_HUB_CACHE}, and offline mode forbids downloading it. "
+            "Fetch it once with network access (offline=False, HF_HUB_OFFLINE not set), or give a local folder."
         )
     cause = unreachable or error
     return ConnectionError(
-        f"{model} could not be downloaded and is not wholly in the cache {constants.HF_HUB_CACHE} "
-        f"({type(cause).__name__}: {cause}). Check the network and HF_HUB_OFFLINE. If a local folder was meant: there "
-        "is none of that name here."
+        f"{model} could not be downloaded and is not completely in the cache {constants.HF_HUB_CACHE} "
+        f"({type(cause).__name__}: {cause}). Check the network and HF_HUB_OFFLINE. If a local folder was meant: none "
+        "of this name exists."
     )
 
 
 def _status(error: Exception) -> int | None:
-    """Status of the Hub's answer; None where it gave none."""
+    """Status code of the Hub's response; None if there was no response."""
     response = getattr(error, "response", None)
     return None if response is None else response.status_code
 
 
 def _nothing_in(hub_id: str, files: Sequence[str]) -> NoReturn:
     listed = ", ".join(sorted(files)[:10]) or "nothing"
-    msg = f"{hub_id} holds none of the files that are needed; it holds {listed}. Check that this model was meant."
+    msg = f"{hub_id} holds none of the required files; it holds {listed}. Check that this model was meant."
     raise FileNotFoundError(msg)

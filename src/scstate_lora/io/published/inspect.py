@@ -1,4 +1,4 @@
-"""Say what a file or folder of weights is, what it holds and what it can be used for: `inspect_path`."""
+"""Describe a file or folder of weights: its kind, its contents and its uses."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _BASE_ROWS = (("base", "name"), ("base from", "source"), ("licence of the base",
 
 @dataclass(frozen=True)
 class Report:
-    """What was found at a path.
+    """Description of the model at a path.
 
     Parameters
     ----------
     kind
         ``se``, ``st``, ``proteins`` or ``saved`` (a model that this package saved).
     title
-        One line that says it.
+        Summary in one line.
     rows
-        Label and value, in the order to be shown.
+        Labels and values, in display order.
     uses
-        Calls that it can be used in.
+        Calls in which the model can be used.
     problems
-        What keeps it from being used.
+        Reasons why it cannot be used.
     """
 
     kind: str
@@ -53,11 +53,11 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """Render it in plain lines, the values under each other."""
+        """Render the report as plain text, with aligned values."""
         label_width = max((len(label) for label, _ in self.rows), default=0) + 2
         lines = [self.title, ""]
         for label, value in self.rows:
-            # A path or a call is not broken in two.
+            # Paths and calls are not broken across lines.
             parts = wrap(value, _WIDTH - label_width, break_long_words=False, break_on_hyphens=False) or [""]
             lines += [f"  {label:<{label_width}}{parts[0]}", *(" " * (label_width + 2) + part for part in parts[1:])]
         for heading, entries in (("Problems", self.problems), ("Use", self.uses)):
@@ -69,21 +69,21 @@ class Report:
 def inspect_path(path: str | Path, *, se_tensors: ExpectedTensors, st_tensors: ExpectedTensors) -> Report:
     """Recognise a published SE or ST model, protein embeddings, or a model saved by this package.
 
-    Tensors are mapped from the disk and only their names and shapes looked at, so a large file takes a moment.
+    Tensors are mapped from the disk and only their names and shapes read, so a large file takes a moment.
 
     Parameters
     ----------
     path
         File or folder.
     se_tensors, st_tensors
-        State dict of an SE and of an ST network of given sizes, against which the tensors are checked.
+        State dicts of an SE and an ST network of given sizes, with which the tensors are compared.
 
     Raises
     ------
     FileNotFoundError
-        There is nothing, or a folder without a model.
+        If nothing is there, or a folder without a model.
     ValueError
-        It is none of these, is damaged, or holds more than data.
+        If it is none of these, is damaged, or holds more than data.
     """
     path = Path(path).expanduser()
     if path.name == "model.json":
@@ -106,7 +106,7 @@ def inspect_path(path: str | Path, *, se_tensors: ExpectedTensors, st_tensors: E
 
 
 def _file(path: Path) -> Path:
-    """Find the file to look into: that of an ST folder, protein embeddings on their own, or an SE checkpoint."""
+    """Find the file to inspect: that of an ST folder, protein embeddings alone, or an SE checkpoint."""
     if not path.is_dir():
         return find_se_file(path)
     if any(path.glob("checkpoints/*.ckpt")) or (path / "var_dims.pkl").is_file():
@@ -125,7 +125,7 @@ def _se(path: Path, contents: Contents, expected_tensors: ExpectedTensors) -> Re
         others = sorted(f.name for f in path.iterdir() if f.suffix in {".ckpt", ".safetensors"} and f != contents.file)
         rows += [("beside it", ", ".join(others))] if others else []
     try:
-        sizes, state = take_arc_state(contents.state, expected_tensors, what=str(contents.file))
+        sizes, state = take_arc_state(contents.state, expected_tensors, source=str(contents.file))
     except ValueError as error:
         report.problems.append(str(error))
         return report
@@ -134,7 +134,7 @@ def _se(path: Path, contents: Contents, expected_tensors: ExpectedTensors) -> Re
         config, source = find_config(contents)
         rows.append(("configuration", source))
         sizes = complete_sizes(sizes, contents, config, source)
-        rows += [("heads", str(sizes["n_heads"])), ("tokens a cell", f"{sizes['n_tokens']:,}")]
+        rows += [("heads", str(sizes["n_heads"])), ("tokens per cell", f"{sizes['n_tokens']:,}")]
     except (ValueError, FileNotFoundError) as error:
         report.problems.append(str(error))
     try:
@@ -142,9 +142,9 @@ def _se(path: Path, contents: Contents, expected_tensors: ExpectedTensors) -> Re
         rows += [("protein embeddings", source), *_gene_rows(list(proteins))]
         widths = {len(vector) for vector in proteins.values() if hasattr(vector, "__len__")}
         if widths != {sizes["token_dim"]}:
-            found = ", ".join(map(str, sorted(widths)))
+            listed = ", ".join(map(str, sorted(widths)))
             report.problems.append(
-                f"The protein embeddings have width {found}, the network reads {sizes['token_dim']}."
+                f"The protein embeddings have width {listed}, the network reads {sizes['token_dim']}."
             )
     except (ValueError, FileNotFoundError) as error:
         report.problems.append(str(error))
@@ -152,7 +152,7 @@ def _se(path: Path, contents: Contents, expected_tensors: ExpectedTensors) -> Re
     if not report.problems:
         where = repr(str(path))
         calls = {
-            f"ssl.tl.embed(adata, {where})": "its embedding as it is, in adata.obsm['X_state']",
+            f"ssl.tl.embed(adata, {where})": "its plain embedding, in adata.obsm['X_state']",
             f"ssl.LoRACovariateSE(adata, base={where})": "adapt it to your covariates",
             f"ssl.tl.decode_expression(adata, {where}, genes=[...])": "expression of genes from the embedding",
         }
@@ -166,7 +166,7 @@ def _size_rows(sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[tu
     kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
     length = f"{sizes['output_dim'] + correction:,}"
     if correction:
-        length += f" ({sizes['output_dim']:,} of the cell, {correction} of the data set)"
+        length += f" ({sizes['output_dim']:,} for the cell, {correction} for the data set)"
     return [
         ("parameters", f"{_millions(state.values())}, {', '.join(kinds)}"),
         ("width (d_model)", f"{sizes['d_model']:,}"),
@@ -183,9 +183,7 @@ def _size_rows(sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[tu
 def _proteins(contents: Contents) -> Report:
     genes, vectors = list(contents.proteins), contents.proteins.values()
     widths = sorted({len(vector) for vector in vectors})
-    report = Report(
-        "proteins", f"{contents.file.name}: protein embeddings, the vectors of genes that an SE network reads"
-    )
+    report = Report("proteins", f"{contents.file.name}: protein embeddings, the gene vectors that an SE network reads")
     rows = report.rows
     rows.append(("file", f"{contents.file} ({_bytes(contents.file.stat().st_size)})"))
     rows += [("width", ", ".join(f"{width:,}" for width in widths)), *_gene_rows(genes)]
@@ -232,7 +230,7 @@ def _st_rows(model: STCheckpoint) -> list[tuple[str, str]]:
         ("backbone", f"{sizes['backbone']}, {sizes['n_layers']} layer(s) of {sizes['hidden']:,}"),
         ("heads", f"{sizes['n_heads']} of {sizes['head_dim']}"),
         ("feed-forward", f"{sizes['intermediate']:,}"),
-        ("cells in a set", str(model.cell_set_len)),
+        ("cells per set", str(model.cell_set_len)),
     ]
     if "n_inputs" not in sizes:
         return rows
@@ -258,7 +256,7 @@ def _st_rows(model: STCheckpoint) -> list[tuple[str, str]]:
         rows.append(("batches", f"{sizes['n_batches']:,}{names}"))
     named = list(model.perturbations)
     rows += [
-        ("perturbations", f"{len(named):,}, of {sizes['pert_dim']:,} numbers each: {_examples(named)}"),
+        ("perturbations", f"{len(named):,}, as vectors of width {sizes['pert_dim']:,}: {_examples(named)}"),
         ("control", model.control + ("" if model.control in named else " (not among its perturbations)")),
         *_gene_rows(model.genes),
     ]
@@ -280,7 +278,7 @@ def _saved(folder: Path) -> Report:
         ("folder", str(folder)),
         ("format version", str(metadata["format_version"])),
         ("package version", str(metadata.get("package_version", "unknown"))),
-        *((f"numbers in {part}", _millions(state.values())) for part, state in tensors.items()),
+        *((f"parameters in {part}", _millions(state.values())) for part, state in tensors.items()),
     ]
     rows += [(label, str(base[key])) for label, key in _BASE_ROWS if base.get(key) is not None]
     rows += _gene_rows(_names(base.get("genes"), metadata.get("genes")))
@@ -299,7 +297,7 @@ def _gene_rows(genes: Sequence[Any]) -> list[tuple[str, str]]:
 
 
 def _identifiers(genes: Iterable[Any]) -> str:
-    """Which kind of names most genes have."""
+    """Kind of names that most genes have."""
     named = [str(gene) for gene in genes]
     kinds = (
         ("Ensembl ids, human", r"ENSG\d{6,}"),
@@ -314,7 +312,7 @@ def _identifiers(genes: Iterable[Any]) -> str:
 
 
 def _names(*candidates: Any) -> list[str]:
-    """First of these that is a row of names, as text."""
+    """First of the candidates that is a sequence of names, as text."""
     for names in candidates:
         if hasattr(names, "__len__") and hasattr(names, "__iter__") and not isinstance(names, (str, bytes, Mapping)):
             return [str(name) for name in names]
@@ -333,5 +331,5 @@ def _bytes(n: int) -> str:
     return f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.2f} MB"
 
 
-def _yes(value: bool) -> str:  # noqa: FBT001  # what is shown of a switch
+def _yes(value: bool) -> str:  # noqa: FBT001  # the shown value of a switch
     return "yes" if value else "no"

@@ -1,4 +1,4 @@
-"""Protein embeddings of a published SE checkpoint: the vector of every gene, its token."""
+"""Protein embeddings of a published SE checkpoint: the token vector of each gene."""
 
 from __future__ import annotations
 
@@ -19,13 +19,23 @@ _CHUNK = 4096
 
 
 def find_proteins(
-    contents: Contents, given: str | Path | Mapping[str, Tensor] | None = None, *, beside_first: bool = False
+    contents: Contents, override: str | Path | Mapping[str, Tensor] | None = None, *, beside_first: bool = False
 ) -> tuple[Mapping[Any, Any], str]:
-    """Find the protein embeddings by gene, and say where they are from: given, inside the checkpoint, or beside it."""
-    if isinstance(given, Mapping):
-        return given, "those given"
-    if given is not None:
-        path = Path(given).expanduser()
+    """Find the protein embeddings by gene, and describe their source: `override`, the checkpoint, or a file beside it.
+
+    Parameters
+    ----------
+    contents
+        The checkpoint.
+    override
+        Embeddings, or their file, that take precedence over all others.
+    beside_first
+        Whether a file beside the checkpoint takes precedence over embeddings inside it.
+    """
+    if isinstance(override, Mapping):
+        return override, "protein_embeddings="
+    if override is not None:
+        path = Path(override).expanduser()
         if not path.is_file():
             msg = f"There are no protein embeddings at {path}. Give a file: gene to vector."
             raise FileNotFoundError(msg)
@@ -37,9 +47,9 @@ def find_proteins(
         return contents.proteins, f"{contents.file} itself"
     if len(beside) == 1:
         return _proteins_of(beside[0]), str(beside[0])
-    found = f"several lie beside it: {', '.join(file.name for file in beside)}" if beside else "none lie beside it"
+    present = f"several lie beside it: {', '.join(file.name for file in beside)}" if beside else "none lie beside it"
     msg = (
-        f"{contents.file} has no protein embeddings inside, and {found}. Put protein_embeddings.pt into {folder}, or "
+        f"{contents.file} has no protein embeddings inside, and {present}. Put protein_embeddings.pt into {folder}, or "
         "give the file: protein_embeddings='path/to/protein_embeddings.pt', or take a checkpoint that has them inside "
         "(protein_embeds_dict)."
     )
@@ -47,34 +57,34 @@ def find_proteins(
 
 
 def stack_proteins(proteins: Mapping[Any, Any], token_dim: int, *, source: str) -> tuple[list[str], Tensor]:
-    """Lay the protein embeddings under each other, without a copy where they already lie so.
+    """Stack the protein embeddings, without a copy if they are contiguous in memory.
 
     Parameters
     ----------
     proteins
         Gene to vector ``(token_dim,)``.
     token_dim
-        Width that the network reads.
+        Width of the vectors that the network reads.
     source
-        Where they are from, for messages.
+        Source of the embeddings for error messages.
 
     Returns
     -------
     genes
-        Their names, in this order.
+        Names of the genes, in the order of the rows.
     tokens
-        float32 ``(n_genes, token_dim)``.
+        Vectors, float32 ``(n_genes, token_dim)``.
 
     Raises
     ------
     ValueError
-        Names that are not text, vectors of another width, or values that are not finite.
+        If a name is not text, a vector has another width, or a value is not finite.
     """
     genes = [str(gene) for gene in proteins]
     unnamed = [gene for gene in proteins if not isinstance(gene, str)]  # a numpy string is a str
     if unnamed or not genes:
-        found = f"{unnamed[0]!r} ({type(unnamed[0]).__name__})" if unnamed else "nothing"
-        msg = f"The protein embeddings of {source} hold {found}; each must be a gene's name and its vector."
+        held = f"{unnamed[0]!r} ({type(unnamed[0]).__name__})" if unnamed else "nothing"
+        msg = f"The protein embeddings of {source} hold {held}; each must be the name of a gene and its vector."
         raise ValueError(msg)
     wrong = {gene: vector for gene, vector in proteins.items() if not is_vector(vector, token_dim)}
     if wrong:
@@ -89,7 +99,7 @@ def stack_proteins(proteins: Mapping[Any, Any], token_dim: int, *, source: str) 
     tokens = _strided(vectors)
     if tokens is None:
         tokens = torch.empty(len(vectors), token_dim)
-        for start in range(0, len(vectors), _CHUNK):  # so that only a chunk is there twice
+        for start in range(0, len(vectors), _CHUNK):  # so that only one chunk is in memory twice
             part = vectors[start : start + _CHUNK]
             tokens[start : start + len(part)] = torch.stack(part)
     low, high = tokens.aminmax(dim=1)
@@ -112,7 +122,7 @@ def _proteins_of(path: Path) -> Mapping[Any, Any]:
 
 
 def _strided(vectors: list[Tensor]) -> Tensor | None:
-    """View vectors that lie one after another in one storage as ``(n, width)``; None where they do not."""
+    """View vectors that lie at equal distances in one storage as ``(n, width)``; None if they do not."""
     first = vectors[0]
     start, width, n = first.storage_offset(), len(first), len(vectors)
     step = (vectors[1].data_ptr() - first.data_ptr()) // first.element_size() if n > 1 else width
@@ -120,7 +130,7 @@ def _strided(vectors: list[Tensor]) -> Tensor | None:
     if step < width or end * first.element_size() > first.untyped_storage().nbytes():
         return None
     for i, vector in enumerate(vectors):
-        in_place = vector.data_ptr() == first.data_ptr() + i * step * first.element_size()
-        if not (in_place and vector.dtype == torch.float32 and vector.stride() == (1,)):
+        is_next = vector.data_ptr() == first.data_ptr() + i * step * first.element_size()
+        if not (is_next and vector.dtype == torch.float32 and vector.stride() == (1,)):
             return None
     return first.as_strided((n, width), (step, 1), start)

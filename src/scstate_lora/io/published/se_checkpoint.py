@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 UNKNOWN_LICENCE = (
     "unknown; Arc's published SE weights are non-commercial (Arc Research Institute State Model Non-Commercial License)"
 )
-"""Licence of a checkpoint that no licence lies beside."""
+"""Licence of a checkpoint without a licence file."""
 
 _BESIDE = re.compile(
     r"config\.yaml|protein_embeddings[^/]*|(README|(MODEL_)?LICEN[SC]E|MODEL_ACCEPTABLE_USE)[^/]*", re.IGNORECASE
 )
 
-# What the tensors show and who else says it: our name, in hyper_parameters, in the configuration.
+# Sizes shown by the tensors and stated elsewhere, too: our name, in hyper_parameters, in the configuration.
 _STATED = (
     ("token_dim", "token_dim", "embeddings.{current}.size"),
     ("d_model", "d_model", "model.emsize"),
@@ -47,24 +47,24 @@ _STATED = (
 
 @dataclass(frozen=True, eq=False)
 class SECheckpoint:
-    """A published SE network as it was read.
+    """A published SE network in plain values and tensors.
 
     Parameters
     ----------
     path
-        The file of the weights.
+        File of the weights.
     name
         Folder and file, such as ``SE-600M (se600m_epoch16.ckpt)``.
     licence
-        What lies beside the file, or that it is unknown.
+        Licence beside the file, or a note that it is unknown.
     sizes
         Fields of :class:`~scstate_lora.nn.se_encoder.SEConfig`.
     state
-        Tensors by our names, float32: those of :class:`~scstate_lora.nn.se_encoder.SEEncoder` and no other.
+        Tensors by our names, float32: exactly those of :class:`~scstate_lora.nn.se_encoder.SEEncoder`.
     genes
-        The vocabulary, ``(n_genes,)``.
+        Names of the vocabulary.
     gene_tokens
-        Protein embeddings as they were stored, not normalised, float32 ``(n_genes, token_dim)``.
+        Protein embeddings as stored, not normalised, float32 ``(n_genes, token_dim)``.
     """
 
     path: Path
@@ -77,11 +77,11 @@ class SECheckpoint:
 
 
 def files_to_fetch(names: Sequence[str]) -> list[str]:
-    """Choose, of a published model's files, the weights that would be read and what belongs to them.
+    """Choose the files of a published model to fetch: the weights and the files that belong to them.
 
     Returns
     -------
-    Names; none where there are no weights.
+    Names of the files; empty if none holds weights.
     """
     weights = latest_weights(names)
     return [*weights, *(name for name in names if _BESIDE.fullmatch(name))] if weights else []
@@ -94,39 +94,40 @@ def read_se_checkpoint(
     config: str | Path | Mapping[str, Any] | None = None,
     protein_embeddings: str | Path | Mapping[str, Tensor] | None = None,
 ) -> SECheckpoint:
-    """Read an SE checkpoint without running code that is in it.
+    """Read an SE checkpoint without running code in it.
 
-    Weights stay mapped from the disk where they are float32; others are cast.
+    float32 weights stay mapped from the disk; others are cast.
 
     Parameters
     ----------
     path
-        Folder, ``.ckpt`` or ``model.safetensors``. In a folder the ``.ckpt`` of the highest epoch in its name is taken,
-        else the only one, else ``model.safetensors``.
+        Folder, ``.ckpt`` or ``model.safetensors``. In a folder, the ``.ckpt`` with the highest epoch in its name, else
+        the only ``.ckpt``, else ``model.safetensors``.
     expected_tensors
         State dict of an SE network of given sizes, see :func:`~scstate_lora.io.published.se_tensors.take_arc_state`.
     config
-        Configuration, or its YAML file. By default what is inside the checkpoint, else ``config.yaml`` beside it.
+        Configuration, or its YAML file. By default that inside the checkpoint, else ``config.yaml`` beside it.
     protein_embeddings
-        Gene to vector ``(token_dim,)``, or its file. By default, as in Arc's tool, ``protein_embeddings.pt`` of a
-        folder, else what is inside the checkpoint; and what is inside a file, else ``protein_embeddings.pt`` beside it.
+        Vectors ``(token_dim,)`` by gene, or their file. By default, as in Arc's tool, for a folder
+        ``protein_embeddings.pt`` in it, else those inside the checkpoint; for a file those inside it, else
+        ``protein_embeddings.pt`` beside it.
 
     Raises
     ------
     FileNotFoundError
-        There is no such file, or none of these in the folder.
+        If the file does not exist, or the folder holds no weights.
     ValueError
-        It is something else than an SE checkpoint, is damaged, incomplete, contradicts itself, or holds more than data.
+        If it is not an SE checkpoint, is damaged, incomplete, contradicts itself, or holds more than data.
     """
     file = find_se_file(path)
     contents = open_contents(file)
     require_se(contents)
-    sizes, state = take_arc_state(contents.state, expected_tensors, what=str(file))
+    sizes, state = take_arc_state(contents.state, expected_tensors, source=str(file))
     sizes = complete_sizes(sizes, contents, *find_config(contents, config))
     proteins, source = find_proteins(contents, protein_embeddings, beside_first=Path(path).is_dir())
     genes, gene_tokens = stack_proteins(proteins, sizes["token_dim"], source=source)
     logger.info(
-        "SE checkpoint %s: %d layer(s) of %d, %d tokens a cell; protein embeddings of %d genes from %s.",
+        "SE checkpoint %s: %d layer(s) of %d, %d tokens per cell; protein embeddings of %d genes from %s.",
         file,
         sizes["n_layers"],
         sizes["d_model"],
@@ -134,18 +135,18 @@ def read_se_checkpoint(
         len(genes),
         source,
     )
-    state = {name: tensor.float() for name, tensor in state.items()}  # a float32 tensor is returned as it is
+    state = {name: tensor.float() for name, tensor in state.items()}  # no copy of a float32 tensor
     return SECheckpoint(file, name_of(file), licence_beside(file), sizes, state, genes, gene_tokens)
 
 
 def find_config(
-    contents: Contents, given: str | Path | Mapping[str, Any] | None = None
+    contents: Contents, override: str | Path | Mapping[str, Any] | None = None
 ) -> tuple[Mapping[str, Any], str]:
-    """Find the configuration, and say where it is from: that given, inside the checkpoint, or beside it."""
-    if isinstance(given, Mapping):
-        return given, "the configuration given"
-    if given is not None:
-        path = Path(given).expanduser()
+    """Find the configuration, and describe its source: `override`, the checkpoint, or a file beside it."""
+    if isinstance(override, Mapping):
+        return override, "config="
+    if override is not None:
+        path = Path(override).expanduser()
         if not path.is_file():
             msg = f"There is no configuration {path}. Give the config.yaml of the checkpoint."
             raise FileNotFoundError(msg)
@@ -157,8 +158,9 @@ def find_config(
     if beside.is_file():
         return _parse_yaml(beside.read_text(encoding="utf-8"), str(beside)), str(beside)
     msg = (
-        f"{contents.file} has no configuration inside, and there is no {beside}; heads and the length of a sentence "
-        "are not in the tensors. Put the config.yaml of its training there, or give it: config='path/to/config.yaml'."
+        f"{contents.file} has no configuration inside, and there is no {beside}; the tensors do not show the number of "
+        "heads and the sentence length. Put the config.yaml of its training there, or give it: "
+        "config='path/to/config.yaml'."
     )
     raise ValueError(msg)
 
@@ -166,13 +168,13 @@ def find_config(
 def complete_sizes(
     sizes: Mapping[str, Any], contents: Contents, config: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
-    """Add to the sizes of the tensors what only the configuration knows, and refuse one that contradicts them."""
+    """Add the sizes that only the configuration states; a ValueError if it contradicts those of the tensors."""
     hyper, inside = contents.hyper_parameters, f"hyper_parameters of {contents.file}"
     clashes = []
     for ours, in_hyper, in_config in _STATED:
         key = in_config.format(current=_look(config, "embeddings.current"))
         for name, value, where in ((in_hyper, hyper.get(in_hyper), inside), (key, _look(config, key), source)):
-            # An interpolation is not followed: the tensors say it as well.
+            # An interpolation is not resolved: the tensors show the size as well.
             if value is not None and not _is_interpolation(value) and value != sizes[ours]:
                 clashes.append(f"{ours} is {sizes[ours]} by the tensors, {name} is {value} in {where}")
     built, configured = hyper.get("nhead"), _look(config, "model.nhead")
@@ -201,8 +203,8 @@ def complete_sizes(
 
 
 def licence_beside(file: Path) -> str:
-    """Name the licence that lies beside a file or in the model card there, or say that it is unknown."""
-    # Of the weights first: a repository may have another licence for its code.
+    """Licence beside a file or in the model card there, or a note that it is unknown."""
+    # First that of the weights: the code of a repository may have another licence.
     kinds = (r"model[_-]licen[cs]e", r"licen[cs]e", r"readme")
     files = sorted(path for path in file.parent.iterdir() if path.is_file())
     for path in (path for kind in kinds for path in files if re.match(kind, path.name.lower())):
@@ -210,9 +212,9 @@ def licence_beside(file: Path) -> str:
             lines = [line.strip() for line in stream.read(1 << 16).splitlines()]
         if not path.name.lower().startswith("readme"):
             return f"{next((line.strip('# ') for line in lines if line.strip('# -=*')), 'empty')} ({path.name})"
-        found = [match for line in lines if (match := re.match(r"license(_name)?\s*:\s*(.+)", line))]
-        if found:  # the name says more than the kind, which may be "other"
-            return f"{next((m for m in found if m.group(1)), found[0]).group(2)} ({path.name})"
+        matches = [match for line in lines if (match := re.match(r"license(_name)?\s*:\s*(.+)", line))]
+        if matches:  # the name is more specific than the kind, which may be "other"
+            return f"{next((m for m in matches if m.group(1)), matches[0]).group(2)} ({path.name})"
     return UNKNOWN_LICENCE
 
 
@@ -239,7 +241,7 @@ def _parse_yaml(text: str, source: str) -> Mapping[str, Any]:
 
 
 def _look(config: Mapping[str, Any], dotted: str) -> Any:
-    """Value at ``section.key``, None where there is none."""
+    """Value at ``section.key``; None if it does not exist."""
     value: Any = config
     for key in dotted.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -252,14 +254,14 @@ def _is_interpolation(value: Any) -> bool:
 
 def _whole(value: Any, name: str, source: str, *, least: int) -> int:
     if value is None:
-        found = f"{name} is missing in {source}"
+        problem = f"{name} is missing in {source}"
     elif _is_interpolation(value):
-        found = f"{name} is {value!r} in {source}, a reference that is not followed here"
+        problem = f"{name} is {value!r} in {source}, a reference that is not followed here"
     elif isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        found = f"{name} is {value!r} in {source}"
+        problem = f"{name} is {value!r} in {source}"
     else:
         return int(value)
-    msg = f"{found}; a whole number of at least {least} is needed. Write it there, or give another config=."
+    msg = f"{problem}; a whole number of at least {least} is needed. Write it there, or give another config=."
     raise ValueError(msg)
 
 

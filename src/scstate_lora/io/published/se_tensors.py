@@ -116,14 +116,14 @@ def plain_arc_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def arc_sizes(state: Mapping[str, Tensor], *, what: str) -> dict[str, Any]:
+def arc_sizes(state: Mapping[str, Tensor], *, source: str) -> dict[str, Any]:
     """Infer the sizes of an SE network from the shapes of its tensors.
 
     Parameters
     ----------
     state
         Tensors by published name, without ``_orig_mod.``.
-    what
+    source
         Source of the tensors for the error message, such as a file name.
 
     Returns
@@ -143,7 +143,7 @@ def arc_sizes(state: Mapping[str, Tensor], *, what: str) -> dict[str, Any]:
             if name in state and state[name].ndim > dim:
                 return state[name].shape[dim]
         names = " or ".join(name for name, _ in where)
-        msg = f"{what} lacks {names}, so it is not a whole SE network. Download or copy it again, or give another."
+        msg = f"{source} lacks {names}, so it is not a whole SE network. Download or copy it again, or give another."
         raise ValueError(msg)
 
     d_model = size(("encoder.1.weight", 0), ("gene_embedding_layer.1.weight", 0), ("bin_encoder.weight", 1))
@@ -163,7 +163,7 @@ def arc_sizes(state: Mapping[str, Tensor], *, what: str) -> dict[str, Any]:
 
 
 def take_arc_state(
-    state: Mapping[str, Tensor], expected_tensors: ExpectedTensors, *, what: str
+    state: Mapping[str, Tensor], expected_tensors: ExpectedTensors, *, source: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Take the network's tensors from a published checkpoint, accounting for every tensor in it.
 
@@ -177,7 +177,7 @@ def take_arc_state(
         Tensors by published name.
     expected_tensors
         State dict of an SE network of given sizes, by our names: a function of what :func:`arc_sizes` returns.
-    what
+    source
         Source of the tensors for the error message, such as a file name.
 
     Returns
@@ -193,7 +193,7 @@ def take_arc_state(
         If a tensor is missing, unexpected, of another shape or not floating point. All of them are named.
     """
     stored = plain_arc_names(state)
-    sizes = arc_sizes(stored, what=what)
+    sizes = arc_sizes(stored, source=source)
     needed = to_arc_names(expected_tensors(sizes))
     twins = {name: _TIED + name.removeprefix("encoder.") for name in needed if name.startswith("encoder.")}
     untied = stored | {name: stored[twin] for name, twin in twins.items() if name not in stored and twin in stored}
@@ -208,7 +208,7 @@ def take_arc_state(
     if problems:
         listed = "\n  ".join(problems)
         msg = (
-            f"The tensors of {what} are not those of an SE network, nothing was loaded:\n  {listed}\n"
+            f"The tensors of {source} are not those of an SE network, nothing was loaded:\n  {listed}\n"
             f"Sizes read from the tensors: {', '.join(f'{key} {value}' for key, value in sizes.items())}. "
             "Download or copy the file again, or give another."
         )

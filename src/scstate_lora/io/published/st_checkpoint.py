@@ -1,4 +1,4 @@
-"""Read a published state transition (ST) model: its folder, its tensors, and the names that belong to them."""
+"""Read a published state transition (ST) model: its folder, its tensors, and the names of genes and perturbations."""
 
 from __future__ import annotations
 
@@ -36,50 +36,50 @@ if TYPE_CHECKING:
 UNKNOWN_ST_LICENCE = (
     "unknown; Arc's published ST weights are non-commercial (Arc Research Institute State Model Non-Commercial License)"
 )
-"""Licence of a model that no licence lies beside."""
+"""Licence of a model without a licence file."""
 GENE_KEYS = (None, "X_hvg")
-"""Inputs of published models that are genes; every other one is an embedding in ``obsm``."""
+"""Inputs of published models that are genes; any other is an embedding in ``obsm``."""
 _SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
 class STCheckpoint:
-    """A published ST model as it was read, in plain values and tensors.
+    """A published ST model in plain values and tensors.
 
     Parameters
     ----------
     path
-        The file of the weights.
+        File of the weights.
     source
-        Where it was read from: a path, or the id on the Hub.
+        Path, or id on the Hub, that it was read from.
     name
         Folder and file, such as ``ST-Tahoe (final.ckpt)``.
     licence
-        What lies beside the file, or that it is unknown.
+        Licence beside the file, or a note that it is unknown.
     hyper_parameters
-        What the checkpoint says that it was built with.
+        Hyperparameters stored in the checkpoint.
     sizes
-        Those of :func:`~scstate_lora.io.published.st_tensors.take_network`, or of the backbone alone.
+        Sizes as in :func:`~scstate_lora.io.published.st_tensors.take_network`, or of the backbone alone.
     state
         Tensors by our names, float32, adapters merged; without those that are never read.
     genes
-        Names of the genes of its gene space, ``gene_names``; empty where they are not stored.
+        Names of the genes of its gene space, ``gene_names``; empty if not stored.
     perturbations
         One-hot or feature vector of each perturbation, float32 ``(pert_dim,)``; empty for the backbone alone.
     cell_types
-        Cell types that it was trained on; empty where they are not stored.
+        Cell types that it was trained on; empty if not stored.
     batches
-        Code of each batch in the batch encoder; empty where they are not stored.
+        Code of each batch in the batch encoder; empty if not stored.
     control
-        Name of the perturbation that is none.
+        Name of the control in place of a perturbation.
     embed_key
-        Its input: ``X_hvg`` (variable genes), None (all genes of ``X``), or an embedding's name in ``obsm``.
+        Its input: ``X_hvg`` (variable genes), None (all genes of ``X``), or the key of an embedding in ``obsm``.
     output_space
-        ``gene``, ``all`` or ``embedding``, as Arc calls what it predicts.
+        Space of its predictions in Arc's terms: ``gene``, ``all`` or ``embedding``.
     cell_set_len
-        Cells in a set of its training.
+        Cells per set in its training.
     notes
-        What was not there, or was taken for granted.
+        Missing files and assumptions.
     """
 
     path: Path
@@ -101,18 +101,18 @@ class STCheckpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the file of the weights, hexadecimal; computed when it is first asked for."""
+        """Hash of the file of the weights, hexadecimal; computed on first access."""
         with self.path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     @property
     def reads_genes(self) -> bool:
-        """Whether its input is the expression of genes, rather than an embedding."""
+        """Whether its input is the expression of genes rather than an embedding."""
         return self.embed_key in GENE_KEYS
 
     @property
     def input_genes(self) -> list[str]:
-        """Names of the genes that it reads, in its order; empty where it reads none or they are not stored."""
+        """Names of the genes that it reads, in its order; empty if it reads none or they are not stored."""
         return self.genes if self.reads_genes and len(self.genes) == self.sizes["n_inputs"] else []
 
 
@@ -123,7 +123,7 @@ def read_st_folder(
     reuse: Literal["all", "backbone"] = "all",
     offline: bool | None = None,
 ) -> STCheckpoint:
-    """Read a published ST model without running code that is in it.
+    """Read a published ST model without running code in it.
 
     Parameters
     ----------
@@ -134,19 +134,19 @@ def read_st_folder(
     expected_tensors
         State dict of an ST network of given sizes, see :func:`~scstate_lora.io.published.st_tensors.take_network`.
     reuse
-        ``"backbone"`` reads the transformer alone and needs no files beside the checkpoint.
+        ``"backbone"`` reads only the transformer, and needs no files beside the checkpoint.
     offline
-        Look for a hub id on this machine only; None: as the Hub's own settings say.
+        Look for a hub id on this machine only; None: as the settings of the Hub say.
 
     Raises
     ------
     FileNotFoundError
-        There is nothing, no checkpoint in the folder, or a file is missing without which it cannot predict.
+        If nothing is there, no checkpoint is in the folder, or a file required for predictions is missing.
     ValueError
-        It is something else than an ST model, is damaged, contradicts itself, holds more than data, or has an option
-        that is not supported.
+        If it is not an ST model, is damaged, contradicts itself, holds more than data, or has an option that is not
+        supported.
     OSError
-        The Hub cannot be reached.
+        If the Hub cannot be reached.
     """
     source, hub = str(path), split_hub_id(path)
     if hub is None:
@@ -175,28 +175,28 @@ def read_st_file(
     options = _section(_section(read_config(folder), "data"), "kwargs")
     notes: list[str] = []
     take = take_backbone if reuse == "backbone" else take_network
-    sizes, state = take(contents.state, hyper, expected_tensors, what=str(file))
+    sizes, state = take(contents.state, hyper, expected_tensors, source=str(file))
     if sizes["backbone"] == "gpt2":
-        # With transformers 4.52 to 4.57 arc-state asks for attention among all cells and, under SDPA, gets another.
-        notes.append("every cell attends to every other, as arc-state means it; its own GPT-2 may have run causally")
+        # With transformers 4.52 to 4.57, arc-state requests attention among all cells but, under SDPA, gets causal one.
+        notes.append("every cell attends to every other, as arc-state intends; its own GPT-2 may have run causally")
     elif "bidirectional_attention" not in _section(hyper, "transformer_backbone_kwargs"):
-        # Older versions knew no other attention and did not write it down.
-        notes.append("that every cell attends to every other is taken for granted: the checkpoint does not say")
+        # Older versions had no other attention and did not store it.
+        notes.append("it is assumed that every cell attends to every other: the checkpoint does not store it")
     maps: dict[str, dict[str, Tensor]] = {}
     dims: Mapping[str, Any] = {}
     if reuse == "all":
         dims = read_var_dims(folder)
-        maps = {name: found for name in ("pert", "cell_type", "batch") if (found := read_map(folder, name)) is not None}
+        maps = {name: map_ for name in ("pert", "cell_type", "batch") if (map_ := read_map(folder, name)) is not None}
         _check_perturbations(maps.get("pert"), sizes["pert_dim"], folder)
     batches = codes(maps.get("batch", {})) or {}
     if sizes.get("n_batches") and (not batches or max(batches.values()) >= sizes["n_batches"]):
-        notes.append(f"names of its {sizes['n_batches']} batches are not stored: give their codes")
+        notes.append(f"the names of its {sizes['n_batches']} batches are not stored: give their codes")
         batches = {}
     genes = _names(hyper.get("gene_names")) or _names(dims.get("gene_names"))
     output_space = str(hyper.get("output_space", "gene"))
     if reuse == "all" and len(genes) not in {sizes["n_inputs"], sizes["n_genes"]}:
-        if output_space != "embedding":  # there they are of genes that it neither reads nor predicts
-            notes.append(f"the {len(genes):,} gene names in it are neither its input's nor its output's: not used")
+        if output_space != "embedding":  # there they are genes that it neither reads nor predicts
+            notes.append(f"the {len(genes):,} stored gene names match neither its input nor its output: not used")
         genes = []
     return STCheckpoint(
         path=file,
@@ -219,7 +219,7 @@ def read_st_file(
 
 
 def describe(checkpoint: STCheckpoint) -> str:
-    """Say in one line what a model is and reads."""
+    """Describe a model in one line."""
     sizes = checkpoint.sizes
     text = f"{sizes['backbone']}, {sizes['n_layers']} layer(s) of {sizes['hidden']}"
     if "n_inputs" not in sizes:
@@ -228,7 +228,7 @@ def describe(checkpoint: STCheckpoint) -> str:
 
 
 def input_meaning(checkpoint: STCheckpoint) -> str:
-    """Say what a cell is to a model, such as ``2,000 genes (HVGs)``."""
+    """Describe the input of a model, such as ``2,000 genes (HVGs)``."""
     n, key = checkpoint.sizes["n_inputs"], checkpoint.embed_key
     if checkpoint.reads_genes:
         return f"{n:,} genes" + (" (HVGs)" if key == "X_hvg" else "")
@@ -236,14 +236,14 @@ def input_meaning(checkpoint: STCheckpoint) -> str:
 
 
 def backbone_state(checkpoint: STCheckpoint) -> dict[str, Tensor]:
-    """Tensors of the transformer alone, by their names in it, such as ``layers.0.self_attn.q_proj.weight``."""
+    """Tensors of the transformer alone, by names such as ``layers.0.self_attn.q_proj.weight``."""
     return {n.removeprefix(BACKBONE): t for n, t in checkpoint.state.items() if n.startswith(BACKBONE)}
 
 
 def st_licence(folder: Path) -> str:
-    """Name the licence that lies beside a model, or say that it is unknown."""
-    found = licence_beside(folder / "config.yaml")
-    return UNKNOWN_ST_LICENCE if found == UNKNOWN_LICENCE else found
+    """Licence beside a model, or a note that it is unknown."""
+    licence = licence_beside(folder / "config.yaml")
+    return UNKNOWN_ST_LICENCE if licence == UNKNOWN_LICENCE else licence
 
 
 def match_genes(checkpoint: STCheckpoint, genes: Sequence[str]) -> list[str]:
@@ -330,7 +330,7 @@ def _ways_out(checkpoint: STCheckpoint) -> str:
 
 
 def _require_st(contents: Contents) -> Mapping[str, Any]:
-    """Return the hyper parameters of an ST checkpoint, or raise a ValueError that says what the file is."""
+    """Hyperparameters of an ST checkpoint; a ValueError that names the kind of the file if it is another."""
     file = contents.file
     if contents.kind == "se":
         msg = (
@@ -348,24 +348,27 @@ def _require_st(contents: Contents) -> Mapping[str, Any]:
     hyper = contents.hyper_parameters
     if not hyper:
         msg = (
-            f"{file} holds no hyper_parameters, which say what network its tensors are of. Give the .ckpt that "
-            "training wrote, such as checkpoints/final.ckpt."
+            f"{file} holds no hyper_parameters, which describe its network. Give the .ckpt that training wrote, such "
+            "as checkpoints/final.ckpt."
         )
         raise ValueError(msg)
     return hyper
 
 
 def _check_perturbations(vectors: Mapping[str, Tensor] | None, pert_dim: int, folder: Path) -> None:
-    fix = "Download or copy it from where the checkpoint is from."
+    fix = "Download or copy it from the source of the checkpoint."
     if vectors is None:
-        msg = f"{folder} holds no pert_onehot_map.pt, which says how the model reads each perturbation. {fix}"
-        msg_0 = f"{msg} With reuse='backbone' it is not needed."
-        raise FileNotFoundError(msg_0)
-    found = len(next(iter(vectors.values())))
-    if found != pert_dim:
-        msg = f"{folder / 'pert_onehot_map.pt'} has vectors of {found:,} numbers, the checkpoint reads {pert_dim:,}."
-        msg_0 = f"{msg} {fix}"
-        raise ValueError(msg_0)
+        msg = (
+            f"{folder} holds no pert_onehot_map.pt, which has the vector of each perturbation. {fix} With "
+            "reuse='backbone' it is not needed."
+        )
+        raise FileNotFoundError(msg)
+    width = len(next(iter(vectors.values())))
+    if width != pert_dim:
+        msg = (
+            f"{folder / 'pert_onehot_map.pt'} has vectors of width {width:,}, the checkpoint reads {pert_dim:,}. {fix}"
+        )
+        raise ValueError(msg)
 
 
 def _names(value: Any) -> list[str]:

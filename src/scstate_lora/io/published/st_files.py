@@ -1,4 +1,4 @@
-"""Files of a published state transition (ST) model: which to read or fetch, and what lies beside the weights."""
+"""Files of a published state transition (ST) model: the weights to read or fetch, and the files beside them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _ENDINGS = ("pt", "torch", "pkl")
 
 
 def choose_weights(names: Sequence[str]) -> str | None:
-    """Choose the checkpoint among the files of one model folder, paths relative to it.
+    """Choose the checkpoint among the files of one model folder, by their paths relative to it.
 
-    ``checkpoints/`` with ``final``, ``last`` or ``best``, then older ones' ``final.ckpt`` at the top, then the highest
-    ``step=N``, then an only ``.ckpt`` of another name.
+    In order: ``final``, ``last`` or ``best`` in ``checkpoints/``; ``final.ckpt`` at the top, as in older models; the
+    highest ``step=N``; the only ``.ckpt`` of another name.
     """
     for name in _BEST_FIRST:
         if name in names:
@@ -48,23 +48,23 @@ def choose_weights(names: Sequence[str]) -> str | None:
 
 
 def split_hub_id(path: str | Path) -> tuple[str, str] | None:
-    """Split ``owner/name/folder@revision`` into the repository, with the revision, and the model's folder in it.
+    """Split ``owner/name/folder@revision`` into the repository, with the revision, and the folder of the model.
 
     Returns
     -------
-    ``owner/name@revision`` and the folder, empty where none is named; None for a local path.
+    ``owner/name@revision`` and the folder, which may be empty; None for a local path.
     """
     if is_hub_id(path):
         return str(path), ""
     match = _IN_REPOSITORY.fullmatch(path) if isinstance(path, str) else None
-    if match is None or Path(path).exists() or Path(match[1]).parent.exists():  # rather a local path, mistyped
+    if match is None or Path(path).exists() or Path(match[1]).parent.exists():  # probably a mistyped local path
         return None
     hub_id = match[1] + (match[3] or "")
     return (hub_id, match[2]) if is_hub_id(hub_id) and not match[2].endswith(".ckpt") else None
 
 
 def files_to_fetch(names: Sequence[str], *, hub_id: str, folder: str = "") -> list[str]:
-    """Choose, of a repository's files, the weights that would be read and what belongs to them.
+    """Choose the files of a repository to fetch: the weights and the files that belong to them.
 
     Parameters
     ----------
@@ -78,24 +78,24 @@ def files_to_fetch(names: Sequence[str], *, hub_id: str, folder: str = "") -> li
     Raises
     ------
     FileNotFoundError
-        There is no model there, but elsewhere in the repository.
+        If the folder holds no model, but others in the repository do.
     """
     prefix = f"{folder}/" if folder else ""
     inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     weights = choose_weights(inside)
     if weights is None:
-        found = model_folders(names)
-        if found:
+        folders = model_folders(names)
+        if folders:
             where = f"the folder {folder!r} of {hub_id}" if folder else f"the top of {hub_id}"
             name, at, revision = hub_id.partition("@")
-            msg = f"There is no ST checkpoint in {where}. {_take_one_of(found, f'{name}/{found[0]}{at}{revision}')}"
+            msg = f"There is no ST checkpoint in {where}. {_take_one_of(folders, f'{name}/{folders[0]}{at}{revision}')}"
             raise FileNotFoundError(msg)
         return []
     return [prefix + name for name in (weights, *(name for name in inside if _BESIDE.fullmatch(name)))]
 
 
 def model_folders(names: Sequence[str]) -> list[str]:
-    """Folders below that hold an ST model, by the files' names: where ``var_dims.pkl`` or a checkpoint lies."""
+    """List the folders that hold an ST model: those with a ``var_dims.pkl`` or a checkpoint."""
     marks = [PurePosixPath(name) for name in names if name.endswith((".ckpt", "var_dims.pkl"))]
     parents = {mark.parent.parent if mark.parent.name == "checkpoints" else mark.parent for mark in marks}
     return sorted(str(parent) for parent in parents if str(parent) != ".")
@@ -112,16 +112,16 @@ def find_st_file(path: str | Path) -> tuple[Path, Path]:
     Returns
     -------
     folder
-        Where ``config.yaml`` and the maps lie.
+        Folder of ``config.yaml`` and the maps.
     file
         The checkpoint.
 
     Raises
     ------
     FileNotFoundError
-        There is nothing, or no checkpoint in the folder.
+        If nothing is there, or no checkpoint is in the folder.
     ValueError
-        It is a model saved by this package.
+        If it is a model saved by this package.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -141,8 +141,9 @@ def find_st_file(path: str | Path) -> tuple[Path, Path]:
         return (path.parent if path.name == "checkpoints" else path), path / weights
     checkpoints = sorted(name for name in names if re.fullmatch(r"(checkpoints/)?[^/]+\.ckpt", name))
     if checkpoints:
-        msg = f"{path} holds several checkpoints, and none is final, last, best or step=N: {', '.join(checkpoints)}. "
-        raise FileNotFoundError(msg + "Give the file itself.")
+        listed = ", ".join(checkpoints)
+        msg = f"{path} holds several checkpoints, none of them final, last, best or step=N: {listed}. Give the file."
+        raise FileNotFoundError(msg)
     deeper = (file for file in path.rglob("*") if file.suffix in (".ckpt", ".pkl") and file.is_file())
     below = model_folders([file.relative_to(path).as_posix() for file in deeper])
     present = ", ".join(sorted(file.name for file in path.iterdir())[:10])
@@ -151,12 +152,12 @@ def find_st_file(path: str | Path) -> tuple[Path, Path]:
         if below
         else "Download or copy it again, or give the checkpoint itself."
     )
-    msg = f"{path} holds no checkpoints/final.ckpt, nor another checkpoint; it holds: {present or 'nothing'}. {fix}"
+    msg = f"{path} holds neither checkpoints/final.ckpt nor another checkpoint; it holds: {present or 'nothing'}. {fix}"
     raise FileNotFoundError(msg)
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """Read ``config.yaml``; empty where there is none."""
+    """Read ``config.yaml``; empty if it does not exist."""
     file = folder / "config.yaml"
     if not file.is_file():
         return {}
@@ -172,7 +173,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def read_var_dims(folder: Path) -> Mapping[str, Any]:
-    """Read ``var_dims.pkl``, sizes and names of the data that the model was trained on; empty where there is none."""
+    """Read ``var_dims.pkl``, sizes and names of the training data; empty if it does not exist."""
     file = folder / "var_dims.pkl"
     if not file.is_file():
         return {}
@@ -184,7 +185,7 @@ def read_var_dims(folder: Path) -> Mapping[str, Any]:
 
 
 def read_map(folder: Path, name: str) -> dict[str, Tensor] | None:
-    """Read a map of names to one-hot or feature vectors; None where there is none.
+    """Read a map of names to one-hot or feature vectors; None if it does not exist.
 
     Parameters
     ----------
@@ -200,7 +201,7 @@ def read_map(folder: Path, name: str) -> dict[str, Tensor] | None:
     Raises
     ------
     ValueError
-        It is damaged, holds code, or something else than vectors by name.
+        If it is damaged, holds code, or anything other than vectors by name.
     """
     files = [folder / f"{name}_onehot_map.{ending}" for ending in _ENDINGS]
     file = next((file for file in files if file.is_file()), None)
@@ -212,30 +213,30 @@ def read_map(folder: Path, name: str) -> dict[str, Tensor] | None:
         raise ValueError(msg)
     if stored and all(
         isinstance(value, int | np.integer) and value >= 0 for value in stored.values()
-    ):  # codes themselves
+    ):  # codes in place of vectors
         one_hot = torch.eye(max(stored.values()) + 1)
         stored = {key: one_hot[int(value)] for key, value in stored.items()}
     vectors: dict[str, Tensor] = {}
     for key, value in stored.items():
         vector = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype != object else value
         if not isinstance(vector, torch.Tensor) or vector.ndim != 1 or str(key) in vectors:
-            found = "there twice" if str(key) in vectors else _described(value)
-            msg = f"{file}: {str(key)!r} is {found}, expected one row of numbers for each name. Download it again."
+            problem = "stored twice" if str(key) in vectors else _described(value)
+            msg = f"{file}: {str(key)!r} is {problem}, expected one vector for each name. Download it again."
             raise ValueError(msg)
         vectors[str(key)] = vector.float()
     lengths = sorted({len(vector) for vector in vectors.values()})
     if len(lengths) != 1:
-        found = f"rows of {', '.join(map(str, lengths))} numbers" if lengths else "no names"
-        msg_0 = f"{file} holds {found}, expected one length for all. Download or copy it again."
-        raise ValueError(msg_0)
+        held = f"vectors of {', '.join(map(str, lengths))} entries" if lengths else "no names"
+        msg = f"{file} holds {held}, expected one length for all. Download or copy it again."
+        raise ValueError(msg)
     return vectors
 
 
 def codes(vectors: Mapping[str, Tensor]) -> dict[str, int] | None:
-    """Position of each name's one; None where the vectors are not one-hot, or two have the same."""
-    found = {name: int(vector.argmax()) for name, vector in vectors.items()}
+    """Position of the one in each vector; None if the vectors are not one-hot, or two are equal."""
+    positions = {name: int(vector.argmax()) for name, vector in vectors.items()}
     is_one_hot = all(float(v.max()) == 1 and float(v.abs().sum()) == 1 for v in vectors.values())
-    return found if is_one_hot and len(set(found.values())) == len(found) else None
+    return positions if is_one_hot and len(set(positions.values())) == len(positions) else None
 
 
 def _described(value: Any) -> str:

@@ -49,7 +49,7 @@ _ONLY: dict[str, dict[str, Any]] = {
 
 
 def take_backbone(
-    state: Mapping[str, Tensor], hyper: Mapping[str, Any], expected_tensors: ExpectedTensors, *, what: str
+    state: Mapping[str, Tensor], hyper: Mapping[str, Any], expected_tensors: ExpectedTensors, *, source: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Take the transformer of a checkpoint, in float32 and with adapters merged.
 
@@ -61,7 +61,7 @@ def take_backbone(
         Hyperparameters of the checkpoint.
     expected_tensors
         State dict of a network of given sizes, by our names: a function of the sizes that are returned.
-    what
+    source
         Source of the tensors for the error message, such as a file name.
 
     Returns
@@ -77,19 +77,19 @@ def take_backbone(
         If the architecture or one of its options is not supported, if the checkpoint contradicts its tensors, or if a
         tensor is missing, unexpected or of another shape. All such tensors are named.
     """
-    sizes, tensors = _backbone(state, hyper, what=what)
-    _check(tensors, expected_tensors(sizes), what=what)
+    sizes, tensors = _backbone(state, hyper, source=source)
+    _check(tensors, expected_tensors(sizes), source=source)
     return sizes, {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def take_network(
-    state: Mapping[str, Tensor], hyper: Mapping[str, Any], expected_tensors: ExpectedTensors, *, what: str
+    state: Mapping[str, Tensor], hyper: Mapping[str, Any], expected_tensors: ExpectedTensors, *, source: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Take the whole network of a checkpoint, in float32 and with adapters merged, accounting for every tensor.
 
     Parameters
     ----------
-    state, hyper, expected_tensors, what
+    state, hyper, expected_tensors, source
         As in :func:`take_backbone`.
 
     Returns
@@ -108,54 +108,54 @@ def take_network(
     ValueError
         As in :func:`take_backbone`, or if the network predicts another number of features than it reads.
     """
-    sizes, tensors = _backbone(state, hyper, what=what)
+    sizes, tensors = _backbone(state, hyper, source=source)
     rest = {name: tensor for name, tensor in plain_arc_names(state).items() if not name.startswith(BACKBONE)}
     if hyper.get("mask_attn"):
-        msg = f"{what} masks the attention between cells (mask_attn), which is not supported. {_REUSE}"
+        msg = f"{source} masks the attention between cells (mask_attn), which is not supported. {_REUSE}"
         raise ValueError(msg)
     if any(name.startswith(("gene_decoder.finetune.", "gene_decoder.latent_decoder.")) for name in rest):
-        msg = f"{what} decodes genes by an SE network inside of it (finetune_vci_decoder), which is not supported. "
-        raise ValueError(msg + _REUSE)
-    sizes |= _network_sizes(rest, hyper, what=what)
+        msg = f"{source} decodes genes by an SE network inside it (finetune_vci_decoder): not supported. {_REUSE}"
+        raise ValueError(msg)
+    sizes |= _network_sizes(rest, hyper, source=source)
     unread = _unread_prefixes(sizes, hyper)
     rest = {name: tensor for name, tensor in rest.items() if not name.startswith(unread)}
     if any(name.startswith("gene_decoder.") for name in unread):
         sizes |= {"decoder_dims": None, "n_genes": None, "decoder_residual": False}
     # The token of the batch is a module of its own in our network.
     tensors |= {"batch_token.batch_token" if name == "batch_token" else name: tensor for name, tensor in rest.items()}
-    _check(tensors, expected_tensors(sizes), what=what)
+    _check(tensors, expected_tensors(sizes), source=source)
     return sizes, {name: tensor.float() for name, tensor in tensors.items()}
 
 
-_REUSE = "Its transformer can be used: reuse='backbone'."
+_REUSE = "Its transformer alone can be used: reuse='backbone'."
 
 
 def _backbone(
-    state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, what: str
+    state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, source: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Sizes and tensors of the transformer, adapters merged, before they are compared with those of a network."""
     plain = {name.replace(_PEFT, BACKBONE, 1): tensor for name, tensor in plain_arc_names(state).items()}
     tensors = {name: tensor for name, tensor in plain.items() if name.startswith(BACKBONE)}
     positions = tensors.get(f"{BACKBONE}wpe.weight")
     if positions is not None and bool(positions.any()):
-        msg = f"{what} has learned positions (wpe), so its result depends on the order of cells. It is not supported."
+        msg = f"{source} has learned positions (wpe), so its result depends on the order of cells: not supported."
         raise ValueError(msg)
-    merged = _merged({name: t for name, t in tensors.items() if not _UNREAD.fullmatch(name)}, hyper, what=what)
-    return _backbone_sizes(merged, hyper, what=what), merged
+    merged = _merged({name: t for name, t in tensors.items() if not _UNREAD.fullmatch(name)}, hyper, source=source)
+    return _backbone_sizes(merged, hyper, source=source), merged
 
 
-def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, what: str) -> None:
+def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> None:
     problems = compare_tensors(expected, tensors)
     if problems:
         listed = "\n  ".join(problems)
         msg = (
-            f"The tensors of {what} are not those of an ST network, nothing was loaded:\n  {listed}\n"
+            f"The tensors of {source} are not those of an ST network, nothing was loaded:\n  {listed}\n"
             "Download or copy the file again, or give another."
         )
         raise ValueError(msg)
 
 
-def _merged(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, what: str) -> dict[str, Tensor]:
+def _merged(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, source: str) -> dict[str, Tensor]:
     """Add ``alpha / r`` times the product of each adapter's matrices to the weight that it adapts."""
     adapters: dict[str, dict[str, Tensor]] = {}
     merged: dict[str, Tensor] = {}
@@ -164,9 +164,7 @@ def _merged(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, what: str)
         if match is None:
             merged[name.replace(".base_layer.", ".")] = tensor
         elif match.group(3) != "default":
-            msg = (
-                f"{what} holds the adapter {match.group(3)!r}; only one, named 'default', is supported. Merge it first."
-            )
+            msg = f"{source} holds the adapter {match.group(3)!r}; only 'default' is supported. Merge it first."
             raise ValueError(msg)
         else:
             adapters.setdefault(match.group(1), {})[match.group(2)] = tensor
@@ -175,43 +173,44 @@ def _merged(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, what: str)
     for module, pair in adapters.items():
         weight = merged.get(f"{module}.weight")
         if set(pair) != {"A", "B"} or weight is None:
-            msg = f"{what}: the adapter on {module} lacks a matrix or its weight. Download or copy the file again."
+            msg = f"{source}: the adapter on {module} lacks a matrix or its weight. Download or copy the file again."
             raise ValueError(msg)
         rank = pair["A"].shape[0]
         change = (alpha / rank) * (pair["B"].float() @ pair["A"].float())  # (out, in)
         if weight.shape != change.shape or ".h." in module:  # GPT-2's are (in, out), some of them square
             change = change.T
         if weight.shape != change.shape:
-            msg = f"{what}: the adapter on {module} changes {tuple(change.shape)}, its weight is {tuple(weight.shape)}."
-            raise ValueError(msg + " Download or copy the file again.")
+            shapes = f"changes {tuple(change.shape)}, its weight is {tuple(weight.shape)}"
+            msg = f"{source}: the adapter on {module} {shapes}. Download or copy the file again."
+            raise ValueError(msg)
         merged[f"{module}.weight"] = weight.float() + change
     return merged
 
 
-def _backbone_sizes(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+def _backbone_sizes(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     key = hyper.get("transformer_backbone_key")
     if key not in _BACKBONES:
-        msg = f"{what} has the backbone {key!r}; supported are llama and GPT2 (transformer_backbone_key)."
+        msg = f"{source} has the backbone {key!r}; supported are llama and GPT2 (transformer_backbone_key)."
         raise ValueError(msg)
     kind = _BACKBONES[key]
     options = _section(hyper, "transformer_backbone_kwargs")
     for name, only in _ONLY[kind].items():
         if options.get(name, only) != only:
-            msg = f"{what} has {name}={options[name]!r} in its backbone; only {only!r} is supported. Give another."
+            msg = f"{source} has {name}={options[name]!r} in its backbone; only {only!r} is supported. Give another."
             raise ValueError(msg)
     is_llama = kind == "llama"
     norm, query = ("norm", "layers.0.self_attn.q_proj") if is_llama else ("ln_f", "h.0.attn.c_attn")
     wide = "layers.0.mlp.gate_proj" if is_llama else "h.0.mlp.c_fc"
     layers = {match.group(1) for name in state if (match := re.match(rf"{BACKBONE}(?:layers|h)\.(\d+)\.", name))}
-    hidden = _size(state, f"{BACKBONE}{norm}.weight", 0, what)
+    hidden = _size(state, f"{BACKBONE}{norm}.weight", 0, source)
     n_heads = int(options.get("num_attention_heads" if is_llama else "n_head", 32 if is_llama else 12))
     grouped = options.get("num_key_value_heads") or n_heads
     if is_llama and grouped != n_heads:
-        msg = f"{what} shares {grouped} keys and values among {n_heads} heads, which is not supported."
+        msg = f"{source} shares {grouped} keys and values among {n_heads} heads, which is not supported."
         raise ValueError(msg)
-    width = _size(state, f"{BACKBONE}{query}.weight", 0, what) if is_llama else hidden
+    width = _size(state, f"{BACKBONE}{query}.weight", 0, source) if is_llama else hidden
     if n_heads < 1 or width % n_heads:
-        msg = f"{what}: {n_heads} heads do not divide a width of {width}. Download or copy the file again."
+        msg = f"{source}: {n_heads} heads do not divide a width of {width}. Download or copy the file again."
         raise ValueError(msg)
     return {
         "backbone": kind,
@@ -219,11 +218,11 @@ def _backbone_sizes(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, wh
         "n_layers": len(layers),
         "n_heads": n_heads,
         "head_dim": width // n_heads,
-        "intermediate": _size(state, f"{BACKBONE}{wide}.weight", 0 if is_llama else 1, what),
+        "intermediate": _size(state, f"{BACKBONE}{wide}.weight", 0 if is_llama else 1, source),
     }
 
 
-def _network_sizes(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+def _network_sizes(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     basal_mlp = "basal_encoder.weight" not in state
     first = "basal_encoder.0.weight" if basal_mlp else "basal_encoder.weight"
     n_encoder_layers, n_decoder_layers = (
@@ -232,7 +231,7 @@ def _network_sizes(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, wha
     )
     activation = str(hyper.get("activation") or "gelu").lower()
     if activation not in _ACTIVATIONS:
-        msg = f"{what} has the activation {activation!r}; supported are {', '.join(_ACTIVATIONS)}. {_REUSE}"
+        msg = f"{source} has the activation {activation!r}; supported are {', '.join(_ACTIVATIONS)}. {_REUSE}"
         raise ValueError(msg)
     decoder = {name: tensor for name, tensor in state.items() if name.startswith("gene_decoder.")}
     has_residual_blocks = "gene_decoder.final_layer.0.weight" in decoder
@@ -241,8 +240,8 @@ def _network_sizes(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, wha
     if residual == "latent" and hyper.get("output_space", "gene") == "all":
         residual = "down_up"
     sizes = {
-        "n_inputs": _size(state, first, 1, what),
-        "pert_dim": _size(state, "pert_encoder.0.weight", 1, what),
+        "n_inputs": _size(state, first, 1, source),
+        "pert_dim": _size(state, "pert_encoder.0.weight", 1, source),
         "n_encoder_layers": n_encoder_layers,
         "n_decoder_layers": n_decoder_layers,
         "basal_mlp": basal_mlp,
@@ -259,8 +258,8 @@ def _network_sizes(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, wha
         "confidence_token": "confidence_token.confidence_token" in state,
     }
     if decoder:
-        sizes |= _decoder_sizes(decoder, residual=has_residual_blocks, what=what)
-    n_outputs = _size(state, f"project_out.{3 * max(n_decoder_layers - 1, 0)}.weight", 0, what)
+        sizes |= _decoder_sizes(decoder, residual=has_residual_blocks, source=source)
+    n_outputs = _size(state, f"project_out.{3 * max(n_decoder_layers - 1, 0)}.weight", 0, source)
     dims = {"input_dim": sizes["n_inputs"], "output_dim": n_outputs, "pert_dim": sizes["pert_dim"]}
     clashes = [
         f"{name} is {hyper[name]} in its hyper_parameters, {size} by its tensors"
@@ -268,25 +267,25 @@ def _network_sizes(state: Mapping[str, Tensor], hyper: Mapping[str, Any], *, wha
         if hyper.get(name) is not None and int(hyper[name]) != size
     ]
     if clashes:
-        msg = f"{what} contradicts itself: {'; '.join(clashes)}. Download or copy the file again."
+        msg = f"{source} contradicts itself: {'; '.join(clashes)}. Download or copy the file again."
         raise ValueError(msg)
     if n_outputs != sizes["n_inputs"]:
         msg = (
-            f"{what} reads {sizes['n_inputs']:,} features per cell and predicts {n_outputs:,}. "
+            f"{source} reads {sizes['n_inputs']:,} features per cell and predicts {n_outputs:,}. "
             f"A model must predict the features that it reads. {_REUSE}"
         )
         raise ValueError(msg)
     return sizes
 
 
-def _decoder_sizes(state: Mapping[str, Tensor], *, residual: bool, what: str) -> dict[str, Any]:
+def _decoder_sizes(state: Mapping[str, Tensor], *, residual: bool, source: str) -> dict[str, Any]:
     pattern = r"gene_decoder\.blocks\.(\d+)\.0\.weight" if residual else r"gene_decoder\.decoder\.(\d+)\.weight"
     numbered = {int(match.group(1)): name for name in state if (match := re.fullmatch(pattern, name))}
     linear = [state[numbered[i]] for i in sorted(numbered) if state[numbered[i]].ndim == 2]
     if residual:
         linear.append(state["gene_decoder.final_layer.0.weight"])
     if not linear:
-        msg = f"{what} has a gene decoder of an unknown form: {', '.join(list(state)[:3])}. {_REUSE}"
+        msg = f"{source} has a gene decoder of an unknown form: {', '.join(list(state)[:3])}. {_REUSE}"
         raise ValueError(msg)
     *hidden, last = (weight.shape[0] for weight in linear)
     return {"decoder_dims": tuple(hidden), "n_genes": last}
@@ -303,10 +302,10 @@ def _unread_prefixes(sizes: Mapping[str, Any], hyper: Mapping[str, Any]) -> tupl
     return tuple(unread)
 
 
-def _size(state: Mapping[str, Tensor], name: str, dim: int, what: str) -> int:
+def _size(state: Mapping[str, Tensor], name: str, dim: int, source: str) -> int:
     if name in state and state[name].ndim > dim:
         return state[name].shape[dim]
-    msg = f"{what} lacks {name}, so it is not a whole ST network. Download or copy it again, or give another."
+    msg = f"{source} lacks {name}, so it is not a whole ST network. Download or copy it again, or give another."
     raise ValueError(msg)
 
 

@@ -94,7 +94,7 @@ class Adapter:
     def load_connections(self, stored: Mapping[str, Tensor]) -> None:
         """Copy tensors into hyper-connections made with the same options, each checked by name and shape."""
         own = self._connections()
-        check_state(own, stored, what=f"the hyper-connections of the adapter {self.name!r}")
+        check_state(own, stored, source=f"the hyper-connections of the adapter {self.name!r}")
         for name, tensor in own.items():
             tensor.copy_(stored[name])
 

@@ -481,7 +481,7 @@ class LoRACovariateSE(AdaptedModel):
                 self.network = ConditionedSE(encoder, adapter.conditioning)
             self._put_on(adapter)
             stored = tensors[f"conditioning.{name}"]
-            check_state(adapter.conditioning.state_dict(), stored, what=f"the adapter {name!r}")
+            check_state(adapter.conditioning.state_dict(), stored, source=f"the adapter {name!r}")
             adapter.conditioning.load_state_dict(stored)
             if adapter.lora is not None and encoder is not None:
                 adapters.load_adapter_state(encoder, name, tensors[f"lora.{name}"])

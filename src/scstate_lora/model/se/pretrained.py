@@ -129,7 +129,7 @@ class SEBase:
 
     def copy(self) -> SEBase:
         """Make a base without adapters that shares the weights, which no training changes."""
-        encoder = _encoder(self.encoder.config, self.encoder.gene_tokens, self._state(), what="the base")
+        encoder = _encoder(self.encoder.config, self.encoder.gene_tokens, self._state(), source="the base")
         return replace(self, encoder=encoder)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -184,7 +184,7 @@ class SEBase:
         # Read from a file, a tensor may start anywhere in memory; aligned, it rounds as the original does.
         tensors = {name: _aligned(tensor) for name, tensor in tensors.items()}
         gene_tokens = tensors.pop(_TOKENS)
-        encoder = _encoder(SEConfig(**metadata["config"]), gene_tokens, from_arc_names(tensors), what="the base")
+        encoder = _encoder(SEConfig(**metadata["config"]), gene_tokens, from_arc_names(tensors), source="the base")
         described = {key: metadata[key] for key in ("name", "licence", "seed")}
         return cls(encoder, list(metadata["genes"]), **described, source=metadata.get("source"))
 
@@ -227,7 +227,7 @@ class SEBase:
             source = str(Path(path).expanduser().resolve())
         if not holds_save(path):
             stored = read_se_checkpoint(path, se_tensors, config=config, protein_embeddings=protein_embeddings)
-            encoder = _encoder(SEConfig(**stored.sizes), stored.gene_tokens, stored.state, what=str(stored.path))
+            encoder = _encoder(SEConfig(**stored.sizes), stored.gene_tokens, stored.state, source=str(stored.path))
             return cls(encoder, stored.genes, stored.name, stored.licence, source=source)
         metadata, tensors = load_directory(path)
         if "base" not in metadata:
@@ -304,11 +304,11 @@ def se_tensors(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
         return SEEncoder(config, torch.empty(0, config.token_dim)).state_dict()
 
 
-def _encoder(config: SEConfig, gene_tokens: Tensor, state: dict[str, Tensor], *, what: str) -> SEEncoder:
+def _encoder(config: SEConfig, gene_tokens: Tensor, state: dict[str, Tensor], *, source: str) -> SEEncoder:
     """Make a network around tensors that exist, without a copy, each checked by name and shape."""
     with torch.device("meta"):  # nothing is allocated or drawn
         encoder = SEEncoder(config, gene_tokens)
-    check_state(encoder.state_dict(), state, what=what)
+    check_state(encoder.state_dict(), state, source=source)
     encoder.load_state_dict(state, assign=True)
     return encoder.requires_grad_(requires_grad=False).eval()
 

@@ -248,7 +248,7 @@ class NetworkModel(HyperConnected, Predicting):
         if self.origin is not None and frozen and not frozen & set(stored):
             self._build(self.origin.read_again(given["pretrained"]))
             expected = {name: tensor for name, tensor in expected.items() if name not in frozen}
-        check_state(expected, stored, what="the network")
+        check_state(expected, stored, source="the network")
         self.network.load_state_dict(stored, strict=False)  # names and shapes were compared
 
 

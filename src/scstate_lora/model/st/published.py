@@ -116,7 +116,7 @@ def load_network(network: StateTransition, checkpoint: STCheckpoint, *, own_pert
     if own_perturbations:
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(_PERTURBATIONS)}
     expected = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(new)}
-    check_state(expected, stored, what=str(checkpoint.path))
+    check_state(expected, stored, source=str(checkpoint.path))
     _copy(stored, network)
 
 
@@ -129,7 +129,7 @@ def load_backbone(network: StateTransition, checkpoint: STCheckpoint) -> None:
         A tensor is missing, unexpected or of another shape.
     """
     stored = backbone_state(checkpoint)
-    check_state(network.transformer_backbone.state_dict(), stored, what=str(checkpoint.path))
+    check_state(network.transformer_backbone.state_dict(), stored, source=str(checkpoint.path))
     _copy(stored, network.transformer_backbone)
 
 
