@@ -1,4 +1,4 @@
-"""Settings of the package: where training runs are written, and how much is said."""
+"""Settings of the package: the folder of training runs, and the verbosity of the log."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 
 class Settings:
-    """What holds for all models. There is one instance, ``ssl.settings``.
+    """Settings of all models. The one instance is ``ssl.settings``.
 
     Attributes
     ----------
     run_dir
-        Folder in which every training makes one of its own for logs and checkpoints, ``<run_dir>/<model>/<number>``;
-        ``runs`` in the working directory at first.
+        Folder in which every training makes a folder for its logs and checkpoints, ``<run_dir>/<model>/<number>``;
+        by default ``runs`` in the working directory.
     verbosity
-        Least severe messages that are shown: ``"debug"``, ``"info"`` (at first), ``"warning"`` or ``"error"``.
+        Least severe messages that are shown: ``"debug"``, ``"info"`` (the default), ``"warning"`` or ``"error"``.
     """
 
     __slots__ = ("_run_dir",)

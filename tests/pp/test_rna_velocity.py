@@ -127,7 +127,7 @@ def test_velocities_that_exist_are_used_as_they_are(computed: ad.AnnData, caplog
     assert np.array_equal(adata.layers["velocity"], computed.layers["velocity"], equal_nan=True)
     assert np.allclose(adata.obsm["velocity_X_course"], computed.obsm["velocity_X_course"], atol=1e-5)
     assert np.allclose(adata.obs["velocity_confidence"], computed.obs["velocity_confidence"], atol=1e-5)
-    assert adata.uns["scstate_lora"]["velocity"]["velocity"] == {"mode": "as found", "bases": ["X_course"]}
+    assert adata.uns["scstate_lora"]["velocity"]["velocity"] == {"mode": "precomputed", "bases": ["X_course"]}
 
     adata.obsm["velocity_X_course"][:] = 7
     caplog.clear()
@@ -208,7 +208,7 @@ def test_few_genes_with_a_fit_are_warned_of(caplog):
         ssl.pp.velocity(_cells(), n_top_genes=10)
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert "of 10 genes used have a fit" in caplog.text
-    assert "little signal of splicing" in caplog.text
+    assert "the splicing signal is weak" in caplog.text
 
 
 def test_a_view_gets_velocities_and_its_parent_stays(computed: ad.AnnData):
@@ -314,15 +314,15 @@ def _old_projection(adata: ad.AnnData) -> None:
     ("spoil", "message"),
     [
         (_without_unspliced, r"adata.layers\['unspliced'\] holds only zeros"),
-        (_logged, r"adata.layers\['unspliced'\] holds no counts: fractional"),
-        (_normalised, r"adata.layers\['spliced'\] holds no counts: fractional"),
+        (_logged, r"adata.layers\['unspliced'\] does not hold counts: it has fractional"),
+        (_normalised, r"adata.layers\['spliced'\] does not hold counts: it has fractional"),
         (_negative, r"adata.layers\['spliced'\] holds negative values"),
         (_an_empty_cell, r"1 cells have no counts in adata.layers\['spliced'\], 'cell4'"),
         (_nan_in_the_basis, r"adata.obsm\['X_course'\] holds NaN"),
         (_no_velocity, r"adata.layers\['velocity'\] holds only zeros and NaN"),
         (_infinite_velocity, r"adata.layers\['velocity'\] holds infinite values"),
         (_words_as_basis, r"adata.obsm\['X_course'\] must be a matrix of numbers"),
-        (_old_projection, r"exists with shape \(200, 2\), and its basis has \(200, 50\)"),
+        (_old_projection, r"has shape \(200, 2\), but its basis has \(200, 50\)"),
     ],
 )
 def test_unusable_cells_raise(spoil, message: str):
@@ -344,7 +344,7 @@ def test_unrelated_layers_raise():
     rng = np.random.default_rng(0)
     # Unspliced counts fall where spliced ones rise, around a large mean: no ratio explains them.
     adata.layers["unspliced"] = sparse.csr_matrix(rng.poisson(200 / (1 + adata.layers["spliced"].toarray())))
-    with pytest.raises(ValueError, match=r"Of none of .* genes do unspliced counts follow"):
+    with pytest.raises(ValueError, match=r"In none of .* genes do unspliced counts follow"):
         ssl.pp.velocity(adata)
 
 

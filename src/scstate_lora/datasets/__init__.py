@@ -1,4 +1,4 @@
-"""Data to try the package on: a wound and a screen simulated with known truth, and real cells that ship with scanpy."""
+"""Example data: a wound and a screen simulated with known truth, and real cells that ship with scanpy."""
 
 from __future__ import annotations
 

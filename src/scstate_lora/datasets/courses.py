@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHANNELS: tuple[str, ...] = (*PROGRAMMES, "systemic", "own")
-"""What moves expression over time: the programmes, a burn response all cells share, one that is a cell type's own."""
+"""Drivers of expression over time: the programmes, a burn response shared by all cells, one specific to each type."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """Values over time and their derivative by time (per day), two arrays of one shape."""
+    """Values over time and their time derivative (per day), two arrays of one shape."""
 
     value: NDArray[np.float64]
     rate: NDArray[np.float64]
@@ -48,7 +48,7 @@ def bump(time: NDArray[np.float64], peak: NDArray[np.float64] | float, width: fl
 
 
 def polarisation(time: NDArray[np.float64], lag: NDArray[np.float64]) -> Course:
-    """How far a macrophage has gone from M1-like (0) to M2-like (1)."""
+    """Progress of a macrophage from M1-like (0) to M2-like (1)."""
     return rising(time, 11.5 + lag, 1.6)
 
 
@@ -62,12 +62,11 @@ def activity(time: NDArray[np.float64], burned: NDArray[np.bool_], delay: NDArra
     burned
         Whether the cell's wound is a burn, ``(n_cells,)``.
     delay
-        By how many days a burn holds this cell back, ``(n_cells,)``; without effect under sham.
+        Days by which a burn delays this cell, ``(n_cells,)``; without effect under sham.
 
     Returns
     -------
-    Course
-        Arrays ``(n_cells, n_channels)`` in the order of `CHANNELS`.
+    Arrays ``(n_cells, n_channels)`` in the order of `CHANNELS`.
     """
     burn = burned.astype(np.float64)
     lag = delay * burn

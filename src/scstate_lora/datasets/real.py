@@ -1,4 +1,4 @@
-"""Real cells that are always at hand: they ship with scanpy, so nothing is downloaded."""
+"""Real cells that ship with scanpy, so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy import sparse
 def pbmc68k() -> ad.AnnData:
     """700 human blood cells (PBMC) with ten labels, as log-normalised expression.
 
-    The cells are scanpy's ``pbmc68k_reduced``. Its ``X`` is scaled and therefore of no use to a model of expression;
+    The cells are scanpy's ``pbmc68k_reduced``. Its ``X`` is scaled, which does not suit a model of expression;
     here ``X`` is the log-normalised matrix that scanpy keeps in ``.raw``.
 
     Returns
@@ -20,8 +20,8 @@ def pbmc68k() -> ad.AnnData:
 
     Notes
     -----
-    The 765 genes are a selection from the genes the cells were normalised over, so a cell's total after ``expm1`` is
-    about 2,000 and not the same for all cells.
+    The 765 genes are a selection of the genes that the cells were normalised over, so a cell's total after ``expm1``
+    is about 2,000 and varies between cells.
 
     References
     ----------

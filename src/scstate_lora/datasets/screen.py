@@ -22,16 +22,16 @@ CONTROL = "control"
 SEPARATOR = "+"
 UNS = "perturbation_screen"
 FEATURES = "perturbation_features"
-MIN_CELLS = 2  # of each cell type under each perturbation, at the least
+MIN_CELLS = 2  # per cell type and perturbation
 N_FEATURES = 10
 N_PROGRAMMES = 8
-GENES_A_PROGRAMME = 0.08  # share of all genes
-FEATURES_A_PROGRAMME = 3
+GENES_PER_PROGRAMME = 0.08  # share of all genes
+FEATURES_PER_PROGRAMME = 3
 EFFECT_SD = 0.4  # of the log fold change that a programme at full activity gives one of its genes
-RESIDUAL_GENES = 0.1  # share of the genes that answer to one perturbation outside of all programmes
+RESIDUAL_GENES = 0.1  # share of the genes that respond to one perturbation outside of all programmes
 RESIDUAL_SD = 0.6
 INTERACTION = 0.5  # of two perturbations that drive the same programme: how much of their sum is lost
-SHARED = 1.5  # input that three programmes get from every perturbation: a response to being perturbed at all
+SHARED = 1.5  # input of every perturbation to three programmes: a response to any perturbation
 SENSITIVITY_SD = 0.5  # of the log sensitivity of a cell type to a programme
 KNOCKDOWN = -2.0  # log fold change of the perturbed gene itself
 LIBRARY_SD = 0.35  # of the log library size between cells
@@ -52,29 +52,29 @@ def perturbation_screen(
 ) -> ad.AnnData:
     """Simulate a CRISPR screen: control cells, single knockdowns and pairs of them, in a few cell types.
 
-    Every perturbed gene has ten hidden numbers. They set, through a squashed sum, the activity of eight programmes;
-    each programme moves a few genes. Each cell type answers to each programme with a sensitivity of its own, and every
-    perturbation also moves some genes that no number foretells. So a model that is given the features predicts the
-    effect of a perturbation it never saw, though not all of it, and one that knows only names cannot. Three programmes
-    answer to nearly every perturbation, so that the mean over perturbations is a baseline to be reckoned with. Two
-    perturbations at once add up, but lose part of what they do to the same programme in the same direction.
+    Every perturbed gene has ten hidden features. A saturating sum of them sets the activity of eight programmes, and
+    each programme moves a few genes. Each cell type responds to each programme with its own sensitivity, and every
+    perturbation also moves some genes that the features do not predict. So a model with the features can predict most
+    of the effect of an unseen perturbation, and a model that knows only names cannot. Three programmes respond to
+    nearly every perturbation, so that the mean over perturbations is a strong baseline. Two perturbations at once add
+    up, except that part of their joint effect on the same programme in the same direction is lost.
 
     Parameters
     ----------
     n_perturbations
-        Single perturbations; each knocks down one of the simulated genes and is called by its name.
+        Number of single perturbations; each knocks down one of the simulated genes and is named after it.
     n_cells
-        Cells in all. What is left beside the controls is shared evenly by the perturbations and pairs.
+        Number of cells, control cells included. The perturbations and pairs share the others evenly.
     n_control
-        Control cells among them.
+        Number of control cells among them.
     n_genes
-        Genes, at least 50 and at least one for each perturbation.
+        Number of genes, at least 50 and at least one per perturbation.
     n_cell_types
-        Cell types, equally frequent under every perturbation.
+        Number of cell types, equally frequent under every perturbation.
     combinations
-        Pairs ``"A+B"`` of the single perturbations that are simulated besides, chosen at random.
+        Number of pairs ``"A+B"`` of single perturbations, chosen at random, to simulate as well.
     feature_noise
-        Standard deviation of the noise on the features, whose own is 1.
+        Standard deviation of the noise added to the features, which have a standard deviation of 1.
     depth
         Median counts per cell.
     seed
@@ -82,16 +82,16 @@ def perturbation_screen(
 
     Returns
     -------
-    ``(n_cells, n_genes)`` with
+    Cells ``(n_cells, n_genes)`` with
 
     - ``X``: negative-binomial counts, CSR float32.
     - ``obs``: ``perturbation`` (``"control"``, a gene, or two genes as ``"A+B"``), ``cell_type``, and the hidden
       ``true_library_size`` (expected counts).
-    - ``layers["mean"]`` and ``layers["mean_control"]``: noise-free expression of each cell as it is and had it not
-      been perturbed, log1p of counts per 10,000, dense float32.
+    - ``layers["mean"]`` and ``layers["mean_control"]``: noise-free expression of each cell as it is, and as it
+      would be without the perturbation: log1p of counts per 10,000, dense float32.
     - ``var``: ``is_target`` and ``true_dispersion`` (phi in variance = mean + phi mean²).
     - ``uns["perturbation_features"]``: DataFrame ``(n_perturbations, 10)``, indexed by perturbation: the hidden
-      numbers with noise. Pairs have no row; theirs are those of their parts.
+      features with noise. Pairs have no row; the features of a pair are those of its parts.
     - ``uns["perturbation_screen"]``: the parameters of the simulation.
 
     Raises
@@ -157,25 +157,25 @@ def perturbation_screen(
 def perturbation_screen_truth(adata: ad.AnnData, *, perturbations: Sequence[str] | None = None) -> pd.DataFrame:
     """Noise-free mean expression of every perturbation in every cell type of `perturbation_screen`.
 
-    Works on any subset of the cells and genes, also after the data went through a file.
+    Works on any subset of the cells and genes, also after the data was written to a file and read again.
 
     Parameters
     ----------
     adata
-        Data from `perturbation_screen`; read are ``uns["perturbation_screen"]`` and the names of the genes.
+        Data from `perturbation_screen`; only ``uns["perturbation_screen"]`` and the gene names are read.
     perturbations
-        Which ones: ``"control"``, single perturbations, and pairs ``"A+B"`` of them, simulated or not. By default all
-        that were simulated.
+        ``"control"``, single perturbations, and pairs ``"A+B"`` of them, simulated or not. By default all that were
+        simulated.
 
     Returns
     -------
-    log1p of expected counts per 10,000, rows ``(perturbation, cell_type)``, a column a gene. The true effect of a
-    perturbation is its row minus that of ``"control"`` in the same cell type.
+    log1p of expected counts per 10,000, with rows ``(perturbation, cell_type)`` and one column per gene. The true
+    effect of a perturbation is its row minus that of ``"control"`` in the same cell type.
 
     Raises
     ------
     KeyError
-        If `adata` lacks what the simulator wrote, or has genes it did not simulate.
+        If `adata` lacks the entries of the simulator, or has genes that were not simulated.
     ValueError
         If a perturbation cannot be simulated.
     """
@@ -209,10 +209,10 @@ def perturbation_screen_truth(adata: ad.AnnData, *, perturbations: Sequence[str]
 
 @dataclass(frozen=True)
 class _Screen:
-    """Parameters of a simulated screen: what a perturbation does to the expected expression of a cell type."""
+    """Parameters of a simulated screen: the effect of a perturbation on the expected expression of a cell type."""
 
     base: NDArray[np.float64]  # log expression of unperturbed cells (n_cell_types, n_genes)
-    features: NDArray[np.float64]  # hidden numbers of every perturbed gene (n_perturbations, N_FEATURES)
+    features: NDArray[np.float64]  # hidden features of every perturbed gene (n_perturbations, N_FEATURES)
     weights: NDArray[np.float64]  # features to the activity of programmes (N_FEATURES, N_PROGRAMMES)
     shared: NDArray[np.float64]  # input of every perturbation (N_PROGRAMMES,)
     loading: NDArray[np.float64]  # log fold change of every gene at full activity (N_PROGRAMMES, n_genes)
@@ -229,9 +229,9 @@ class _Screen:
         weights = np.zeros((N_FEATURES, N_PROGRAMMES))
         loading = np.zeros((N_PROGRAMMES, n_genes))
         for k in range(N_PROGRAMMES):
-            read = rng.choice(N_FEATURES, FEATURES_A_PROGRAMME, replace=False)
-            weights[read, k] = rng.normal(0, 1.5, FEATURES_A_PROGRAMME)
-            moved = rng.choice(n_genes, max(1, round(GENES_A_PROGRAMME * n_genes)), replace=False)
+            read = rng.choice(N_FEATURES, FEATURES_PER_PROGRAMME, replace=False)
+            weights[read, k] = rng.normal(0, 1.5, FEATURES_PER_PROGRAMME)
+            moved = rng.choice(n_genes, max(1, round(GENES_PER_PROGRAMME * n_genes)), replace=False)
             loading[k, moved] = rng.normal(0, EFFECT_SD, len(moved))
         residual = rng.normal(0, RESIDUAL_SD, (n_perturbations, n_genes))
         residual *= rng.random(residual.shape) < RESIDUAL_GENES
@@ -248,7 +248,7 @@ class _Screen:
         )
 
     def expected(self, perturbed: Sequence[int], cell_type: int) -> NDArray[np.float64]:
-        """Give the expected counts per 10,000 of cells of one type with these genes perturbed, ``(n_genes,)``."""
+        """Return the expected counts per 10,000 of cells of one type with these genes perturbed, ``(n_genes,)``."""
         activity = np.tanh(self.features[list(perturbed)] @ self.weights + self.shared)  # (n_perturbed, N_PROGRAMMES)
         total = activity.sum(axis=0)
         if len(perturbed) > 1:
@@ -262,7 +262,7 @@ class _Screen:
         return np.asarray(TARGET_SUM * rate / rate.sum())
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Give the parameters in a form that a file gives back."""
+        """Return the parameters as arrays, which survive writing to a file."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
@@ -271,37 +271,38 @@ class _Screen:
         return cls(**{field.name: np.asarray(arrays[field.name]) for field in fields(cls)})
 
 
-def _check_arguments(**given: Any) -> None:
-    """Refuse what cannot be simulated."""
+def _check_arguments(**arguments: Any) -> None:
+    """Refuse arguments that cannot be simulated."""
     lowest = {"n_perturbations": 2, "n_cells": 1, "n_control": 1, "n_genes": 50, "n_cell_types": 1}
     lowest |= {"combinations": 0, "seed": 0}
     for name, least in lowest.items():
-        value = given[name]
+        value = arguments[name]
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             msg = f"{name}={value!r} must be a whole number, {least} or more."
             raise ValueError(msg)
     for name, zero_is_fine in (("feature_noise", True), ("depth", False)):
-        value = given[name]
+        value = arguments[name]
         number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and np.isfinite(value)
         if not number or value < 0 or (value == 0 and not zero_is_fine):
             msg = f"{name}={value!r} must be a number {'of 0 or more' if zero_is_fine else 'above 0'}."
             raise ValueError(msg)
-    n, n_types = given["n_perturbations"], given["n_cell_types"]
-    if n > given["n_genes"]:
-        msg = f"n_perturbations={n} is more than n_genes={given['n_genes']}: each knocks down a gene."
+    n, n_types = arguments["n_perturbations"], arguments["n_cell_types"]
+    if n > arguments["n_genes"]:
+        msg = f"n_perturbations={n} is more than n_genes={arguments['n_genes']}: each knocks down a gene."
         raise ValueError(msg)
     n_pairs = n * (n - 1) // 2
-    if given["combinations"] > n_pairs:
-        msg = f"combinations={given['combinations']} is more than the {n_pairs} pairs of {n} perturbations."
+    if arguments["combinations"] > n_pairs:
+        msg = f"combinations={arguments['combinations']} is more than the {n_pairs} pairs of {n} perturbations."
         raise ValueError(msg)
-    if given["n_control"] < MIN_CELLS * n_types:
-        msg = f"n_control={given['n_control']} is too few; give at least {MIN_CELLS * n_types}."
+    if arguments["n_control"] < MIN_CELLS * n_types:
+        msg = f"n_control={arguments['n_control']} is too few; give at least {MIN_CELLS * n_types}."
         raise ValueError(msg)
-    needed = given["n_control"] + (n + given["combinations"]) * MIN_CELLS * n_types
-    if given["n_cells"] < needed:
+    needed = arguments["n_control"] + (n + arguments["combinations"]) * MIN_CELLS * n_types
+    if arguments["n_cells"] < needed:
         msg = (
-            f"n_cells={given['n_cells']} is too few for {given['n_control']} controls and {MIN_CELLS} cells of each of "
-            f"{n_types} cell types under {n} perturbations and {given['combinations']} pairs; give at least {needed}."
+            f"n_cells={arguments['n_cells']} is too few for {arguments['n_control']} control cells and {MIN_CELLS} "
+            f"cells of each of {n_types} cell types under {n} perturbations and {arguments['combinations']} pairs; "
+            f"give at least {needed}."
         )
         raise ValueError(msg)
 
@@ -315,7 +316,7 @@ def _type_names(n_cell_types: int) -> list[str]:
 
 
 def _draw_pairs(rng: np.random.Generator, targets: list[str], n_pairs: int) -> list[str]:
-    """Choose different pairs; the earlier gene stands first."""
+    """Choose different pairs, the earlier gene first."""
     first, second = np.triu_indices(len(targets), k=1)
     chosen = np.sort(rng.choice(len(first), n_pairs, replace=False))
     return [f"{targets[i]}{SEPARATOR}{targets[j]}" for i, j in zip(first[chosen], second[chosen], strict=True)]
@@ -331,7 +332,7 @@ def _positions(name: str, targets: list[str]) -> list[int]:
             msg = f"{name!r} was not simulated. {did_you_mean(part, [CONTROL, *targets])}"
             raise ValueError(msg)
     if len(set(parts)) < len(parts):
-        msg = f"{name!r} names one gene twice; a combination is of different genes."
+        msg = f"{name!r} names one gene twice; a combination needs different genes."
         raise ValueError(msg)
     return [targets.index(part) for part in parts]
 

@@ -1,4 +1,4 @@
-"""A simulated skin wound, burn against sham over days, in which the truth about every cell is known."""
+"""A simulated skin wound, burn against sham over several days, with known truth for every cell."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CONDITIONS = ("sham", "burn")
 UNS = "wound_healing"
 STATE_KEY = "true_state"
-MIN_CELLS = 3  # of each cell type in each condition and day, at the least
+MIN_CELLS = 3  # per cell type, condition and day
 MOUSE_CONCENTRATION = 150.0  # of the Dirichlet by which mice differ in composition
 LIBRARY_SD = 0.35  # of the log library size between cells
 UNSPLICED_LIBRARY_SD = 0.15  # of the log capture of unspliced RNA, on top of the library size
@@ -41,21 +41,21 @@ def wound_healing(
     """Simulate single cells of healing skin: burn and sham, several days, eleven cell types, several mice.
 
     Inflammation, stress and interferon fade, proliferation comes and goes, remodelling rises, and macrophages polarise
-    from M1-like to M2-like. A burn delays all of it, strengthens parts of it and adds a response of its own. By how
-    much depends on the cell: the delay and the sensitivity to each programme are sigmoids of the log expression of
-    sensor genes in that very cell. Condition and time therefore interact strongly: many genes are lower under burn at
+    from M1-like to M2-like. A burn delays all of this, strengthens parts of it and adds a response of its own, to an
+    extent that depends on the cell: the delay and the sensitivity to each programme are sigmoids of the log expression
+    of sensor genes in the same cell. Condition and time therefore interact strongly: many genes are lower under burn at
     day 10 and higher at day 14, and no sum of a condition effect and a time effect describes them.
 
     Parameters
     ----------
     n_cells
-        Cells in all, shared evenly by the mice.
+        Number of cells, shared evenly by the mice.
     n_genes
-        Genes in all: 191 with real mouse symbols and a known part to play, the others background.
+        Number of genes: 191 have real mouse symbols and a known role, the others are background.
     days
-        Days after wounding at which cells are taken. `wound_healing_truth` knows all other days as well.
+        Days after wounding at which cells are sampled. `wound_healing_truth` knows all other days as well.
     n_mice
-        Mice per condition and day; every mouse belongs to one condition and one day.
+        Number of mice per condition and day; every mouse belongs to one condition and one day.
     depth
         Median spliced counts per cell.
     seed
@@ -63,7 +63,7 @@ def wound_healing(
 
     Returns
     -------
-    ``(n_cells, n_genes)`` with
+    Cells ``(n_cells, n_genes)`` with
 
     - ``X`` and ``layers["spliced"]``: spliced counts, negative-binomial, CSR float32; ``layers["unspliced"]``
       likewise.
@@ -76,9 +76,9 @@ def wound_healing(
       dense float32. With s = ``expm1(mean)``, velocity divided by 1 + s is the velocity of ``mean``.
     - ``var``: ``role`` (a programme, ``marker``, ``sensor``, ``housekeeping`` or ``background``), ``true_beta`` and
       ``true_gamma`` (per day), ``true_dispersion`` (phi in variance = mean + phi mean²).
-    - ``obsm["true_state"]``: hidden state of each cell, what `wound_healing_truth` goes by.
+    - ``obsm["true_state"]``: hidden state of each cell, used by `wound_healing_truth`.
     - ``uns["wound_healing"]``: ``markers`` (programme to genes that rise with it), ``cell_type_markers``,
-      ``trends`` (which way a programme goes from day 10 to day 19 under sham: 1 up, -1 down), and the parameters
+      ``trends`` (direction of a programme from day 10 to day 19 under sham: 1 up, -1 down), and the parameters
       of the simulation.
 
     Raises
@@ -93,8 +93,8 @@ def wound_healing(
     Notes
     -----
     Time and memory grow with ``n_cells * n_genes``: the layers of 6,000 cells by 20,000 genes take about 2 GB.
-    Background genes take their share of the counts, so raise `depth` along with `n_genes` to see the programmes as
-    clearly.
+    Background genes take their share of the counts, so raise `depth` along with `n_genes` to see the programmes
+    equally well.
     """
     in_order = _check_arguments(n_cells, n_genes, days, n_mice, depth, seed)
     rng = np.random.default_rng(seed)
@@ -124,15 +124,15 @@ def wound_healing(
 def wound_healing_truth(
     adata: ad.AnnData, *, condition: str | None = None, day: float | None = None
 ) -> NDArray[np.float32]:
-    """Noise-free expression of simulated cells, as they are or under another condition or at another day.
+    """Noise-free expression of simulated cells, as they are, under another condition or on another day.
 
-    The cells stay who they are: same type, same mouse effect, same hidden state. Works on any subset of the cells and
-    genes of `wound_healing`, also after the data went through a file.
+    The cells keep their type, mouse effect and hidden state. Works on any subset of the cells and genes of
+    `wound_healing`, also after the data was written to a file and read again.
 
     Parameters
     ----------
     adata
-        Data from `wound_healing`; read are ``obs["cell_type"]``, ``obs["mouse_id"]``, ``obs["condition"]``,
+        Data from `wound_healing`, with ``obs["cell_type"]``, ``obs["mouse_id"]``, ``obs["condition"]``,
         ``obs["time_days"]``, ``obsm["true_state"]`` and ``uns["wound_healing"]``.
     condition
         ``"sham"`` or ``"burn"`` for all cells; each cell's own by default.
@@ -146,7 +146,7 @@ def wound_healing_truth(
     Raises
     ------
     KeyError
-        If `adata` lacks what the simulator wrote, or has genes it did not simulate.
+        If `adata` lacks the entries of the simulator, or has genes that were not simulated.
     ValueError
         If `condition` or `day` is not possible.
     """
@@ -176,7 +176,7 @@ def wound_healing_truth(
 def _check_arguments(
     n_cells: int, n_genes: int, days: Sequence[float], n_mice: int, depth: float, seed: int
 ) -> list[float]:
-    """Refuse what cannot be simulated; return the days in order."""
+    """Refuse arguments that cannot be simulated; return the days in order."""
     for name, value, lowest in (
         ("n_cells", n_cells, 1),
         ("n_genes", n_genes, 1),
@@ -212,7 +212,7 @@ def _check_arguments(
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether a value is a finite number."""
+    """Whether a value is a finite number."""
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
@@ -232,7 +232,7 @@ def _draw_cells(rng: np.random.Generator, n_cells: int, mice: list[tuple[str, fl
         condition, day = mice[members[0]]
         expected = courses.composition(day, burned=condition == "burn")
         shares = np.array([expected[name] for name in wound_genes.CELL_TYPES])
-        # A fixed part, a little over one cell in eight, goes evenly to all types, so that none is missing anywhere.
+        # A fixed part, a little over one cell in eight, goes evenly to all types, so that no type is missing.
         reserved = max(MIN_CELLS, round(0.012 * size))
         owners = np.resize(members, size)
         types = np.concatenate([np.repeat(np.arange(n_types), reserved), np.full(size - reserved * n_types, -1)])
@@ -263,7 +263,7 @@ def _draw_library(rng: np.random.Generator, cells: Cells, depth: float, n_mice: 
 def _draw_layers(
     rng: np.random.Generator, model: WoundModel, cells: Cells, library: NDArray[np.float64]
 ) -> dict[str, Any]:
-    """Compute truth and counts of all cells, computed a few hundred cells at a time."""
+    """Compute truth and counts of all cells, a few hundred cells at a time."""
     chunks: dict[str, list[Any]] = {
         name: [] for name in ("spliced", "unspliced", "mean", "mean_other_condition", "velocity")
     }
@@ -294,7 +294,7 @@ def _draw_counts(
 
 
 def _describe_cells(cells: Cells, mice: list[tuple[str, float]], days: list[float]) -> pd.DataFrame:
-    """Make the ``obs`` that a user of real data would have."""
+    """Make an ``obs`` like that of real data."""
     mouse_names = [f"mouse{i + 1:02d}" for i in range(len(mice))]
     return pd.DataFrame(
         {
@@ -326,7 +326,7 @@ def _describe_genes(model: WoundModel, n_genes: int) -> pd.DataFrame:
 
 
 def _read_cells(adata: ad.AnnData) -> tuple[WoundModel, Cells]:
-    """Rebuild model and cells from what `wound_healing` wrote."""
+    """Rebuild model and cells from the entries of `wound_healing`."""
     if UNS not in adata.uns:
         msg = (
             f"adata.uns[{UNS!r}] is missing, so these are not cells of scstate_lora.datasets.wound_healing(), or the "
@@ -352,16 +352,16 @@ def _read_cells(adata: ad.AnnData) -> tuple[WoundModel, Cells]:
 
 
 def _positions(adata: ad.AnnData, key: str, known: list[str]) -> NDArray[np.intp]:
-    """Find where each cell's value stands among the simulated ones."""
+    """Find the position of each cell's value among the simulated ones."""
     values = adata.obs[key].astype(str)
     positions = pd.Index(known).get_indexer(values)
     if (positions < 0).any():
-        found = values[positions < 0].iloc[0]
-        msg = f"adata.obs[{key!r}] holds {found!r}, which was not simulated. {did_you_mean(found, known)}"
+        unknown = values[positions < 0].iloc[0]
+        msg = f"adata.obs[{key!r}] holds {unknown!r}, which was not simulated. {did_you_mean(unknown, known)}"
         raise ValueError(msg)
     return positions.astype(np.intp)
 
 
 def _as_arrays(table: dict[str, tuple[str, ...]]) -> dict[str, NDArray[np.object_]]:
-    """Put lists of gene names in the form in which a file gives them back."""
+    """Turn lists of gene names into arrays, which survive writing to a file."""
     return {name: np.array(genes, dtype=object) for name, genes in table.items()}

@@ -1,4 +1,4 @@
-"""What the simulated wound is made of: eleven cell types, their marker genes, and the gene programmes of healing."""
+"""Parts of the simulated wound: eleven cell types, their marker genes, and the gene programmes of healing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ HOME: dict[str, tuple[str, float]] = {"inflammation": ("myeloid", 0.4), "remodel
 """Lineage that expresses a programme's genes even at rest, and by how much more than others (log fold change)."""
 
 TRENDS: dict[str, int] = {"inflammation": -1, "stress": -1, "proliferation": -1, "remodelling": 1, "M1": -1, "M2": 1}
-"""Which way a programme goes from day 10 to day 19 of an undisturbed (sham) healing; interferon has no trend."""
+"""Direction of a programme from day 10 to day 19 of undisturbed (sham) healing; interferon has no trend."""
 
 MACROPHAGE_PROGRAMMES = ("M1", "M2")
 """The two ends of the polarisation axis; active in macrophages only."""
@@ -65,7 +65,7 @@ SENSORS: dict[str, tuple[str, ...]] = {
     "M1": ("Ifngr2", "Tlr9", "Irf5"),
     "M2": ("Il4ra", "Stat6", "Il13ra1"),
 }
-"""Genes whose expression in a cell says how strongly it answers to a programme; the programmes leave them alone."""
+"""Genes whose expression sets how strongly a cell responds to a programme; the programmes do not change them."""
 
 SENSITIVITY: dict[str, dict[str, float]] = {
     #                inflammation, interferon, stress, proliferation, remodelling (in logits, about -2 to 2), M1, M2
@@ -91,10 +91,10 @@ RELATIVES: dict[str, str] = {
     "monocyte": "macrophage",
     "dendritic": "monocyte",
 }
-"""The type towards which some cells of a type are on their way, so that the two form a continuum."""
+"""The type towards which some cells of a type are in transition, so that the two form a continuum."""
 
 LIBRARY_FACTOR: dict[str, float] = {"keratinocyte": 1.4, "macrophage": 1.2, "neutrophil": 0.6, "T cell": 0.7}
-"""Library size of a type relative to the depth asked for; 1 where not named."""
+"""Library size of a type relative to the requested depth; 1 if not listed."""
 
 HOUSEKEEPING: tuple[str, ...] = (
     *("Actb", "Gapdh", "Malat1", "Eef1a1", "Tmsb4x", "B2m", "Fth1", "Ppia", "Tpt1", "Ubb"),
@@ -109,7 +109,7 @@ CORE_GENES: tuple[str, ...] = tuple(
         for gene in genes
     )
 )
-"""Every gene with a name and a part to play, once each; the rest of a simulation is background (``Gm10001`` and on)."""
+"""Every gene with a name and a role, once each; the other simulated genes are background (``Gm10001`` and on)."""
 
 
 def gene_names(n_genes: int) -> list[str]:

@@ -24,20 +24,20 @@ STATES: tuple[str, ...] = (
     *wound_genes.SENSORS,
     *(f"free_{i + 1}" for i in range(N_FREE_STATES)),
 )
-"""A cell's hidden state, in standard deviations: its lead in time, how far it is on its way to a related type, its
-deviation in sensitivity to each programme, and free variation."""
+"""A cell's hidden state, in standard deviations: its lead in time, its progress towards a related type, its deviation
+in sensitivity to each programme, and free variation."""
 
 CLOCK_SD = 0.7  # days by which cells of one sample run ahead of or behind each other
 SHORTEST_DELAY, DELAY_RANGE = 1.5, 5.5  # days by which a burn delays a cell: from ... and up to as much more
 SENSITIVITY_SD = 0.7  # how much cells of one type differ in sensitivity, in logits
-SENSITIVITY_FLOOR = 0.1  # the least sensitive cell still answers this much
-MAX_TRANSITION = 0.5  # no cell is nearer to the related type than to its own
+SENSITIVITY_FLOOR = 0.1  # the least sensitive cell still responds this much
+MAX_TRANSITION = 0.5  # no cell is closer to the related type than to its own
 CHUNK = 512  # cells computed at once
 
 
 @dataclass(frozen=True)
 class Cells:
-    """What has to be known of a set of cells, one entry a cell."""
+    """The inputs of the simulation, one entry per cell."""
 
     cell_type: NDArray[np.intp]
     """Index into `wound_genes.CELL_TYPES`, ``(n_cells,)``."""
@@ -55,7 +55,7 @@ class Cells:
         return len(self.cell_type)
 
     def chunks(self) -> Iterator[Cells]:
-        """Walk over the cells, a few hundred at a time."""
+        """Iterate over the cells, a few hundred at a time."""
         for start in range(0, len(self), CHUNK):
             part = slice(start, start + CHUNK)
             yield Cells(self.cell_type[part], self.mouse[part], self.burned[part], self.day[part], self.state[part])
@@ -63,11 +63,11 @@ class Cells:
 
 @dataclass(frozen=True)
 class WoundModel:
-    """Every gene's part in the simulation; a log-linear model of expression driven by non-linear activities.
+    """Parameters of the simulation: a log-linear model of expression driven by non-linear activities.
 
     A cell's log expression is a baseline of its type, plus its mouse's effect, plus its free variation, plus the
     activity of every channel times the cell's sensitivity times the gene's loading. The sensitivity is a sigmoid of the
-    log expression of the programme's sensor genes in that cell, so a cell's answer to a burn can be read off the cell.
+    log expression of the programme's sensor genes in that cell, which therefore predicts its response to a burn.
     """
 
     base: NDArray[np.float32]
@@ -79,7 +79,7 @@ class WoundModel:
     loadings: NDArray[np.float32]
     """Log fold change at full activity by channel, ``(n_programmes + 1, n_genes)``; the last row is systemic."""
     own_response: NDArray[np.float32]
-    """Log fold change of the response to burn that only this cell type has, ``(n_cell_types, n_genes)``."""
+    """Log fold change of the response to burn that is specific to a cell type, ``(n_cell_types, n_genes)``."""
     dispersion: NDArray[np.float32]
     """Negative-binomial dispersion phi, variance = mean + phi mean², ``(n_genes,)``."""
     beta: NDArray[np.float32]
@@ -89,7 +89,7 @@ class WoundModel:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, *, n_genes: int, n_mice: int) -> WoundModel:
-        """Draw a model at random; which genes belong to which programme is fixed, the amounts are not."""
+        """Draw a model at random; the genes of each programme are fixed, the amounts are not."""
         base, state_loadings = _draw_baseline(rng, n_genes)
         gamma = np.clip(rng.lognormal(np.log(2), 0.4, n_genes), 1.3, 6.0)
         own = np.clip(rng.normal(0, 0.45, base.shape), -1, 1) * (rng.random(base.shape) < 0.12)
@@ -107,7 +107,7 @@ class WoundModel:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> WoundModel:
-        """Rebuild a model from what `to_arrays` gave, also after it went through a file."""
+        """Rebuild a model from the arrays of `to_arrays`, also after they were written to a file and read again."""
         return cls(**{name: np.asarray(arrays[name], dtype=np.float32) for name in cls.__dataclass_fields__})
 
     def to_arrays(self) -> dict[str, NDArray[np.float32]]:
@@ -115,7 +115,7 @@ class WoundModel:
         return asdict(self)
 
     def identity(self, cells: Cells) -> NDArray[np.float64]:
-        """Give the share of each cell type in each cell, mostly its own, ``(n_cells, n_cell_types)``."""
+        """Return the share of each cell type in each cell, mostly its own, ``(n_cells, n_cell_types)``."""
         names = wound_genes.CELL_TYPES
         relative = np.array([names.index(wound_genes.RELATIVES.get(name, name)) for name in names])
         away = MAX_TRANSITION / (1 + np.exp(3 - 2 * cells.state[:, STATES.index("transition")].astype(np.float64)))
@@ -123,7 +123,7 @@ class WoundModel:
         return (1 - away)[:, None] * own[cells.cell_type] + away[:, None] * own[relative[cells.cell_type]]
 
     def sensitivity(self, cells: Cells) -> NDArray[np.float64]:
-        """Tell how strongly each cell answers to each programme, between 0 and 1, ``(n_cells, n_programmes)``."""
+        """Return the sensitivity of each cell to each programme, between 0 and 1, ``(n_cells, n_programmes)``."""
         typical = np.array([list(wound_genes.SENSITIVITY[name].values()) for name in wound_genes.CELL_TYPES])
         first = STATES.index("inflammation")
         deviation = cells.state[:, first : first + len(wound_genes.SENSORS)].astype(np.float64)
@@ -131,19 +131,19 @@ class WoundModel:
         return SENSITIVITY_FLOOR + (1 - SENSITIVITY_FLOOR) / (1 + np.exp(-1.5 * logit))
 
     def clock(self, cells: Cells) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Give each cell's own time in days and the days by which a burn delays it, both ``(n_cells,)``."""
+        """Return each cell's own time in days and the days by which a burn delays it, both ``(n_cells,)``."""
         stress = list(wound_genes.SENSORS).index("stress")
         lead = CLOCK_SD * cells.state[:, STATES.index("clock")].astype(np.float64)
         return cells.day + lead, SHORTEST_DELAY + DELAY_RANGE * self.sensitivity(cells)[:, stress]
 
     def polarisation(self, cells: Cells) -> NDArray[np.float64]:
-        """Give the state on the macrophage axis, 0 M1-like to 1 M2-like; NaN for other cell types, ``(n_cells,)``."""
+        """Return the state on the macrophage axis, 0 M1-like to 1 M2-like; NaN for other cell types, ``(n_cells,)``."""
         time, delay = self.clock(cells)
         axis = courses.polarisation(time, delay * cells.burned).value
         return np.where(cells.cell_type == wound_genes.CELL_TYPES.index("macrophage"), axis, np.nan)
 
     def spliced(self, cells: Cells) -> courses.Course:
-        """Give the expected spliced RNA in counts per 10,000 and its velocity per day, ``(n_cells, n_genes)``."""
+        """Return the expected spliced RNA in counts per 10,000 and its velocity per day, ``(n_cells, n_genes)``."""
         driven = self._drive(cells)
         identity = self.identity(cells)
         static = identity @ self.base
@@ -159,7 +159,7 @@ class WoundModel:
         return courses.Course(TARGET_SUM * share, TARGET_SUM * rate)
 
     def unspliced(self, spliced: courses.Course) -> NDArray[np.float64]:
-        """Give the expected unspliced RNA that gives this velocity: ds/dt = beta u - gamma s, solved for u."""
+        """Return the expected unspliced RNA that yields this velocity: ds/dt = beta u - gamma s, solved for u."""
         return (spliced.rate + self.gamma * spliced.value) / self.beta
 
     def _drive(self, cells: Cells) -> courses.Course:
@@ -187,7 +187,7 @@ def _draw_baseline(rng: np.random.Generator, n_genes: int) -> tuple[NDArray[np.f
         base[[types[name] for name in members]] += rng.normal(0, 0.3, n_genes)
         for name in members:
             markers = [index[gene] for gene in wound_genes.CELL_TYPE_MARKERS[name]]
-            # Relatives share a good part of a marker, so that they are told apart by amounts.
+            # Related types share much of a marker, so that they differ in amounts.
             base[np.ix_([types[other] for other in members], markers)] += rng.uniform(0.8, 1.6, len(markers))
             base[types[name], markers] += rng.uniform(0.5, 1.3, len(markers))
     for programme, (lineage, amount) in wound_genes.HOME.items():

@@ -1,4 +1,4 @@
-"""What comes before a model: RNA velocity."""
+"""Preprocessing: RNA velocity."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ FEWEST_CELLS = 50
 
 
 class _Options(NamedTuple):
-    """What decides on the fit."""
+    """Options of the fit."""
 
     mode: str
     layers: tuple[str, str]
@@ -55,64 +55,65 @@ def velocity(
 ) -> None:
     """Compute the RNA velocity of cells with scVelo, and project it to an embedding.
 
-    Both layers are scaled to one depth, the most variable genes chosen and moments taken over neighbours, on a copy:
-    `adata` gains what is listed below and nothing else. Velocities that are there already are used as they are, and
-    the log says so; delete them to have them computed anew.
+    Both layers are scaled to a common read depth, the most variable genes are selected, and moments are taken over
+    neighbours, all on a copy: `adata` gains only the entries listed below. Existing velocities are used as they are,
+    which is logged; delete them to recompute them.
 
     Parameters
     ----------
     adata
         Cells with spliced and unspliced counts.
     basis
-        Key of ``adata.obsm`` to project the velocities to, of any number of dimensions. None for velocities of genes
-        alone.
+        Key in ``adata.obsm`` of the embedding to project the velocities to, with any number of dimensions. None: no
+        projection.
     mode
-        ``"deterministic"``, unspliced counts in excess of a steady-state ratio, a regression on the extreme cells;
-        ``"stochastic"``, the same with second moments, fitted with an offset of these; or ``"dynamical"``, full
-        splicing kinetics, about fifty times slower.
+        ``"deterministic"``: unspliced counts in excess of a steady-state ratio, which is regressed on the extreme
+        cells; ``"stochastic"``: the same with second moments and an offset for them; or ``"dynamical"``: full splicing
+        kinetics, about fifty times slower.
     layers
         Names of the layers of spliced and of unspliced counts, in this order.
     n_top_genes
-        How many of the most variable genes to use (scanpy, on log1p of the spliced layer); None for all.
+        Number of most variable genes to use (scanpy, on log1p of the spliced layer); None for all.
     min_shared_counts
-        Genes with fewer counts than this, over the cells that have both spliced and unspliced ones, are left out.
+        Genes with fewer counts, summed over the cells with both spliced and unspliced counts, are left out.
     n_neighbors
         Cells over which moments are taken.
     n_pcs
         Components of the PCA in which neighbours are found.
     use_rep
-        Key of ``adata.obsm`` in which to find neighbours in place of that PCA, for instance one without batch effects.
+        Key in ``adata.obsm`` of an embedding in which to find neighbours instead, for instance one without batch
+        effects.
     key_added
         Name of the layer, and first part of the other names.
     n_jobs
-        Processes.
+        Number of processes.
     seed
-        Of PCA and neighbours.
+        Seed of PCA and neighbours.
 
     Raises
     ------
     KeyError
-        A layer, or `basis` or `use_rep` in ``adata.obsm``, does not exist.
+        If a layer, or `basis` or `use_rep` in ``adata.obsm``, does not exist.
     TypeError
-        `layers`, `basis` or `key_added` is no name, or a layer holds no numbers.
+        If `layers`, `basis` or `key_added` is not a name, or a layer does not hold numbers.
     ValueError
-        An option makes no sense, a layer holds no counts, cells or genes are too few, or no gene has a fit.
+        If an option is not allowed, a layer does not hold counts, cells or genes are too few, or no gene has a fit.
     RuntimeError
-        ``mode="dynamical"`` does not run with the versions installed, as with pandas 3.
+        If ``mode="dynamical"`` does not run with the installed versions, as with pandas 3.
 
     Notes
     -----
     Adds, with the default `key_added`,
 
     - ``adata.layers["velocity"]``: float32 ``(n_cells, n_genes)``, change of spliced counts per 10,000 over time in
-      units of a gene's splicing time (dynamical: of scVelo's latent time). NaN for all cells in a gene without a fit,
-      which is unknown rather than at rest. With s counts per 10,000, velocity / (1 + s) is that of log1p(s);
+      units of a gene's splicing time (dynamical: of scVelo's latent time). A gene without a fit is NaN in all cells,
+      because its velocity is unknown, not zero. With s counts per 10,000, velocity / (1 + s) is that of log1p(s);
     - ``adata.obs["velocity_confidence"]``: float32, 0 to 1, mean correlation of a cell's velocity with its neighbours'.
-      Neighbours share their moments, so it is high where neighbourhoods are small beside the noise, too;
+      Neighbours share their moments, so it is also high if neighbourhoods are small compared with the noise;
     - with a `basis`, ``adata.obsm["velocity_X_pca"]`` for ``"X_pca"`` and so on: float32 ``(n_cells, n_dims)``, the
-      expected displacement under the transition probabilities of scVelo's velocity graph, in units of the basis, less
-      that under equal probabilities of the same cells. A direction to be trusted more than its length;
-    - ``adata.uns["scstate_lora"]["velocity"]["velocity"]``: how it was made, and how many genes have a fit.
+      expected displacement under the transition probabilities of scVelo's velocity graph, in units of the basis, minus
+      that under equal probabilities of the same cells. Trust its direction more than its length;
+    - ``adata.uns["scstate_lora"]["velocity"]["velocity"]``: how it was computed, and the number of genes with a fit.
 
     The steady-state models are those of La Manno et al. 2018, doi:10.1038/s41586-018-0414-6, and Bergen et al. 2020,
     doi:10.1038/s41587-020-0591-3, who also describe the dynamical model, the graph and the confidence.
@@ -135,7 +136,7 @@ def velocity(
     space = None if basis is None else _space(adata, "basis", basis)
     key_obs, key_obsm = f"{key_added}_confidence", f"{key_added}_{basis}"
     has_layer, has_obsm = key_added in adata.layers, basis is not None and key_obsm in adata.obsm
-    given = _existing(adata, key_added) if has_layer else None
+    existing = _read_existing(adata, key_added) if has_layer else None
     if has_layer:
         logger.info("adata.layers[%r] exists and is used as it is; delete it to have it computed anew.", key_added)
     if has_obsm:
@@ -145,14 +146,14 @@ def velocity(
         return
 
     spliced, unspliced = (_counts(adata, layer) for layer in options.layers)
-    work, used = _prepared(adata, spliced, unspliced, options, given)
-    values = given[:, used] if given is not None else None
+    work, used = _prepared(adata, spliced, unspliced, options, existing)
+    values = existing[:, used] if existing is not None else None
     record: dict[str, Any] = {}
     if values is None:
         fit = scvelo_steps.fit_velocity(work, mode, n_jobs=n_jobs)
         values = fit.velocity
         record = _record(options, n_genes=adata.n_vars, n_used=int(used.sum()), n_fitted=fit.n_fitted)
-        _say(record)
+        _log_fit(record)
     confidence, matrix = scvelo_steps.transitions(work, values, n_jobs=n_jobs)
 
     if not has_layer:
@@ -167,13 +168,13 @@ def velocity(
 
 
 def _checked(adata: AnnData, *, mode: str, layers: Sequence[str], use_rep: str | None, **numbers: Any) -> _Options:
-    """Refuse options that make no sense."""
+    """Refuse options that are not allowed."""
     check_not_empty(adata)
     if mode not in MODES:
         msg = f"mode={mode!r} is unknown. {did_you_mean(mode, MODES)}"
         raise ValueError(msg)
     if isinstance(layers, str) or len(layers) != 2 or not all(isinstance(layer, str) for layer in layers):
-        msg = f"layers={layers!r} must be two names, of the spliced and of the unspliced counts."
+        msg = f"layers={layers!r} must be two names: the layers of spliced and of unspliced counts."
         raise TypeError(msg)
     if layers[0] == layers[1]:
         msg = f"layers={tuple(layers)!r} names one layer twice; give the spliced and the unspliced one."
@@ -211,18 +212,18 @@ def _space(adata: AnnData, name: str, key: str) -> np.ndarray:
     return space
 
 
-def _existing(adata: AnnData, key: str) -> np.ndarray:
-    """Read velocities that exist, ``(n_cells, n_genes)``: NaN in all cells of a gene with a NaN."""
+def _read_existing(adata: AnnData, key: str) -> np.ndarray:
+    """Read existing velocities, ``(n_cells, n_genes)``; a gene with a NaN is NaN in all cells."""
     from scipy import sparse
 
-    found = adata.layers[key]
-    values = np.array(found.toarray() if sparse.issparse(found) else found, dtype=np.float32)
+    layer = adata.layers[key]
+    values = np.array(layer.toarray() if sparse.issparse(layer) else layer, dtype=np.float32)
     if np.isinf(values).any():
-        msg = f"adata.layers[{key!r}] holds infinite values, which no velocity is. Delete or mend it."
+        msg = f"adata.layers[{key!r}] holds infinite values, so it is not a velocity. Delete or mend it."
         raise ValueError(msg)
     values[:, np.isnan(values).any(axis=0)] = np.nan
     if not (np.nan_to_num(values) != 0).any():
-        msg = f"adata.layers[{key!r}] holds only zeros and NaN: there is no velocity in it. Delete it or name another."
+        msg = f"adata.layers[{key!r}] holds only zeros and NaN, so no velocity. Delete it or name another."
         raise ValueError(msg)
     return values
 
@@ -230,12 +231,12 @@ def _existing(adata: AnnData, key: str) -> np.ndarray:
 def _check_existing_obsm(adata: AnnData, key: str, space: np.ndarray | None) -> None:
     shape = np.asarray(adata.obsm[key]).shape
     if space is not None and shape != space.shape:
-        msg = f"adata.obsm[{key!r}] exists with shape {shape}, and its basis has {space.shape}. Delete it: it is old."
+        msg = f"adata.obsm[{key!r}] has shape {shape}, but its basis has {space.shape}. It is outdated: delete it."
         raise ValueError(msg)
 
 
 def _counts(adata: AnnData, layer: str) -> sparse.csr_matrix:
-    """Read a layer of counts, whole numbers or, of tools that share reads out, fractional ones."""
+    """Read a layer of counts; tools that divide ambiguous reads give fractional ones."""
     if layer not in adata.layers:
         msg = (
             f"{matrix_name(layer)} does not exist. {did_you_mean(layer, adata.layers.keys())} Spliced and unspliced "
@@ -247,8 +248,8 @@ def _counts(adata: AnnData, layer: str) -> sparse.csr_matrix:
     check_values(stats, source.name)
     if not stats.whole and (stats.largest <= 20 or stats.sums.constant):
         msg = (
-            f"{source.name} holds no counts: fractional values up to {stats.largest:.3g}, as after normalisation or "
-            "log1p. Velocity compares spliced with unspliced counts; name the raw layers by layers=."
+            f"{source.name} does not hold counts: it has fractional values up to {stats.largest:.3g}, as after "
+            "normalisation or log1p. Velocity compares spliced with unspliced counts; name the raw layers by layers=."
         )
         raise ValueError(msg)
     return source.read_all()
@@ -259,13 +260,13 @@ def _prepared(
     spliced: sparse.csr_matrix,
     unspliced: sparse.csr_matrix,
     options: _Options,
-    given: np.ndarray | None,
+    existing: np.ndarray | None,
 ) -> tuple[AnnData, np.ndarray]:
-    """Make the copy that scVelo works on, with neighbours, and tell which of the genes are in it."""
+    """Make the copy that scVelo works on, with neighbours, and the mask of the genes in it."""
     needed = max(FEWEST_CELLS, options.n_neighbors + 1)
     if adata.n_obs < needed:
         msg = (
-            f"{adata.n_obs} cells are too few: velocities are fitted on the extreme twentieths of the cells, with "
+            f"{adata.n_obs} cells are too few: velocities are fitted on the extreme 5 % of the cells, with "
             f"moments over n_neighbors={options.n_neighbors} of them. {needed} or more are needed."
         )
         raise ValueError(msg)
@@ -292,9 +293,9 @@ def _prepared(
     scvelo_steps.add_neighbors(
         graph, space=space, n_pcs=options.n_pcs, n_neighbors=options.n_neighbors, seed=options.seed
     )
-    if given is None:
+    if existing is None:
         return graph, chosen
-    used = (np.nan_to_num(given) != 0).any(axis=0)
+    used = (np.nan_to_num(existing) != 0).any(axis=0)
     work = work[:, used].copy()
     work.uns["neighbors"] = graph.uns["neighbors"]
     for key, matrix in graph.obsp.items():
@@ -315,19 +316,19 @@ def _record(options: _Options, *, n_genes: int, n_used: int, n_fitted: int) -> d
     }
 
 
-def _say(record: dict[str, Any]) -> None:
+def _log_fit(record: dict[str, Any]) -> None:
     n_fitted, n_used = record["n_genes_fitted"], record["n_genes_used"]
     logger.info(
         "RNA velocity (%s): %d of %d genes used have a fit (%.0f %%), of %d in all; the others are NaN.",
         *(record["mode"], n_fitted, n_used, 100 * record["share_fitted"], record["n_genes"]),
     )
     if n_fitted < scvelo_steps.FEWEST_GENES or record["share_fitted"] < 0.1:
-        logger.warning("Few genes have a fit: there is little signal of splicing, so take the velocities with caution.")
+        logger.warning("Few genes have a fit: the splicing signal is weak, so interpret the velocities with caution.")
 
 
 def _write_record(adata: AnnData, key: str, record: dict[str, Any], basis: str | None) -> None:
-    """Store how velocities were made."""
-    record = record or dict(read_result(adata, VELOCITY, key=key) or {"mode": "as found"})
+    """Record how the velocities were computed."""
+    record = record or dict(read_result(adata, VELOCITY, key=key) or {"mode": "precomputed"})
     if basis is not None:
         record["bases"] = sorted({*map(str, record.get("bases", [])), basis})
     write_result(adata, VELOCITY, record, key=key)

@@ -1,4 +1,4 @@
-"""RNA velocity by scVelo, on matrices of its own: what the user's AnnData holds is never handed to it."""
+"""RNA velocity by scVelo, on copies: the user's own AnnData is never passed to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FEWEST_GENES = 10
 LEAST_R2 = 0.01
-"""scVelo's own threshold, which it lowers silently where under two genes reach it."""
+"""scVelo's own threshold, which it lowers silently if fewer than two genes reach it."""
 
 VELOCITY = "velocity"
 
@@ -40,7 +40,7 @@ class Fit(NamedTuple):
 
 
 def import_scvelo() -> Any:
-    """Import scVelo, whose warnings of deprecations are others' affair."""
+    """Import scVelo without the deprecation warnings of its dependencies."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import scvelo
@@ -52,7 +52,7 @@ def quiet_scvelo() -> Iterator[Any]:
     """Keep scVelo's messages and its changes of warning filters to itself."""
     scvelo = import_scvelo()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations of others, numbers 0 / 0 that are dealt with below
+        warnings.simplefilter("ignore")  # deprecations in dependencies, and 0 / 0, which is handled below
         before = scvelo.settings.verbosity
         scvelo.settings.verbosity = 0
         try:
@@ -62,7 +62,7 @@ def quiet_scvelo() -> Iterator[Any]:
 
 
 def shared_counts(spliced: sparse.csr_matrix, unspliced: sparse.csr_matrix) -> np.ndarray:
-    """Sum over cells that have both of a gene of its spliced and unspliced counts, ``(n_genes,)``."""
+    """Sum the spliced and unspliced counts of each gene over the cells with both, ``(n_genes,)``."""
     both = (spliced > 0).multiply(unspliced > 0)
     return np.asarray(both.multiply(spliced + unspliced).sum(axis=0)).ravel()
 
@@ -70,9 +70,9 @@ def shared_counts(spliced: sparse.csr_matrix, unspliced: sparse.csr_matrix) -> n
 def working_copy(
     spliced: sparse.csr_matrix, unspliced: sparse.csr_matrix, obs_names: pd.Index, var_names: pd.Index
 ) -> AnnData:
-    """Bring counts ``(n_cells, n_genes)`` to a common depth: spliced to 10,000 a cell, unspliced in proportion.
+    """Bring counts ``(n_cells, n_genes)`` to a common depth: 10,000 spliced counts per cell, unspliced in proportion.
 
-    Each layer is scaled by its own totals, as the share of unspliced counts of a cell is technical in large part.
+    Each layer is scaled by its own totals, because the unspliced share of a cell is largely technical.
     ``X`` is log1p of the spliced layer.
     """
     totals = [np.asarray(layer.sum(axis=1)).ravel() for layer in (spliced, unspliced)]
@@ -100,7 +100,7 @@ def _scaled(counts: sparse.csr_matrix, totals: np.ndarray, target: float) -> spa
 
 
 def select_genes(work: AnnData, eligible: np.ndarray, n_top_genes: int | None) -> np.ndarray:
-    """Choose the most variable of the eligible genes, all of them when there are no more: bool ``(n_genes,)``."""
+    """Select the most variable of the eligible genes, or all of them if there are fewer: bool ``(n_genes,)``."""
     import scanpy as sc
 
     chosen = eligible.copy()
@@ -109,17 +109,17 @@ def select_genes(work: AnnData, eligible: np.ndarray, n_top_genes: int | None) -
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bins of one gene, and pandas' deprecations
             sc.pp.highly_variable_genes(part, n_top_genes=n_top_genes, flavor="seurat")
-        # By rank: scanpy's own choice takes more where genes share the last place.
+        # By rank: scanpy itself selects more genes if several share the last place.
         ranked = part.var["dispersions_norm"].fillna(-np.inf).argsort(kind="stable")[::-1]
         chosen[np.flatnonzero(eligible)[ranked[n_top_genes:]]] = False
     return chosen
 
 
 def add_neighbors(work: AnnData, *, space: np.ndarray | None, n_pcs: int, n_neighbors: int, seed: int) -> None:
-    """Find the nearest neighbours in `space`, by default a PCA of ``X``, and note them as scanpy does.
+    """Find the nearest neighbours in `space`, by default a PCA of ``X``, and store them as scanpy does.
 
-    All pairs are compared, in blocks: up to a hundred thousand cells that is quicker than an index, and beyond it takes
-    no longer than scVelo's graph. scVelo goes by who is connected, not by how closely, so weights are not needed, and
+    All pairs are compared, in blocks: up to a hundred thousand cells this is faster than an index, and beyond that it
+    takes no longer than scVelo's graph. scVelo uses only which cells are connected, so no weights are computed, and
     nothing has to be compiled for them.
     """
     from sklearn.decomposition import PCA
@@ -145,9 +145,9 @@ def fit_velocity(work: AnnData, mode: str, *, n_jobs: int) -> Fit:
     Raises
     ------
     RuntimeError
-        ``mode="dynamical"`` does not run with the versions installed.
+        If ``mode="dynamical"`` does not run with the installed versions.
     ValueError
-        No gene has a fit.
+        If no gene has a fit.
     """
     with quiet_scvelo() as scv:
         scv.pp.moments(work, n_pcs=None, n_neighbors=None)
@@ -167,13 +167,13 @@ def fit_velocity(work: AnnData, mode: str, *, n_jobs: int) -> Fit:
             scv.tl.velocity(work, vkey=VELOCITY, mode=mode, fit_offset2=mode == "stochastic")
     values = np.array(work.layers[VELOCITY], dtype=np.float32)
     fitted = np.isfinite(values).all(axis=0)
-    if "velocity_genes" in work.var:  # absent where it is true of all
+    if "velocity_genes" in work.var:  # absent if all are
         fitted &= work.var["velocity_genes"].to_numpy(dtype=bool)
     if "velocity_r2" in work.var:
         fitted &= work.var["velocity_r2"].to_numpy() > LEAST_R2
     if not fitted.any():
         msg = (
-            f"Of none of {work.n_vars} genes do unspliced counts follow the spliced ones: there is no velocity to fit. "
+            f"In none of {work.n_vars} genes do unspliced counts follow the spliced ones: no velocity can be fitted. "
             "Check that layers= names the two layers in the order (spliced, unspliced)."
         )
         raise ValueError(msg)
@@ -191,7 +191,7 @@ def transitions(work: AnnData, values: np.ndarray, *, n_jobs: int) -> tuple[np.n
     values
         Velocities of its genes, ``(n_cells, n_genes)``; genes with a NaN are left out.
     n_jobs
-        Processes.
+        Number of processes.
 
     Returns
     -------
@@ -214,8 +214,8 @@ def transitions(work: AnnData, values: np.ndarray, *, n_jobs: int) -> tuple[np.n
 def expected_displacement(matrix: sparse.csr_matrix, space: np.ndarray) -> np.ndarray:
     """Project transition probabilities to any space of the cells.
 
-    Of a cell, the expected step, sum_j T_ij (x_j - x_i), less what it would be were all cells it may go to equally
-    likely: neighbours lie more densely to one side, and that is no movement.
+    The expected step of a cell, ``sum_j T_ij (x_j - x_i)``, minus the step if all of its possible targets were equally
+    likely: an uneven density of neighbours is not a movement.
 
     Parameters
     ----------
@@ -226,7 +226,7 @@ def expected_displacement(matrix: sparse.csr_matrix, space: np.ndarray) -> np.nd
 
     Returns
     -------
-    float32 ``(n_cells, n_dims)``, in units of `space`; zero for a cell that goes nowhere.
+    float32 ``(n_cells, n_dims)``, in units of `space`; zero for a cell that stays.
     """
     steps = sparse.csr_matrix(matrix, dtype=np.float64, copy=True)
     steps.setdiag(0)
@@ -236,5 +236,5 @@ def expected_displacement(matrix: sparse.csr_matrix, space: np.ndarray) -> np.nd
     n_targets = np.diff(steps.indptr)
     leaving = np.asarray(steps.sum(axis=1)).ravel()
     steps.data -= np.repeat(np.divide(leaving, n_targets, out=np.zeros(len(x)), where=n_targets > 0), n_targets)
-    # What is left sums to zero in a row, so x_i itself drops out.
+    # The remaining weights sum to zero in each row, so x_i itself drops out.
     return (steps @ x).astype(np.float32)
