@@ -9,11 +9,16 @@ import lightning as L
 import pandas as pd
 
 import scstate_lora as ssl
+from scstate_lora.model.st.published import load_network, st_config
+from scstate_lora.nn.transition import StateTransition
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
+
+    from scstate_lora.io.published.st_checkpoint import STCheckpoint
+    from scstate_lora.nn.covariates import CovariateSpec
 
 QUICK = {"accelerator": "cpu", "progress_bar": False, "logger": False}
 """Options of a training that shows and writes nothing."""
@@ -53,3 +58,10 @@ def wound(
 def latent(model: ssl.LoRACovariateSE, adata: ad.AnnData | None = None, **kwargs: object) -> np.ndarray:
     """Embed cells without writing the embedding anywhere."""
     return model.get_latent_representation(adata, key_added=None, **kwargs)
+
+
+def st_network(checkpoint: STCheckpoint, specs: Mapping[str, CovariateSpec] | None = None) -> StateTransition:
+    """Network of a published ST model, in ``eval``, with covariates in addition if `specs` are given."""
+    network = StateTransition(st_config(checkpoint.sizes), specs or {})
+    load_network(network, checkpoint)
+    return network.eval()

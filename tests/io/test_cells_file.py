@@ -89,7 +89,7 @@ def test_a_failure_leaves_what_was_there_raises(cells: Path, tmp_path: Path) -> 
         yield 0, Z[:7]
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="What was there is unchanged"):
+    with pytest.raises(OSError, match="Existing content is unchanged"):
         _write(cells, out, blocks=broken())
     assert _fingerprint(out) == before
     assert sorted(f.name for f in tmp_path.iterdir()) == sorted([cells.name, out.name])

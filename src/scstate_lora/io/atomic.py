@@ -40,7 +40,7 @@ def in_place(path: Path) -> Iterator[Path]:
             flush(new)
             new.replace(path)
     except OSError as error:
-        msg = f"Writing {path} failed: {error}. What was there is unchanged. Free some space or write elsewhere."
+        msg = f"Writing {path} failed: {error}. Existing content is unchanged. Free some space or write elsewhere."
         raise OSError(error.errno or 0, msg) from error  # OSError picks its subclass by number
     else:
         flush(path.parent)

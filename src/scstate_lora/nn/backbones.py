@@ -125,10 +125,12 @@ class _UnmaskedAttention(nn.Module):
         self.c_proj = attention.c_proj
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
-        parts = self.c_attn(hidden_states).chunk(3, dim=-1)  # of each cell, (n_sets, n_cells, hidden)
+        # B sets, N cells, D hidden, H heads, K head_dim
+        parts = self.c_attn(hidden_states).chunk(3, dim=-1)  # (B, N, 3 D) -> 3 x (B, N, D)
+        # (B, N, D) -> (B, N, H, K) -> (B, H, N, K)
         q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in parts)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # (n_sets, n_heads, n_cells, head_dim)
-        return self.c_proj(mixed.transpose(1, 2).flatten(-2)), None
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, H, N, K)
+        return self.c_proj(mixed.transpose(1, 2).flatten(-2)), None  # (B, N, H, K) -> (B, N, D)
 
 
 class GPT2Backbone(Backbone):

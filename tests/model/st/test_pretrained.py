@@ -13,8 +13,8 @@ from scipy import sparse
 import scstate_lora as ssl
 from scstate_lora.data import log_expression
 from scstate_lora.io.published.st_checkpoint import read_st_folder
-from scstate_lora.model.st.published import GENE_RANGE, st_network, st_tensors
-from tests.builders import QUICK
+from scstate_lora.model.st.published import GENE_RANGE, st_tensors
+from tests.builders import QUICK, st_network
 
 ARC = Path(__file__).parents[2] / "data" / "arc_st"
 SETUP = {"pert_key": "gene", "control": "non-targeting", "cell_type_key": "cell_type", "batch_key": "batch"}

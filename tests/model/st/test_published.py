@@ -13,11 +13,11 @@ from scstate_lora.model.st.published import (
     backbone_config,
     load_backbone,
     published_perturbations,
-    st_network,
     st_tensors,
 )
 from scstate_lora.nn.covariates import CovariateSpec
 from scstate_lora.nn.transition import StateTransition, STConfig
+from tests.builders import st_network
 
 ARC = Path(__file__).parents[2] / "data" / "arc_st"
 """Small models that arc-state wrote, and what it makes of some cells."""

@@ -106,7 +106,7 @@ def take_network(
     Raises
     ------
     ValueError
-        As in :func:`take_backbone`, or if the network predicts another number of features than it reads.
+        If any condition of :func:`take_backbone` holds, or the network predicts other features than it reads.
     """
     sizes, tensors = _backbone(state, hyper, source=source)
     rest = {name: tensor for name, tensor in plain_arc_names(state).items() if not name.startswith(BACKBONE)}

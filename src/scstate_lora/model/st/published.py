@@ -1,4 +1,4 @@
-"""From a published ST model, as it was read, to our network and to what it knows of perturbations."""
+"""Build our network and its table of perturbations from a published ST model that was read."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scstate_lora.io.published.st_checkpoint import STCheckpoint
-    from scstate_lora.nn.covariates import CovariateSpec
 
 GENE_RANGE = (0.0, 14.0)
-"""arc-state's ``tx infer`` clips the expression that it predicts to this; the network itself does not."""
+"""Range to which arc-state's ``tx infer`` clips predicted expression; the network itself does not."""
 _BACKBONE = ("backbone", "hidden", "n_layers", "n_heads", "head_dim", "intermediate")
 _AS_THEY_ARE = ("n_inputs", "pert_dim", "dropout", "n_encoder_layers", "n_decoder_layers", "activation", "basal_mlp")
 _COVARIATES, _PERTURBATIONS = "covariate_encoder.", "pert_encoder."
@@ -56,12 +55,12 @@ def st_config(sizes: Mapping[str, Any]) -> STConfig:
 
 
 def st_tensors(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
-    """State dict, on the meta device, of a network of these sizes: of its transformer alone if they are no more.
+    """State dict, on the meta device, of a network of these sizes, or of its transformer if only its sizes are given.
 
     Parameters
     ----------
     sizes
-        As :func:`~scstate_lora.io.published.st_tensors.take_network` reads them, or ``take_backbone``.
+        Sizes as :func:`~scstate_lora.io.published.st_tensors.take_network` or ``take_backbone`` reads them.
     """
     with torch.device("meta"):  # nothing is allocated or drawn
         if "n_inputs" in sizes:
@@ -69,46 +68,25 @@ def st_tensors(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
         return make_backbone(BackboneConfig(**backbone_config(sizes))).state_dict(prefix=BACKBONE)
 
 
-def st_network(checkpoint: STCheckpoint, specs: Mapping[str, CovariateSpec] | None = None) -> StateTransition:
-    """Make the network of a published model, with its weights, in ``eval``.
-
-    Parameters
-    ----------
-    checkpoint
-        The model, read whole.
-    specs
-        Covariates to add to it. Their encoder is new, and says nothing until it is trained: the network predicts as the
-        published one does.
-
-    Raises
-    ------
-    ValueError
-        A tensor is missing, unexpected or of another shape.
-    """
-    network = StateTransition(st_config(checkpoint.sizes), specs or {})
-    load_network(network, checkpoint)
-    return network.eval()
-
-
 def load_network(network: StateTransition, checkpoint: STCheckpoint, *, own_perturbations: bool = False) -> None:
-    """Give a network, made with :func:`st_config`, the weights of a published model.
+    """Copy the weights of a published model into a network made with :func:`st_config`.
 
     Parameters
     ----------
     network
-        Changed in place. An encoder of covariates is new to the model, and made to say nothing until it is trained.
+        Changed in place. A covariate encoder, which the published model does not have, gives zeros until it is trained.
     checkpoint
         The model, read whole.
     own_perturbations
-        Leave the encoder of perturbations, which may be of another width then, as it is: it is for others.
+        Keep the perturbation encoder of the network, which is for other perturbations and may have another width.
 
     Raises
     ------
     ValueError
-        A tensor is missing, unexpected or of another shape.
+        If a tensor is missing, unexpected or of another shape.
     """
     if network.covariate_encoder is not None:
-        last = list(network.covariate_encoder.combination.modules())[-1]  # a LayerNorm, so that all of it can be learnt
+        last = list(network.covariate_encoder.combination.modules())[-1]  # a LayerNorm, so that the encoder can learn
         torch.nn.init.zeros_(last.weight)  # type: ignore[arg-type]  # a LayerNorm has both
         torch.nn.init.zeros_(last.bias)  # type: ignore[arg-type]  # as above
     new = (_COVARIATES, _PERTURBATIONS) if own_perturbations else (_COVARIATES,)
@@ -121,12 +99,12 @@ def load_network(network: StateTransition, checkpoint: STCheckpoint, *, own_pert
 
 
 def load_backbone(network: StateTransition, checkpoint: STCheckpoint) -> None:
-    """Give a network, made with :func:`backbone_config`, the transformer of a published model; the rest stays as it is.
+    """Copy the transformer of a published model into a network made with :func:`backbone_config`.
 
     Raises
     ------
     ValueError
-        A tensor is missing, unexpected or of another shape.
+        If a tensor is missing, unexpected or of another shape.
     """
     stored = backbone_state(checkpoint)
     check_state(network.transformer_backbone.state_dict(), stored, source=str(checkpoint.path))
@@ -134,37 +112,39 @@ def load_backbone(network: StateTransition, checkpoint: STCheckpoint) -> None:
 
 
 def published_perturbations(checkpoint: STCheckpoint, control: str) -> PerturbationTable:
-    """Vectors by which a published model knows its perturbations, its control under the name that the data give it.
+    """Perturbation vectors of a published model, with its control under the name that the data use.
 
     Parameters
     ----------
     checkpoint
         The model, read whole.
     control
-        What the data call the unperturbed level.
+        Name of the control in the data.
 
     Raises
     ------
     ValueError
-        The model has no vector for its control, or knows `control` as a perturbation.
+        If the model has no vector for its control, or has a perturbation named `control`.
     """
     known = checkpoint.perturbations
     if control in known and control != checkpoint.control:
         msg = (
             f"control={control!r} is a perturbation of {checkpoint.name}, whose control is {checkpoint.control!r}. "
-            "Give control= the name of unperturbed cells."
+            "Give the name of unperturbed cells as control=."
         )
         raise ValueError(msg)
     if checkpoint.control not in known:
         near = did_you_mean(checkpoint.control, known)
-        msg = f"{checkpoint.name} has no vector for its own control {checkpoint.control!r}. {near}"
-        msg_0 = f"{msg} Its files do not agree: download or copy them again."
-        raise ValueError(msg_0)
+        msg = (
+            f"{checkpoint.name} has no vector for its own control {checkpoint.control!r}. {near} "
+            "Its files do not agree: download or copy them again."
+        )
+        raise ValueError(msg)
     others = [name for name in known if name != checkpoint.control]
     values = np.stack([known[name].numpy() for name in (checkpoint.control, *others)])
     return PerturbationTable((control, *others), values, from_features=False)
 
 
 def _copy(stored: Mapping[str, Tensor], module: torch.nn.Module) -> None:
-    # Copied, not assigned: what was read may be mapped from a file that others share.
+    # Copied, not assigned: the stored tensors may be mapped from a file that others share.
     module.load_state_dict(stored, strict=False)  # every name and shape was compared before
