@@ -124,7 +124,7 @@ def test_threshold_is_a_dotted_line(result):
 
 def test_gradients_mark_the_spikes_of_the_seed(result):
     axes = pl.compare(result, kind="gradients", seed=1)
-    assert [ax.get_title() for ax in axes] == ["ST: 1 spikes an epoch", "ST-LoRA: 1 spikes an epoch"]
+    assert [ax.get_title() for ax in axes] == ["ST: 1 spikes per epoch", "ST-LoRA: 1 spikes per epoch"]
     _, marks = axes[0].get_lines()
     assert marks.get_xdata().tolist() == [6, 31]
     assert marks.get_ydata().tolist() == [10, 10]
@@ -157,7 +157,7 @@ def test_criteria_say_value_level_and_what_is_missing(result):
         ({"kind": "los"}, ValueError, "losses"),
         ({"target": "bern"}, KeyError, "burn"),
         ({"metric": "pearson"}, KeyError, "pearson_delta"),
-        ({"kind": "losses", "seed": 7}, KeyError, "There are: 0, 1"),
+        ({"kind": "losses", "seed": 7}, KeyError, "Available: 0, 1"),
         ({"ax": True}, ValueError, "metric"),
         ({"kind": "training", "ax": True}, ValueError, "several"),
     ],

@@ -155,7 +155,7 @@ def test_page_is_self_contained_and_complete(adata, history, predictions, tmp_pa
     assert "adapters &lt;A&amp;B&gt;" in html
     assert "1,000,000" in html
     assert "60 cells train" in html
-    assert "Held out whole, so that training saw no such cell: T / stim." in html
+    assert "Held out whole, so that training saw none of their cells: T / stim." in html
     assert "&#39;model&#39; is better than the mean shift on Pearson of delta" in html
     assert "equal to PCA" in html
     for package in ("torch", "anndata", "python"):
@@ -185,7 +185,7 @@ def test_survives_write_and_read(adata, history, predictions, tmp_path):
 def test_bad_arguments_raise(adata, tmp_path):
     with pytest.raises(ValueError, match="is a folder"):
         ssl.report(adata, path=tmp_path)
-    with pytest.raises(TypeError, match="holds a int, which is no model"):
+    with pytest.raises(TypeError, match="holds a int, which is not a model"):
         ssl.report(adata, [3], tmp_path / "r.html")
     del adata.uns["scstate_lora"]
     with pytest.raises(KeyError, match="setup_anndata"):
@@ -226,7 +226,7 @@ def test_verdict_without_the_mean_shift_claims_nothing():
     ):
         headline, detail = perturbation_verdicts(table, target="stim")
         assert (headline.mark, detail.mark) == ("even", "even")
-        assert "not known" in detail.text
+        assert "is unknown" in detail.text
 
 
 def test_verdict_of_cells_without_contexts():
@@ -254,10 +254,10 @@ def test_embedding_verdicts():
 
 
 def test_a_covariate_that_the_embedding_was_given_proves_nothing():
-    verdicts = embedding_verdicts(evaluate_table(PCA=0.5, X_scstate_lora=1.0), given=["condition"])
-    told = next(v for v in verdicts if "probe" in v.text)
-    assert told.mark == "even"
-    assert "told it, so this is no evidence" in told.text
+    verdicts = embedding_verdicts(evaluate_table(PCA=0.5, X_scstate_lora=1.0), covariates=["condition"])
+    conditioned = next(v for v in verdicts if "probe" in v.text)
+    assert conditioned.mark == "even"
+    assert "conditioned on it, so this is no evidence" in conditioned.text
 
 
 def test_a_cell_type_that_sets_were_made_by_proves_nothing_for_the_transition_model():

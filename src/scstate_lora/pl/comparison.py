@@ -1,4 +1,4 @@
-"""Variants of a model side by side: what they predict, how their training went, what it cost."""
+"""Variants of a model side by side: scores of their predictions, training, and costs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Cost(NamedTuple):
 
 _COSTS = {
     "loss_variance": _Cost("loss_variance", "variance of the late training loss", "squared loss", "loss_variance"),
-    "gradient_spikes": _Cost("gradient_spikes", "gradient spikes", "spikes an epoch", "gradient_spikes"),
+    "gradient_spikes": _Cost("gradient_spikes", "gradient spikes", "spikes per epoch", "gradient_spikes"),
     "validation_improvement": _Cost(
         "validation_improvement",
         "improvement of the validation loss",
@@ -51,7 +51,7 @@ _COSTS = {
         100,
     ),
     "parameters": _Cost("trained", "trained parameters", "parameters"),
-    "seconds": _Cost("seconds_per_epoch", "time", "seconds an epoch"),
+    "seconds": _Cost("seconds_per_epoch", "time", "seconds per epoch"),
     "memory": _Cost("peak_memory_mb", "peak memory", "MB"),
 }
 _CRITERIA = {
@@ -79,17 +79,17 @@ def compare(
     seed: int | None = None,
     ax: Axes | None = None,
 ) -> Axes | np.ndarray[Any, np.dtype[Any]]:
-    """Draw what :func:`scstate_lora.tl.compare` found.
+    """Draw the result of :func:`scstate_lora.tl.compare`.
 
     Kinds:
 
     * ``"scores"``: perturbation metrics by context, as :func:`metrics` draws them, baselines beside the variants;
     * ``"losses"``: training and validation loss of every variant;
-    * ``"gradients"``: norm of the gradient of every step, spikes marked;
+    * ``"gradients"``: gradient norm of every step, spikes marked;
     * ``"loss_variance"``, ``"gradient_spikes"``, ``"validation_improvement"``, ``"parameters"`` (trained, and their
-      share), ``"seconds"``, ``"memory"``: a bar a variant, the mean over the seeds, which are dots; the dotted line is
-      the criterion's threshold. ``"training"``: all six;
-    * ``"criteria"``: which of the success criteria each variant meets.
+      share), ``"seconds"``, ``"memory"``: one bar per variant, the mean over the seeds, which are dots; the
+      dotted line is the threshold of the criterion. ``"training"``: all six;
+    * ``"criteria"``: the success criteria that each variant meets.
 
     Parameters
     ----------
@@ -97,29 +97,29 @@ def compare(
         The :class:`scstate_lora.tl.Comparison`, its tables by name, or an AnnData that has them in
         ``uns["scstate_lora"]["compare"]``.
     kind
-        What to draw.
+        Kind of figure.
     metric
-        With ``"scores"``: this metric only. By default six of them.
+        For ``"scores"``: this metric only. By default six of them.
     target
-        With ``"scores"``: this perturbation; by default the average over all.
+        For ``"scores"``: this perturbation; by default the average over all.
     seed
-        With ``"losses"`` and ``"gradients"``: trainings of this seed; by default of the first.
+        For ``"losses"`` and ``"gradients"``: trainings with this seed; by default with the first.
     ax
-        Axes to draw on: for one metric, or one of the other kinds but ``"training"`` and ``"gradients"``, which has a
-        panel a variant.
+        Axes to draw on: for one metric or one of the other kinds, except ``"training"`` and ``"gradients"``, which have
+        several panels.
 
     Returns
     -------
-    The Axes given or, of a new figure, its Axes: an array where there are several panels.
+    `ax`, or the Axes of a new figure: an array if it has several panels.
 
     Raises
     ------
     KeyError
-        The AnnData holds no comparison, or there is no such metric, target or seed.
+        If the AnnData holds no comparison, or there is no such metric, target or seed.
     TypeError
-        ``result`` is none of these.
+        If `result` is none of these.
     ValueError
-        ``kind`` is unknown, nothing of the kind was measured, or ``ax`` is given for several panels.
+        If `kind` is unknown, nothing of the kind was measured, or `ax` is given for several panels.
     """
     if kind not in KINDS:
         msg = f"kind={kind!r} is unknown. {did_you_mean(str(kind), KINDS, limit=len(KINDS))}"
@@ -149,15 +149,15 @@ def compare(
 def _tables(result: Any) -> Mapping[str, pd.DataFrame]:
     if hasattr(result, "uns"):
         result = require_result(result, COMPARE, call="tl.compare(adata)")
-    found: Any = result if hasattr(result, "keys") else {n: getattr(result, n, None) for n in _TABLES}
-    if any(not isinstance(found.get(name), pd.DataFrame) for name in _TABLES):
+    tables: Any = result if hasattr(result, "keys") else {name: getattr(result, name, None) for name in _TABLES}
+    if any(not isinstance(tables.get(name), pd.DataFrame) for name in _TABLES):
         msg = (
-            f"Expected what `scstate_lora.tl.compare` returned, or an AnnData that holds it; found "
+            f"Expected the result of `scstate_lora.tl.compare`, or an AnnData that holds it; found "
             f"{type(result).__name__}."
         )
         raise TypeError(msg)
-    tables: Mapping[str, pd.DataFrame] = found
-    return tables
+    checked: Mapping[str, pd.DataFrame] = tables
+    return checked
 
 
 def _draw_scores(
@@ -186,14 +186,14 @@ def _histories(histories: pd.DataFrame, seed: int | None) -> dict[str, pd.DataFr
     if seed is None:
         seed = seeds[0]
     if seed not in seeds:
-        msg = f"No variant was trained with seed {seed}. There are: {', '.join(map(str, seeds))}."
+        msg = f"No variant was trained with seed {seed}. Available: {', '.join(map(str, seeds))}."
         raise KeyError(msg)
     own = histories[histories["seed"] == seed]
     return {str(name): part for name, part in own.groupby("model", sort=False)}
 
 
 def _colors(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """One colour a variant, the same in every picture."""
+    """One colour per variant, the same in every figure."""
     models = list(dict.fromkeys(tables["training"]["model"]))
     return dict(zip(models, color_cycle(len(models)), strict=True))
 
@@ -201,14 +201,14 @@ def _colors(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
 def _draw_losses(
     histories: dict[str, pd.DataFrame], colors: dict[str, str], ax: Axes | None
 ) -> Axes | np.ndarray[Any, np.dtype[Any]]:
-    """Draw the training and the validation loss, on two panels or both on the one given."""
+    """Draw the training and the validation loss, on two panels or both on `ax`."""
     panels: list[Axes]
     if ax is None:
         _, axes = plt.subplots(1, 2, figsize=(10.5, 3.4), layout="constrained")
         panels = list(axes)
     else:
         panels = [ax]
-    # Losses of variants may lie on each other: what comes later is thinner, so that all are seen.
+    # Losses of variants may coincide: later lines are thinner, so that all are visible.
     widths = np.linspace(3.6, 1.2, len(histories)) if len(histories) > 1 else [1.6]
     for (name, history), width in zip(histories.items(), widths, strict=True):
         train, val = history[history["phase"] == "train"], history[history["phase"] == "val"]
@@ -235,10 +235,10 @@ def _draw_gradients(histories: dict[str, pd.DataFrame], colors: dict[str, str]) 
         train = history[(history["phase"] == "train") & history["grad_norm"].notna()]
         step, norm = train["step"].to_numpy(), train["grad_norm"].to_numpy(dtype=float)
         ax.plot(step, norm, color=colors[name], linewidth=0.9)
-        found = spikes(norm) if len(norm) else np.zeros(0, dtype=bool)
-        ax.plot(step[found], norm[found], linestyle="", marker="o", markersize=4, color="#c0392b", zorder=3)
+        is_spike = spikes(norm) if len(norm) else np.zeros(0, dtype=bool)
+        ax.plot(step[is_spike], norm[is_spike], linestyle="", marker="o", markersize=4, color="#c0392b", zorder=3)
         n_epochs = max(1, train["epoch"].nunique())
-        ax.set_title(f"{name}: {found.sum() / n_epochs:.2g} spikes an epoch", fontsize="medium")
+        ax.set_title(f"{name}: {is_spike.sum() / n_epochs:.2g} spikes per epoch", fontsize="medium")
         ax.set_xlabel("optimiser step")
         ax.set_ylabel("gradient norm")
         ax.label_outer()
@@ -258,7 +258,7 @@ def _draw_training(tables: Mapping[str, pd.DataFrame]) -> np.ndarray[Any, np.dty
 
 
 def _draw_cost(ax: Axes, tables: Mapping[str, pd.DataFrame], cost: _Cost) -> None:
-    """Draw a bar a variant and a dot a seed."""
+    """Draw one bar per variant and one dot per seed."""
     training = tables["training"]
     colors = _colors(tables)
     models = list(colors)
@@ -309,7 +309,7 @@ def _threshold(criteria: pd.DataFrame, cost: _Cost) -> float | None:
 
 
 def _draw_criteria(criteria: pd.DataFrame, ax: Axes | None) -> Axes:
-    """Draw a field a variant and criterion: the value, and whether it is enough."""
+    """Draw one field per variant and criterion: the value, and whether it meets the criterion."""
     models, names = (list(dict.fromkeys(criteria[column])) for column in ("model", "criterion"))
     if ax is None:
         _, ax = plt.subplots(figsize=(3.2 + 1.25 * len(models), 0.9 + 0.42 * len(names)), layout="constrained")
@@ -319,8 +319,8 @@ def _draw_criteria(criteria: pd.DataFrame, ax: Axes | None) -> Axes:
             plt.Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=_MET_COLORS[row["met"]], edgecolor="white", linewidth=2)
         )
         measured = row["met"] != "not measured"
-        said = (f"{row['value']:.3g}" + (f", {row['level']}" if row["level"] else "")) if measured else row["met"]
-        ax.text(x, y, said, ha="center", va="center", fontsize="small", color="black" if measured else "#8c8c8c")
+        label = (f"{row['value']:.3g}" + (f", {row['level']}" if row["level"] else "")) if measured else row["met"]
+        ax.text(x, y, label, ha="center", va="center", fontsize="small", color="black" if measured else "#8c8c8c")
     first = criteria.drop_duplicates("criterion").set_index("criterion")
     labels = [f"{_CRITERIA.get(n, n)}  ({_SIDES[first.loc[n, 'side']]} {first.loc[n, 'threshold']:g})" for n in names]
     ax.set_xticks(range(len(models)), [textwrap.fill(str(m), 14) for m in models])

@@ -32,10 +32,10 @@ def embedding(
     n_cells: int | None = 20_000,
     ax: Axes | None = None,
 ) -> Axes | np.ndarray[Any, np.dtype[Any]]:
-    """Draw cells in an embedding, and in the one before it, coloured by columns of ``obs``.
+    """Draw cells in an embedding, and in another to compare it with, coloured by columns of ``obs``.
 
     An embedding of more than two dimensions is laid out by UMAP (15 neighbours, fixed seed, the same picture every
-    time); one of two dimensions is drawn as it is. ``adata`` is only read.
+    time); an embedding of two dimensions is drawn as it is. ``adata`` is only read.
 
     Parameters
     ----------
@@ -44,26 +44,26 @@ def embedding(
     basis
         Key in ``adata.obsm`` of the embedding to draw, shape ``(n_cells, n_dimensions)``.
     color
-        One or several columns of ``adata.obs``: a row of panels each. Numbers get a colour bar, everything else
-        scanpy's colours (those in ``adata.uns[f"{color}_colors"]`` where there are some).
+        One or several columns of ``adata.obs``, one row of panels each. Numbers get a colour bar, everything else the
+        colours in ``adata.uns[f"{color}_colors"]``, by default scanpy's.
     compare
         Key in ``adata.obsm`` of the embedding to draw to the left of it, for before and after. The default is
-        left out where ``adata`` has none, and when ``ax`` is given.
+        left out if ``adata`` lacks it, and with `ax`.
     n_cells
-        At most this many cells are laid out and drawn, a fixed random choice of them; ``None`` for all.
+        Largest number of cells to lay out and draw, a fixed random choice; None for all.
     ax
         Axes to draw on: a single panel of ``basis`` with one colour.
 
     Returns
     -------
-    The Axes given, or a new figure's array of Axes of shape ``(n_colors, n_embeddings)``.
+    `ax`, or a new figure's array of Axes, ``(n_colors, n_embeddings)``.
 
     Raises
     ------
     KeyError
         If ``basis``, ``compare`` or ``color`` is not in ``adata``.
     ValueError
-        If an embedding is not finite or one-dimensional, there are under 5 cells, or ``ax`` comes with several panels.
+        If an embedding is not finite or one-dimensional, there are under 5 cells, or `ax` is given for several panels.
     """
     keys = [color] if isinstance(color, str) else list(color)
     bases = _bases(adata, basis, compare, single=ax is not None)
@@ -107,7 +107,7 @@ def _check(adata: AnnData, bases: Sequence[str], keys: Sequence[str], *, single:
             raise KeyError(msg)
         array = np.asarray(adata.obsm[name])
         if array.ndim != 2 or array.shape[1] < 2:
-            msg = f"adata.obsm[{name!r}] has shape {array.shape}; two or more dimensions a cell are needed."
+            msg = f"adata.obsm[{name!r}] has shape {array.shape}; two or more dimensions are needed."
             raise ValueError(msg)
         if not np.isfinite(array).all():
             n_bad = int((~np.isfinite(array).all(axis=1)).sum())
@@ -125,14 +125,14 @@ def _check(adata: AnnData, bases: Sequence[str], keys: Sequence[str], *, single:
         raise ValueError(msg)
     if single and (len(keys) > 1 or len(bases) > 1):
         msg = (
-            f"One `ax` holds one panel, but {len(keys)} colours x {len(bases)} embeddings were asked for. "
+            f"One `ax` holds one panel, but {len(keys)} colours x {len(bases)} embeddings need several. "
             "Give one `color` and no `compare`, or no `ax`."
         )
         raise ValueError(msg)
 
 
 def _layout(adata: AnnData, basis: str, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Two coordinates a cell, shape (n_chosen, 2)."""
+    """Two coordinates per cell, shape ``(n_chosen, 2)``."""
     array = np.asarray(adata.obsm[basis], dtype=np.float32)[chosen]
     if array.shape[1] == 2:
         return array
@@ -141,8 +141,8 @@ def _layout(adata: AnnData, basis: str, chosen: NDArray[np.int64]) -> NDArray[np
 
     bare = anndata.AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(array)).astype(str)), obsm={"X_basis": array})
     sc.pp.neighbors(bare, n_neighbors=min(15, len(array) - 1), use_rep="X_basis", random_state=0)
-    # Spectral initialisation needs many more cells than dimensions; below that a random one (seeded) does as well.
-    # 200 rounds settle the picture; the default of 500 for small data only takes longer.
+    # Spectral initialisation needs many more cells than dimensions; for fewer, a seeded random one does as well.
+    # 200 rounds converge; the default of 500 for small data only takes longer.
     sc.tl.umap(bare, random_state=0, init_pos="spectral" if len(array) > 50 else "random", maxiter=200)
     return np.asarray(bare.obsm["X_umap"], dtype=np.float32)
 
@@ -159,13 +159,13 @@ def _panel(
 ) -> None:
     """One scatter; ``guide`` draws the legend or the colour bar beside it."""
     values = adata.obs[key].iloc[chosen]
-    # One cell's marker area in points squared: about constant ink whatever the number of cells.
+    # Marker area of a cell in points squared: about the same ink for any number of cells.
     style: dict[str, Any] = {
         "s": float(np.clip(24_000 / len(xy), 1.5, 20)),
         "linewidths": 0,
         "rasterized": len(xy) > _RASTERIZE_ABOVE,
     }
-    # Drawn in random order, so that no category hides another because of its place in the file.
+    # In random order, so that no category hides another because of its position in the file.
     order = np.random.default_rng(0).permutation(len(xy))
     numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     if numeric:

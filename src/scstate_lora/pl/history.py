@@ -40,11 +40,11 @@ def loss_curves(
     terms
         Named terms of the loss to draw, one panel each. ``None`` draws all that the histories have, ``[]`` none.
     ax
-        Axes to draw on. Then only the total loss is drawn.
+        Axes to draw the total loss on, alone.
 
     Returns
     -------
-    The Axes given, or a new figure's array of Axes: total loss, the named terms, gradient norm where it was logged.
+    `ax`, or a new figure's array of Axes: total loss, named terms, and the gradient norm if it was logged.
 
     Raises
     ------

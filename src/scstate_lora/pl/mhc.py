@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-# Up to this size numbers are written into a matrix.
+# Numbers are written into matrices up to this size.
 _WRITTEN = 8
-# More matrices are not drawn unless they are asked for.
+# More matrices are drawn only on request.
 _MAX_LAYERS = 11
-# Entries below are drawn alike on a logarithmic scale.
+# Smaller entries look alike on the logarithmic scale.
 _FLOOR = 1e-6
 _LINES = {
     "composite_forward_gain": ("composite gain, forward", "-", "o"),
@@ -38,29 +38,29 @@ def mhc_mixing(
     """Draw the residual mixing H_res of each layer's hyper-connections, and their gains over the layers.
 
     A doubly stochastic matrix has a gain of one, and so has a product of them; the identity is the plain skip
-    connection. Matrices of more than 8 x 8 are drawn on a logarithmic colour scale, as their entries are far apart.
+    connection. Matrices larger than 8 x 8 are drawn on a logarithmic colour scale, as their entries span decades.
 
     Parameters
     ----------
     model
         Trained with ``mhc=``: it has ``.mhc_diagnostics()`` and ``.mhc_matrices()``.
     layers
-        Numbers of the layers whose matrices are drawn; by default all, or 11 of them from the first to the last.
+        Numbers of the layers whose matrices are drawn; by default all, or 11 spread from first to last.
     ax
-        Axes to draw on: the matrix, if `layers` is one layer, and otherwise the gains alone.
+        Axes to draw on: the matrix of a single layer, otherwise the gains alone.
 
     Returns
     -------
-    The Axes given, or a new figure's array of Axes: the matrices, then the gains.
+    `ax`, or a new figure's array of Axes: the matrices, then the gains.
 
     Raises
     ------
     TypeError
-        The model has nothing of the kind.
+        If the model cannot have hyper-connections.
     ValueError
-        It was not trained with hyper-connections, or ``layers`` is empty.
+        If it was trained without them, or `layers` is empty.
     KeyError
-        A layer has none.
+        If a layer has none.
     """
     table, matrices = _read(model)
     chosen = _chosen(layers, list(matrices))
@@ -101,7 +101,7 @@ def _chosen(layers: Sequence[int] | None, available: list[int]) -> list[int]:
 
 
 def _draw_matrix(ax: Axes, layer: int, matrices: Mapping[int, np.ndarray[Any, np.dtype[Any]]]) -> AxesImage:
-    """One panel: the matrix of a layer, on a scale that is the same for all layers."""
+    """One panel: the matrix of a layer, on the scale of all layers."""
     matrix = np.asarray(matrices[layer], dtype=float)
     if len(matrix) <= _WRITTEN:
         image = ax.imshow(matrix, cmap="viridis", norm=Normalize(0, 1))
@@ -111,15 +111,15 @@ def _draw_matrix(ax: Axes, layer: int, matrices: Mapping[int, np.ndarray[Any, np
         streams = [str(i + 1) for i in range(len(matrix))]
         ax.set_xticks(range(len(matrix)), streams)
         ax.set_yticks(range(len(matrix)), streams)
-        what = "stream"
+        unit = "stream"
     else:
         image = ax.imshow(matrix.clip(_FLOOR), cmap="viridis", norm=LogNorm(_FLOOR, 1), interpolation="nearest")
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        what = "feature"
+        unit = "feature"
     ax.set_title(f"layer {layer}", fontsize="medium")
-    ax.set_xlabel(f"{what} before")
-    ax.set_ylabel(f"{what} after")
+    ax.set_xlabel(f"{unit} before")
+    ax.set_ylabel(f"{unit} after")
     return image
 
 
@@ -138,7 +138,7 @@ def _draw_gains(ax: Axes, table: pd.DataFrame) -> None:
             markerfacecolor="none" if marker != "." else None, label=label,
         )  # fmt: skip
     highest = table[list(_LINES)].to_numpy(dtype=float).max()
-    ax.set_ylim(0, 1.8 * max(1.0, highest))  # room for the legend; rounding is not to look like a trend
+    ax.set_ylim(0, 1.8 * max(1.0, highest))  # room for the legend, and no trend out of rounding
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title("gains", fontsize="medium")
     ax.set_xlabel("layer")

@@ -1,4 +1,4 @@
-"""The evaluation tables as a picture: every model beside its naive baselines and the replicate ceiling."""
+"""Evaluation tables as figures: every model beside the naive baselines and the replicate ceiling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _GREY, _DARK, _BLACK = "#8c8c8c", "#404040", "#000000"
 _DIRECTIONS = {"higher": "higher is better →", "lower": "← lower is better", "one": "→ nearest to 1 is better ←"}
-_FLOOR = "baseline"  # what ignoring an embedding reaches
+_FLOOR = "baseline"  # row of the score of ignoring the embedding
 _LONGEST_LABEL = 34
 _TOOLS = "`tl.evaluate`, `tl.evaluate_perturbation` or `tl.discrimination`"
 
@@ -34,10 +34,10 @@ def metrics(
 ) -> Axes | np.ndarray[Any, np.dtype[Any]]:
     """Draw the table of :func:`~scstate_lora.tl.evaluate`, ``tl.evaluate_perturbation`` or ``tl.discrimination``.
 
-    One panel a metric. A row is what was scored (a column of ``obs``, or a context, "all" being the average over
-    contexts with its bootstrap interval); a marker is an embedding or model. Models are coloured dots, references grey
-    or black: the naive baselines and, for perturbations, the replicate ceiling (``|``). The arrow under the panel
-    points to the better side. Of discrimination scores the averages over the perturbations are drawn.
+    One panel per metric. A row is a column of ``obs`` or a context ("all" is the average over contexts, with its
+    bootstrap interval); a marker is an embedding or model. Models are coloured dots, references grey or black: the
+    naive baselines and, for perturbations, the replicate ceiling (``|``). The arrow below the panel points to the
+    better side. Discrimination scores are drawn as averages over the perturbations.
 
     Parameters
     ----------
@@ -50,14 +50,14 @@ def metrics(
 
     Returns
     -------
-    The Axes given, or a new figure's array of Axes, one a metric.
+    `ax`, or a new figure's array of Axes, one per metric.
 
     Raises
     ------
     KeyError
         If the AnnData holds no table, or the table no such metric.
     ValueError
-        If the AnnData holds several tables, columns are missing, or ``ax`` is given while there are several metrics.
+        If the AnnData holds several tables, columns are missing, or `ax` is given for several metrics.
     """
     long = _long(table if isinstance(table, pd.DataFrame) else _find_table(table))
     names = list(dict.fromkeys(long["metric"]))
@@ -108,7 +108,7 @@ def _find_table(adata: AnnData) -> pd.DataFrame:
 
 
 def _long(table: pd.DataFrame) -> pd.DataFrame:
-    """Bring any of the tables to one form: ``row`` says what was scored, ``series`` whose score it is."""
+    """Bring any of the tables to one form: ``row`` is the column or context, ``series`` the embedding or model."""
     if "embedding" in table:
         require_columns(table, ["embedding", "metric", "key", "value", "baseline", "direction"], tools=_TOOLS)
         long = table.rename(columns={"embedding": "series", "key": "row"}).assign(low=np.nan, high=np.nan)
@@ -155,7 +155,7 @@ def _panel(ax: Axes, long: pd.DataFrame, metric: str, styles: dict[str, tuple[st
     part = long[long["metric"] == metric]
     rows = list(dict.fromkeys(part["row"]))
     rows.sort(key=lambda row: row != "all")  # the average first, the others as they come
-    # Series of a row lie on lanes of their own around it, so that equal values do not hide each other.
+    # Every series of a row has a lane of its own, so that equal values do not hide each other.
     lanes = dict(zip(styles, np.linspace(-0.32, 0.32, len(styles)) if len(styles) > 1 else [0.0], strict=True))
     for i in range(0, len(rows), 2):
         ax.axhspan(i - 0.5, i + 0.5, color="#f3f3f3", zorder=0, linewidth=0)
@@ -183,7 +183,7 @@ def _panel(ax: Axes, long: pd.DataFrame, metric: str, styles: dict[str, tuple[st
 
 
 def _name_failures(ax: Axes, part: pd.DataFrame, rows: Sequence[str]) -> None:
-    """Say in the row why it is empty."""
+    """Write into an empty row why it is empty."""
     for i, row in enumerate(rows):
         here = part[part["row"] == row]
         if here["value"].notna().any():

@@ -1,4 +1,4 @@
-"""How well predicted shifts agree with RNA velocity: a histogram of the cosine, or arrows in two dimensions."""
+"""Agreement of predicted shifts with RNA velocity: a histogram of the cosine, or arrows in two dimensions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import VELOCITY_ALIGNMENT, require_result
-from scstate_lora.pl.style import MISSING_COLOR, color_cycle
+from scstate_lora.pl.style import MISSING_COLOR, color_cycle, require_columns
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,37 +31,37 @@ def velocity_alignment(
     min_confidence: float = 0.0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw how a model's shift of control cells agrees with their RNA velocity.
+    """Draw the agreement of a model's shift of control cells with their RNA velocity.
 
     Parameters
     ----------
     table
-        What :func:`scstate_lora.tl.velocity_alignment` returned, or the predicted cells that it wrote to.
+        Table of :func:`scstate_lora.tl.velocity_alignment`, or the predicted cells that hold it.
     kind
         ``"histogram"``: of the cosine of the cells, with its median. ``"arrows"``: shift and velocity of up to 150
-        cells, where the model works in an embedding of two columns. Arrows of a kind share a scale, and each kind is
-        scaled on its own, as a velocity has a time scale of its own.
+        cells, for a model that works in an embedding of two columns. Arrows of a kind share a scale, and each kind has
+        its own, as velocities have a time scale of their own.
     group_key
-        Column by whose values the cells are told apart, for instance ``"cell_type"``: instead of the histogram a row
-        each with the median (dot), the middle half (bar) and nine tenths (line) of the cells.
+        Column to group the cells by, for instance ``"cell_type"``: instead of the histogram one row per value, with the
+        median (dot), the middle half (bar) and nine tenths (line) of the cells.
     min_confidence
-        Cells whose velocity has less confidence are left out; those without a confidence stay.
+        Cells whose velocity has less confidence are left out; cells without a confidence stay.
     ax
         Axes to draw on.
 
     Returns
     -------
-    The Axes given, or those of a new figure.
+    `ax`, or the Axes of a new figure.
 
     Raises
     ------
     KeyError
-        The cells hold no such table, or the table no such column.
+        If the cells hold no such table, or the table has no such column.
     TypeError
-        ``table`` is neither a table nor an AnnData.
+        If `table` is neither a table nor an AnnData.
     ValueError
-        ``kind`` is unknown, the table is another one or not of two dimensions, no cell is left, or there are more than
-        40 groups.
+        If `kind` is unknown, `table` is another table or has no arrows, no cell is left, or there are more than 40
+        groups.
     """
     if kind not in _KINDS:
         msg = f"kind={kind!r} is unknown. {did_you_mean(str(kind), _KINDS)}"
@@ -87,10 +87,7 @@ def _cells(table: Any) -> pd.DataFrame:
             raise TypeError(msg)
         call = "tl.velocity_alignment(adata, predicted, velocity_key=...)"
         table = require_result(table, VELOCITY_ALIGNMENT, call=call)
-    missing = [column for column in ("cosine", "confidence") if column not in table]
-    if missing:
-        msg = f"The table lacks the columns {missing}; give the one of tl.velocity_alignment."
-        raise ValueError(msg)
+    require_columns(table, ["cosine", "confidence"], tools="`tl.velocity_alignment`")
     return table
 
 
@@ -110,8 +107,8 @@ def _draw_histogram(ax: Axes, cells: pd.DataFrame, group_key: str | None) -> Non
     ax.set_xlim(-1, 1)
     ax.set_xlabel("cosine of predicted shift and RNA velocity\n(−1 opposite, 0 unrelated, 1 the same way)")
     left_out = len(cells) - len(known)
-    said = f"{len(known):,} cells, median {known['cosine'].median():.2f}"
-    ax.set_title(said + (f" ({left_out:,} without a direction)" if left_out else ""), fontsize="medium")
+    title = f"{len(known):,} cells, median {known['cosine'].median():.2f}"
+    ax.set_title(title + (f" ({left_out:,} without a direction)" if left_out else ""), fontsize="medium")
 
 
 def _groups(known: pd.DataFrame, group_key: str) -> dict[str, np.ndarray]:
@@ -120,7 +117,7 @@ def _groups(known: pd.DataFrame, group_key: str) -> dict[str, np.ndarray]:
         raise KeyError(msg)
     groups = {str(name): part["cosine"].to_numpy() for name, part in known.groupby(group_key, observed=True)}
     if len(groups) > _MOST_GROUPS:
-        msg = f"{group_key!r} has {len(groups)} values, too many rows for one picture; at most {_MOST_GROUPS}."
+        msg = f"{group_key!r} has {len(groups)} values, too many rows for one figure; at most {_MOST_GROUPS}."
         raise ValueError(msg)
     return groups
 

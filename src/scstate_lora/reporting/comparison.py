@@ -1,4 +1,4 @@
-"""One HTML page of a comparison: what each variant reaches, which criteria it meets, and the pictures."""
+"""One HTML page of a comparison: scores and criteria of every variant, and the figures."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from scstate_lora.tl import Comparison
 
 _CAPTIONS = {
-    "criteria": "Criteria: the value, green where it is enough.",
+    "criteria": "Criteria: the value, green if the criterion is met.",
     "scores": "Scores by context beside the naive baselines; bars are 95 % intervals.",
     "losses": "Losses of the first seed.",
-    "gradients": "Norm of the gradient of every step of the first seed, spikes marked.",
-    "training": "Stability and costs: a bar is the mean over the seeds, a dot a seed, the dotted line the criterion.",
+    "gradients": "Gradient norm of every step of the first seed, spikes marked.",
+    "training": "Stability and costs: bars are means over seeds, dots single seeds, dotted lines the criteria.",
 }
 
 
 def pictures_of(result: Comparison) -> list[str]:
-    """Which kinds of :func:`scstate_lora.pl.compare` there is something to draw of."""
+    """Kinds of :func:`scstate_lora.pl.compare` that have something to draw."""
     return [kind for kind in _CAPTIONS if len(result.histories) or kind not in ("losses", "gradients", "training")]
 
 
@@ -33,7 +33,7 @@ def write_comparison(result: Comparison, path: str | Path, *, title: str) -> Pat
     Parameters
     ----------
     result
-        What :func:`scstate_lora.tl.compare` found.
+        Result of :func:`scstate_lora.tl.compare`.
     path
         File to write; an existing one is replaced.
     title
@@ -45,7 +45,7 @@ def write_comparison(result: Comparison, path: str | Path, *, title: str) -> Pat
     """
     short = Section("In short", "in-short")
     short.paragraphs.append(
-        "Means over the seeds. All variants have one split, and are scored on cells that no training saw."
+        "Means over the seeds. All variants share one split and are scored on cells that no training saw."
     )
     summary = result.summary()
     short.blocks.append(table(summary.drop(columns="reason"), "Every model beside the naive baselines."))

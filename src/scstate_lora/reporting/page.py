@@ -33,19 +33,19 @@ def report(
 ) -> Path:
     """Write one self-contained HTML page: data, split, models, loss curves, embeddings, scores and plain verdicts.
 
-    Nothing is computed again except UMAP layouts: scores come from :func:`scstate_lora.tl.evaluate` and
-    :func:`scstate_lora.tl.evaluate_perturbation`, and a part that was not run says so. `adata` is only read.
+    Only UMAP layouts are computed: scores come from :func:`scstate_lora.tl.evaluate` and
+    :func:`scstate_lora.tl.evaluate_perturbation`, and the page states what was not run. `adata` is only read.
 
     Parameters
     ----------
     adata
         Annotated data that was set up with :func:`scstate_lora.setup_anndata`.
     models
-        A trained model or several (the pair that `setup_anndata` returns; None among them is left out).
+        A trained model or several (the pair that `setup_anndata` returns; None is left out).
     path
-        File to write; missing folders are made, an existing file is replaced.
+        File to write; missing folders are created, an existing file is replaced.
     predictions
-        Predicted cells of :meth:`scstate_lora.STTransition.predict`, one AnnData a target.
+        Predicted cells of :meth:`scstate_lora.STTransition.predict`, one AnnData per target.
     title
         Heading of the page.
 
@@ -58,9 +58,9 @@ def report(
     KeyError
         If `adata` was not set up.
     TypeError
-        If something in `models` is no model.
+        If a member of `models` is not a model.
     ValueError
-        If `path` is a folder.
+        If `path` is a folder, or `predictions` holds cells that no model predicted.
     """
     return write_page(path, experiment_sections(adata, models, predictions), title=title)
 
@@ -79,15 +79,15 @@ def experiment_sections(
     adata, models, predictions
         As in :func:`report`.
     name
-        Put before every heading, where a page holds several experiments.
+        Prefix of every heading, for a page of several experiments.
     """
     registry = Registry.from_adata(adata)
-    given = _models(models)
+    checked = _models(models)
     predicted = [] if predictions is None else [predictions] if hasattr(predictions, "obs") else list(predictions)
     detail = [
         data_section(adata, registry),
         split_section(adata, registry),
-        *model_sections(given),
+        *model_sections(checked),
         embedding_section(adata, registry),
         *[perturbation_section(p) for p in predicted],
     ]
@@ -115,12 +115,12 @@ def write_page(path: str | Path, sections: Sequence[Section], *, title: str) -> 
 def _models(models: Any) -> list[Any]:
     if models is None:
         return []
-    found = [m for m in models if m is not None] if isinstance(models, (list, tuple)) else [models]
-    for model in found:
+    listed = [m for m in models if m is not None] if isinstance(models, (list, tuple)) else [models]
+    for model in listed:
         if not (hasattr(model, "history") and hasattr(model, "summary")):
-            msg = f"models holds a {type(model).__name__}, which is no model: it has no .history and .summary()."
+            msg = f"models holds a {type(model).__name__}, which is not a model: it has no .history and .summary()."
             raise TypeError(msg)
-    return found
+    return listed
 
 
 def _in_short(detail: Sequence[Section]) -> Section:

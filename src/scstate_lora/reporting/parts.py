@@ -1,4 +1,4 @@
-"""The parts that the page is made of: paragraphs, tables and pictures, ready for the template."""
+"""The parts of the page: paragraphs, tables and figures, ready for the template."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DPI = 110
 
 @dataclass(frozen=True)
 class Verdict:
-    """One plain sentence and what it says: ``good``, ``bad``, or ``even`` (neither, or not known).
+    """One plain sentence and its mark: ``good``, ``bad``, or ``even`` (neither, or unknown).
 
     A headline is repeated at the top of the page.
     """
@@ -32,7 +32,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as text: ``columns`` of (name, is numeric), ``rows`` of cells; a ``folded`` one opens on a click."""
+    """A table as text: ``columns`` of (name, is numeric), ``rows`` of cells; a ``folded`` table opens on a click."""
 
     kind = "table"
     caption: str
@@ -43,7 +43,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture as a data URI, with the words below it."""
+    """An image as a data URI, with its caption."""
 
     kind = "figure"
     caption: str
@@ -52,7 +52,7 @@ class Figure:
 
 @dataclass
 class Section:
-    """A heading with what stands under it: paragraphs, verdicts, then tables and pictures in the order of `blocks`."""
+    """A heading with its paragraphs, verdicts, and tables and figures in the order of `blocks`."""
 
     title: str
     anchor: str
@@ -86,7 +86,7 @@ def text(value: Any) -> str:
 
 
 def figure(axes: Axes | np.ndarray[Any, np.dtype[Any]], caption: str) -> Figure:
-    """Turn the figure that some Axes belong to into a PNG inside the page, and close it."""
+    """Turn the figure of some Axes into a PNG within the page, and close it."""
     drawn = np.ravel(np.asarray(axes, dtype=object))[0].figure
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", dpi=_DPI, facecolor="white")

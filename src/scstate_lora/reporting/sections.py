@@ -1,4 +1,4 @@
-"""What each section of the page says, read from the AnnData, the models and the predictions."""
+"""The sections of the page, read from the AnnData, the models and the predictions."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 _MAX_DRAWN_CELLS = 4_000
 _PACKAGES = ("scstate-lora", "anndata", "scanpy", "numpy", "pandas", "scikit-learn", "torch", "lightning", "peft")
 _MOST_NAMED = 12
-# Metrics drawn context by context, where the table has them; all are drawn as averages.
+# Metrics of the table to draw context by context; the averages of all are drawn.
 _BY_CONTEXT = ("pearson_delta", "e_distance", "mae")
 
 
 def data_section(adata: AnnData, registry: Registry) -> Section:
-    """Describe the cells, and what `setup_anndata` understood of them."""
+    """Describe the cells as `setup_anndata` registered them."""
     matrix = f"adata.layers[{registry.layer!r}]" if registry.layer is not None else "adata.X"
     scale = {"counts": "counts", "log1p": "log1p values"}[registry.scale]
     rows = [
@@ -60,14 +60,16 @@ def data_section(adata: AnnData, registry: Registry) -> Section:
         }
         for c in registry.covariates
     ]
-    section = Section("Data", "data", blocks=[table(pd.DataFrame(rows, columns=["what", "found"]), "What was set up.")])
+    section = Section(
+        "Data", "data", blocks=[table(pd.DataFrame(rows, columns=["property", "value"]), "Data as set up.")]
+    )
     if covariates:
         section.blocks.append(table(pd.DataFrame(covariates), "Covariates, as registered."))
     return section
 
 
 def split_section(adata: AnnData, registry: Registry) -> Section:
-    """Describe the split, and tell a random one from groups held out whole by counting."""
+    """Describe the split: groups that are held out whole, and those held out in part."""
     section = Section("Split", "split")
     if OBS_SPLIT not in adata.obs:
         section.paragraphs.append(
@@ -89,18 +91,18 @@ def split_section(adata: AnnData, registry: Registry) -> Section:
         names = "; ".join(rows[:_MOST_NAMED]) + (
             f"; and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else ""
         )
-        section.paragraphs.append(f"Held out whole, so that training saw no such cell: {names}.")
+        section.paragraphs.append(f"Held out whole, so that training saw none of their cells: {names}.")
     if len(partly):
         section.paragraphs.append(
-            f"In {len(partly)} of {len(counts)} groups a part of the cells is held out: there the scores say how well "
-            "new cells of known groups are predicted, not new groups."
+            f"In {len(partly)} of {len(counts)} groups a part of the cells is held out: their scores show how well new "
+            "cells of known groups are predicted, not new groups."
         )
     section.blocks.append(table(counts, "Cells by group and split.", folded=len(counts) > 12))
     return section
 
 
 def model_sections(models: Sequence[Any]) -> list[Section]:
-    """For each model its summary, how long it trained, and its loss curves."""
+    """Summary, training and loss curves of each model."""
     sections = []
     for i, model in enumerate(models):
         name = type(model).__name__
@@ -118,13 +120,13 @@ def model_sections(models: Sequence[Any]) -> list[Section]:
         parts = pd.DataFrame(model.summary())
         if "share" in parts:
             parts = parts.assign(share=[f"{share:.1%}" for share in parts["share"]])
-        section.blocks.append(table(parts, "Parts and parameters; the share is of trained parameters in all."))
+        section.blocks.append(table(parts, "Parts and parameters; the share is that of trained parameters."))
         sections.append(section)
     return sections
 
 
 def _run(history: pd.DataFrame) -> dict[str, Any]:
-    """Return a training run in a few numbers."""
+    """Summarise a training run in a few numbers."""
     train, val = history[history["phase"] == "train"], history[history["phase"] == "val"]
     run: dict[str, Any] = {"steps": len(train), "epochs": int(history["epoch"].nunique())}
     run["seconds"] = float(history["seconds"].max()) if "seconds" in history else float("nan")
@@ -166,21 +168,21 @@ def embedding_section(adata: AnnData, registry: Registry) -> Section:
     if "n_cells" in scores:
         n_cells = int(scores["n_cells"].iloc[0])
         n_unseen = int((adata.obs[OBS_SPLIT] != "train").sum()) if OBS_SPLIT in adata.obs else 0
-        which = ", those that no model was trained on" if n_cells == n_unseen else ", trained on or not"
+        which = ", on none of which a model was trained" if n_cells == n_unseen else ", including training cells"
         section.paragraphs.append(f"Scores are of {n_cells:,} cells{which}.")
     # The transition model reads cells in sets of one context and perturbation.
     shared = [*registry.context_keys, *([registry.pert_key] if registry.pert_key is not None else [])]
-    section.verdicts = embedding_verdicts(scores, given=[c.name for c in registry.covariates], context_keys=shared)
+    section.verdicts = embedding_verdicts(scores, covariates=[c.name for c in registry.covariates], context_keys=shared)
     section.blocks.append(figure(pl.metrics(scores), "Scores of the embeddings beside the PCA and the baseline."))
     section.blocks.append(
-        table(_wide_embeddings(scores), "Scores; the baseline ignores the embedding. Higher is better for all of them.")
+        table(_wide_embeddings(scores), "Scores; the baseline ignores the embedding. Higher is better throughout.")
     )
     section.blocks += _remarks(scores, "embedding")
     return section
 
 
 def perturbation_section(predictions: AnnData) -> Section:
-    """Show how predicted cells compare with measured ones, naive baselines first."""
+    """Compare predicted with measured cells, naive baselines first."""
     prediction = read_prediction(predictions)
     target, control = ", ".join(prediction.targets), prediction.control
     section = Section(f"Predicted cells: {target}", "predictions")
@@ -197,13 +199,13 @@ def perturbation_section(predictions: AnnData) -> Section:
     contexts = [c for c in dict.fromkeys(scores["context"]) if c != ALL_CONTEXTS]
     if average.empty:
         average = scores[scores["context"] == contexts[0]]
-    what = "average over contexts" if len(contexts) > 1 else "".join(contexts) or "all cells"
+    scope = "average over contexts" if len(contexts) > 1 else "".join(contexts) or "all cells"
     skill = "Skill: 0 is the mean shift, 1 the replicate ceiling; under 0 is worse than the mean shift."
     section.blocks += [
-        table(_wide(average, "value"), f"Scores, {what}: naive baselines first, replicate ceiling last."),
+        table(_wide(average, "value"), f"Scores, {scope}: naive baselines first, replicate ceiling last."),
         table(_wide(average, "skill"), skill),
         figure(
-            pl.metrics(average), f"Scores, {what}" + (", with 95 % bootstrap intervals." if len(contexts) > 1 else ".")
+            pl.metrics(average), f"Scores, {scope}" + (", with 95 % bootstrap intervals." if len(contexts) > 1 else ".")
         ),
     ]
     if len(contexts) > 1:
@@ -220,7 +222,7 @@ def perturbation_section(predictions: AnnData) -> Section:
 
 
 def _wide_embeddings(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row a score, with its baseline, one column an embedding, PCA first."""
+    """One row per score, with its baseline, and one column per embedding, PCA first."""
     by_score = scores.groupby(["metric", "key"], sort=False)
     wide = scores.pivot(index=["metric", "key"], columns="embedding", values="value")
     wide = wide.loc[by_score.size().index, sorted(dict.fromkeys(scores["embedding"]), key=lambda name: name != PCA)]
@@ -231,7 +233,7 @@ def _wide_embeddings(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _wide(scores: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One row a metric with its direction, one column a model, baselines first and the ceiling last."""
+    """One row per metric with its direction, and one column per model, baselines first and the ceiling last."""
     order = [*baseline_names(), *model_names(scores), CEILING]
     arrows = {"higher": "↑", "lower": "↓", "one": "→ 1"}
     headed = scores.assign(
@@ -247,7 +249,7 @@ def _wide(scores: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _remarks(scores: pd.DataFrame, series: str) -> list[Table]:
-    """List why scores could not be computed, or not on all cells: one row a metric and reason."""
+    """List why scores were not computed, or not on all cells: one row per metric and reason."""
     noted = scores[scores["reason"] != ""]
     if noted.empty:
         return []
@@ -260,10 +262,10 @@ def _remarks(scores: pd.DataFrame, series: str) -> list[Table]:
         }
         for (metric, reason), part in noted.groupby(["metric", "reason"], sort=False)
     ]
-    return [table(pd.DataFrame(rows), "Remarks: what was not computed, or not on all cells.", folded=len(rows) > 5)]
+    return [table(pd.DataFrame(rows), "Remarks: scores missing, or not on all cells.", folded=len(rows) > 5)]
 
 
 def versions_section() -> Section:
-    """Name the versions that made the page."""
+    """List the versions of the packages."""
     rows = [("python", platform.python_version()), *[(name, version(name)) for name in _PACKAGES]]
     return Section("Versions", "versions", blocks=[table(pd.DataFrame(rows, columns=["package", "version"]), "")])

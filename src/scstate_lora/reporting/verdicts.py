@@ -1,4 +1,4 @@
-"""Plain sentences that the evaluation tables support, also where a model loses to a naive baseline."""
+"""Plain sentences drawn from the evaluation tables, also where a model loses to a naive baseline."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALL_CONTEXTS = "all"
-# Accuracies nearer than this are called equal: about one standard error of an accuracy of 0.9 over 1,000 cells.
+# Accuracies that differ by less are called equal: about one standard error of an accuracy of 0.9 over 1,000 cells.
 SAME_WITHIN = 0.01
-# An interval over fewer contexts than this would say nothing.
+# An interval over fewer contexts is not informative.
 _FEWEST_CONTEXTS = 3
 
 
@@ -36,7 +36,7 @@ def baseline_names() -> list[str]:
 
 
 def perturbation_verdicts(table: pd.DataFrame, *, target: str) -> list[Verdict]:
-    """Say for every model whether it beats the mean shift: first in one sentence, then metric by metric.
+    """Judge every model against the mean shift: first in one sentence, then metric by metric.
 
     Parameters
     ----------
@@ -80,31 +80,31 @@ def _against_yardstick(table: pd.DataFrame, model: str, metric: str) -> Verdict:
     value, floor = values[model], values.get(YARDSTICK, np.nan)
     if np.isnan(value):
         return Verdict("even", f"{metric_label(metric)}: not computed for {model} ({rows[model]['reason']}).")
-    said = f"{metric_label(metric)}: {model} {text(value)}"
+    sentence = f"{metric_label(metric)}: {model} {text(value)}"
     references = [
         name for name in (*baseline_names(), CEILING) if name != YARDSTICK and not np.isnan(values.get(name, np.nan))
     ]
     others = f" ({'; '.join(f'{name} {text(values[name])}' for name in references)})" if references else ""
     if np.isnan(floor):
-        return Verdict("even", f"{said}; the {YARDSTICK} is not known, so there is nothing to hold it against{others}.")
+        return Verdict("even", f"{sentence}; the {YARDSTICK} is unknown, so it cannot be compared{others}.")
 
     gain = float(np.subtract(*goodness([value, floor], direction=direction)))  # type: ignore[arg-type]  # read from a table
     if abs(gain) <= 1e-6 * max(1.0, abs(floor)):
-        return Verdict("even", f"{said}, the same as the {YARDSTICK}{others}.")
-    said += f", {'better' if gain > 0 else 'worse'} than the {YARDSTICK} with {text(floor)}"
+        return Verdict("even", f"{sentence}, the same as the {YARDSTICK}{others}.")
+    sentence += f", {'better' if gain > 0 else 'worse'} than the {YARDSTICK} with {text(floor)}"
     gains = _gains(part, model, direction)
     if len(gains) < _FEWEST_CONTEXTS:
-        return Verdict("good" if gain > 0 else "bad", f"{said}{others}.")
+        return Verdict("good" if gain > 0 else "bad", f"{sentence}{others}.")
     low, high = _interval_of_mean(gains)
-    said += f", better in {int((gains > 0).sum())} of {len(gains)} contexts{others}"
+    sentence += f", better in {int((gains > 0).sum())} of {len(gains)} contexts{others}"
     if (gain > 0 and low > 0) or (gain < 0 and high < 0):
-        return Verdict("good" if gain > 0 else "bad", f"{said}.")
-    unsure = f"{text(low)} to {text(high)} (95 % interval over contexts, positive is better)"
-    return Verdict("even", f"{said}. The difference lies in {unsure}: undecided.")
+        return Verdict("good" if gain > 0 else "bad", f"{sentence}.")
+    interval = f"{text(low)} to {text(high)} (95 % interval over contexts, positive is better)"
+    return Verdict("even", f"{sentence}. The difference is {interval}: undecided.")
 
 
 def _gains(part: pd.DataFrame, model: str, direction: str) -> np.ndarray:
-    """By how much the model beats the mean shift in every context where both are known, shape (n_contexts,)."""
+    """Gain of the model over the mean shift in every context that has both, shape ``(n_contexts,)``."""
     wide = part[part["context"] != ALL_CONTEXTS].pivot(index="context", columns="model", values="value")
     both = wide.reindex(columns=[model, YARDSTICK]).dropna().to_numpy()
     good = goodness(both, direction=direction)  # type: ignore[arg-type]  # read from a table
@@ -112,52 +112,52 @@ def _gains(part: pd.DataFrame, model: str, direction: str) -> np.ndarray:
 
 
 def _interval_of_mean(gains: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over contexts. Paired: what makes a context hard for both cancels."""
+    """95 % bootstrap interval of the mean over contexts; paired, so difficulty shared within a context cancels."""
     draws = np.random.default_rng(0).choice(gains, size=(2000, len(gains))).mean(axis=1)
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
 
 def embedding_verdicts(
-    table: pd.DataFrame, *, given: Iterable[str] = (), context_keys: Iterable[str] = ()
+    table: pd.DataFrame, *, covariates: Iterable[str] = (), context_keys: Iterable[str] = ()
 ) -> list[Verdict]:
-    """Say for every embedding and score how it stands to the PCA of the same cells.
+    """Compare every score of an embedding with that of the PCA of the same cells.
 
     Parameters
     ----------
     table
         The table of :func:`scstate_lora.tl.evaluate`.
-    given
-        Covariates that the models were told, so that finding them in their embeddings proves nothing.
+    covariates
+        Covariates that the models are conditioned on, so that finding them in the embeddings is no evidence.
     context_keys
-        What the cells of one set share, which the transition model's representation was told as well.
+        Columns that the cells of one set share, which the transition model's representation is conditioned on as well.
     """
-    told = {OBSM_SE: set(given), OBSM_ST: {*given, *context_keys}}
+    conditioned_on = {OBSM_SE: set(covariates), OBSM_ST: {*covariates, *context_keys}}
     verdicts = []
     for record in table[table["embedding"] != PCA].to_dict("records"):
-        what = f"{metric_label(record['metric'])} of {record['key']}: {record['embedding']}"
+        score = f"{metric_label(record['metric'])} of {record['key']}: {record['embedding']}"
         value, baseline = float(record["value"]), float(record["baseline"])
         if np.isnan(value):
-            verdicts.append(Verdict("even", f"{what} not computed ({record['reason']})."))
+            verdicts.append(Verdict("even", f"{score} not computed ({record['reason']})."))
             continue
         same = (table["embedding"] == PCA) & (table["metric"] == record["metric"]) & (table["key"] == record["key"])
         pca = float(table.loc[same, "value"].iloc[0]) if same.any() else np.nan
-        said, headline = f"{what} {text(value)}", record["metric"] == "knn_accuracy"
-        ignorant = f" (ignoring the embedding gives {text(baseline)})" if not np.isnan(baseline) else ""
-        if record["key"] in told.get(record["embedding"], ()):
-            why = "the embedding was told it, so this is no evidence: compare the plain ones"
-            verdicts.append(Verdict("even", f"{said}{ignorant}; {why}."))
+        sentence, headline = f"{score} {text(value)}", record["metric"] == "knn_accuracy"
+        floor = f" (ignoring the embedding gives {text(baseline)})" if not np.isnan(baseline) else ""
+        if record["key"] in conditioned_on.get(record["embedding"], ()):
+            caveat = "the embedding is conditioned on it, so this is no evidence: compare the plain embeddings"
+            verdicts.append(Verdict("even", f"{sentence}{floor}; {caveat}."))
         elif np.isnan(pca):
-            verdicts.append(Verdict("even", f"{said}{ignorant}; there is no PCA to compare with."))
+            verdicts.append(Verdict("even", f"{sentence}{floor}; no PCA to compare with."))
         else:
             gain = float(np.subtract(*goodness([value, pca], direction=record["direction"])))
             mark = "even" if abs(gain) <= SAME_WITHIN + 1e-9 else ("good" if gain > 0 else "bad")
             relation = {
-                "even": f"equal to PCA with {text(pca)} within {SAME_WITHIN}",
+                "even": f"equal to PCA with {text(pca)}, within {SAME_WITHIN}",
                 "good": f"better than PCA with {text(pca)}",
                 "bad": f"worse than PCA with {text(pca)}",
             }[mark]
-            verdicts.append(Verdict(mark, f"{said}, {relation}{ignorant}.", headline))
+            verdicts.append(Verdict(mark, f"{sentence}, {relation}{floor}.", headline))
     return verdicts
 
 
