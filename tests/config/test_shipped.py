@@ -96,7 +96,7 @@ def test_split_file_splits_the_simulated_wound(wound):
     registry = Registry.create(
         wound.copy(), DataConfig(pert_key="condition", control="sham", cell_type_key="cell_type")
     )
-    split = make_split(wound, registry, SplitRules.of(DataConfig(split=FOLDER / "splits_example.toml")))
+    split = make_split(registry.bind(wound), SplitRules.of(DataConfig(split=FOLDER / "splits_example.toml")))
     types, burned = wound.obs["cell_type"].astype(str), wound.obs["condition"] == "burn"
     expected = types.map({"macrophage": "test", "T cell": "val"}).fillna("train")
     expected[burned & (types == "fibroblast")] = "test"

@@ -73,7 +73,7 @@ def write(tmp_path):
 
 def _split(adata, registry, sections, *, seed=0, **rules):
     config = DataConfig(split=sections, **{"val_size": 0, **rules})
-    return make_split(adata, registry, SplitRules.of(config, seed=seed))
+    return make_split(registry.bind(adata), SplitRules.of(config, seed=seed))
 
 
 def test_a_published_file_is_read(write):

@@ -27,7 +27,9 @@ def test_loaded_embedding_model_gives_equal_bits(trained, saved):
             loaded.get_latent_representation(covariates=covariates, key_added=None),
             se.get_latent_representation(covariates=covariates, key_added=None),
         )
-    np.testing.assert_array_equal(loaded.base.embed(adata, loaded.registry), se.base.embed(adata, se.registry))
+    np.testing.assert_array_equal(
+        loaded.base.embed(loaded.registry.bind(adata)), se.base.embed(se.registry.bind(adata))
+    )
     assert loaded.registry == se.registry
     assert (loaded.lora, loaded.compact, loaded.objective) == (se.lora, se.compact, se.objective)
     pd.testing.assert_frame_equal(loaded.history, se.history, check_exact=True)

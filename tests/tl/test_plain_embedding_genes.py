@@ -150,5 +150,5 @@ def test_a_model_of_cells_with_ensembl_ids_finds_the_symbols_by_gene_key(cells, 
     adata.var["symbol"] = base.genes
     adata.var_names = _ensembl(60)
     model = ssl.setup_anndata(adata, covariate_keys="day", base=base, gene_key="symbol").se
-    np.testing.assert_array_equal(model.base.embed(adata, model.registry), expected)
+    np.testing.assert_array_equal(model.base.embed(model.registry.bind(adata)), expected)
     np.testing.assert_array_equal(tl.embed(adata, model, progress_bar=False), expected)

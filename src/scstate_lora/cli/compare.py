@@ -67,7 +67,7 @@ def _compare(cells: Any, options: CompareRunConfig, folder: Path) -> Comparison:
     st = options.st or STRunConfig()
     if st.finetune is not None or st.train.mhc is not None:
         logger.info("st.finetune and st.train.mhc are not used: it is in them that the usual variants differ.")
-    adata, _ = register(cells, options.data, seed=options.seed)
+    adata = register(cells, options.data, seed=options.seed).adata
     shared = {name: getattr(options, name) for name in ("accelerator", "precision", "early_stopping")}
     asked = options.compare
     return tl.compare(

@@ -29,4 +29,4 @@ def log_expression(adata: AnnData) -> sparse.csr_matrix:
     """
     if is_predicted(adata) and read_result(adata, REGISTRY) is None:
         return read_matrix(adata)
-    return Registry.from_adata(adata).log_expression(adata)
+    return Registry.from_adata(adata).bind(adata).logged

@@ -19,37 +19,23 @@ if TYPE_CHECKING:
     from scstate_lora.data.registry import Registry
 
 
-def move(obs: pd.DataFrame, registry: Registry, covariates: Mapping[str, Any] | pd.DataFrame | None) -> pd.DataFrame:
-    """Put counterfactual values into a table of cells.
+def set_covariates(
+    obs: pd.DataFrame, registry: Registry, covariates: Mapping[str, Any] | pd.DataFrame | None
+) -> pd.DataFrame:
+    """Put counterfactual values into a table of cells; see ``BoundData.covariate_values``.
 
     Parameters
     ----------
     obs
-        The cells' own values, one row a cell.
+        The cells' own values, one row per cell.
     registry
-        Knows the covariates.
+        Holds the covariates.
     covariates
-        Mapping from covariate to one value for all cells, or a DataFrame with one row a cell; None changes nothing. A
-        missing value (None, NaN, ``pandas.NA``) withholds the covariate.
+        Counterfactual values.
 
     Returns
     -------
-    A new table; columns not named keep their values. Encode it by ``registry.encode(table, allow_missing=covariates)``:
-    what was withheld is then "unknown", also of covariates that may not be missing by themselves.
-
-    Raises
-    ------
-    KeyError
-        A covariate is unknown.
-    ValueError
-        A level was never seen in training, a number is not finite, or the rows are not those of the cells.
-    TypeError
-        Neither a mapping nor a DataFrame was given, or a mapping to more than one value.
-
-    Warns
-    -----
-    UserWarning
-        A number lies outside of the range seen in training.
+    A new table; columns not named keep their values.
     """
     if covariates is None:
         return obs
@@ -69,10 +55,10 @@ def move(obs: pd.DataFrame, registry: Registry, covariates: Mapping[str, Any] | 
     for name, value in covariates.items():
         covariate = registry.covariate(str(name))
         if not isinstance(value, pd.Series) and not pd.api.types.is_scalar(value):
-            msg = f"covariates[{name!r}] must be one value for all cells. For a value a cell, give a DataFrame."
+            msg = f"covariates[{name!r}] must be one value for all cells. For one value per cell, give a DataFrame."
             raise TypeError(msg)
         if isinstance(value, pd.Series) and not isinstance(covariates, pd.DataFrame):
-            msg = f"covariates[{name!r}] is a Series. For a value a cell, give a DataFrame with one row a cell."
+            msg = f"covariates[{name!r}] is a Series. For one value per cell, give a DataFrame with one row per cell."
             raise TypeError(msg)
         values = pd.Series(value, index=obs.index)
         _check(covariate, values.dropna())

@@ -62,21 +62,21 @@ class MatrixStats:
     Parameters
     ----------
     n_cells
-        Rows.
+        Number of rows.
     n_stored
-        Values other than zero, among them NaN and infinite ones.
+        Number of values other than zero, NaN and infinite ones included.
     n_nan, n_inf
-        NaN and infinite values.
+        Numbers of NaN and infinite values.
     largest, smallest
         Of the finite values other than zero; ``-inf`` and ``inf`` without any.
     whole
-        Every finite value is a whole number.
+        Whether every finite value is a whole number.
     checksum
-        CRC-32 of values and places. Two scans of one matrix in the same chunks give the same.
+        CRC-32 of values and positions; 0 unless it was requested. Equal for two scans of one matrix in equal chunks.
     sums
-        Moments of the cells' sums, cells without expression left out.
+        Moments of the sums of cells that hold fractional values; whole numbers are counts whatever they sum to.
     unlogged
-        The same of expm1 of the values. Read only where no value is too large for a logarithm.
+        The same of expm1 of the values, where none is too large for a logarithm.
     """
 
     n_cells: int = 0
@@ -91,36 +91,32 @@ class MatrixStats:
     unlogged: Moments = field(default_factory=Moments)
 
     @classmethod
-    def of(cls, matrix: sparse.csr_matrix) -> MatrixStats:
+    def of(cls, matrix: sparse.csr_matrix, *, checksum: bool = False) -> MatrixStats:
         """Describe a CSR matrix ``(n_cells, n_genes)`` without stored zeros."""
-        values, starts = matrix.data, matrix.indptr[:-1][np.diff(matrix.indptr) > 0]
+        values = matrix.data
         n_cells, n_stored = matrix.shape[0], int(values.size)
+        crc = _checksum(matrix) if checksum else 0
         if n_stored == 0:
-            return cls(n_cells=n_cells, checksum=_checksum(matrix))
+            return cls(n_cells=n_cells, checksum=crc)
         n_nan = n_inf = 0
         present = values
-        finite = np.isfinite(values)
-        if not finite.all():
+        largest, smallest = float(values.max()), float(values.min())  # NaN where any value is
+        if not (np.isfinite(largest) and np.isfinite(smallest)):
+            finite = np.isfinite(values)
             n_nan = int(np.isnan(values).sum())
             n_inf = n_stored - int(finite.sum()) - n_nan
             present, values = values[finite], np.where(finite, values, 0)
-        largest = float(present.max(initial=-np.inf))
-        sums = np.add.reduceat(values, starts, dtype=np.float64)
-        unlogged = Moments()
-        if largest <= _LOG_MAX:
-            unlogged = Moments.of(np.add.reduceat(np.expm1(values), starts, dtype=np.float64))
-        return cls(
-            n_cells=n_cells,
-            n_stored=n_stored,
-            n_nan=n_nan,
-            n_inf=n_inf,
-            largest=largest,
-            smallest=float(present.min(initial=np.inf)),
-            whole=bool((present == np.rint(present)).all()),
-            checksum=_checksum(matrix),
-            sums=Moments.of(sums),
-            unlogged=unlogged,
-        )
+            largest, smallest = float(present.max(initial=-np.inf)), float(present.min(initial=np.inf))
+        is_whole = values == np.rint(values)
+        whole = bool(is_whole.all())
+        sums = unlogged = Moments()
+        if not whole:
+            starts = matrix.indptr[:-1][np.diff(matrix.indptr) > 0]
+            fractional = ~np.logical_and.reduceat(is_whole, starts)
+            sums = Moments.of(np.add.reduceat(values, starts, dtype=np.float64)[fractional])
+            if largest <= _LOG_MAX:
+                unlogged = Moments.of(np.add.reduceat(np.expm1(values), starts, dtype=np.float64)[fractional])
+        return cls(n_cells, n_stored, n_nan, n_inf, largest, smallest, whole, crc, sums, unlogged)
 
     def __add__(self, other: MatrixStats) -> MatrixStats:
         if not self.n_cells or not other.n_cells:

@@ -12,7 +12,7 @@ from scstate_lora.data.fields import CategoricalCovariate
 from scstate_lora.data.modalities import Borrowed, borrow
 from scstate_lora.data.registry import Registry
 from scstate_lora.data.results import results_restored_on_error
-from scstate_lora.data.splits import SplitRules, make_split, split_table, write_split, write_split_table
+from scstate_lora.data.splits import SplitRules, make_split, write_split, write_split_table
 from scstate_lora.data.stream import matrix_name
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scstate_lora.config import DataConfig
+    from scstate_lora.data.bound import BoundData
 
 
 def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
@@ -55,7 +56,7 @@ def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
     return modalities[modality]
 
 
-def register(data: AnnData | MuData, config: DataConfig, *, seed: int = 0) -> tuple[AnnData, Registry]:
+def register(data: AnnData | MuData, config: DataConfig, *, seed: int = 0) -> BoundData:
     """Validate, then write the registry and the split.
 
     Parameters
@@ -69,7 +70,7 @@ def register(data: AnnData | MuData, config: DataConfig, *, seed: int = 0) -> tu
 
     Returns
     -------
-    The AnnData that was set up, of a MuData that of its modality, and the registry.
+    The AnnData that was set up, of a MuData that of its modality, bound to its registry.
 
     Raises
     ------
@@ -87,20 +88,21 @@ def register(data: AnnData | MuData, config: DataConfig, *, seed: int = 0) -> tu
         for name, column in borrowed.items():
             adata.obs[name] = column.values.array
         registry = Registry.create(adata, config.model_copy(update={"covariate_keys": list(declared.values())}))
-        cells = make_split(adata, registry, rules)
-        _check_levels_are_trained(adata, registry, cells)
-        registry = registry.of_trained_batches(adata, cells == "train")
+        cells = registry.bind(adata)
+        assigned = make_split(cells, rules)
+        _check_levels_are_trained(cells, assigned)
+        registry = registry.of_trained_batches(adata, assigned == "train")
         registry.write(adata)
-        write_split(adata, cells)
-        write_split_table(adata, registry, rules)
+        write_split(adata, assigned)
+        cells = registry.bind(adata)
+        table = write_split_table(cells, rules)
     logger.info("%s is taken as %s: %s.", matrix_name(config.layer), registry.scale, registry.scale_reason)
     kinds = ", ".join(f"{c.name} ({c.kind})" for c in registry.covariates) or "none"
     logger.info("%d cells x %d genes; covariates: %s.", adata.n_obs, adata.n_vars, kinds)
     if borrowed:
         logger.info("Copied to the modality's obs: %s.", ", ".join(borrowed))
-    table = split_table(adata, registry).to_string(index=False)
-    logger.info("Cells by split in adata.obs['scstate_split'] (%s):\n%s", rules.source, table)
-    return adata, registry
+    logger.info("Cells by split in adata.obs['scstate_split'] (%s):\n%s", rules.source, table.to_string(index=False))
+    return cells
 
 
 def _borrow(mdata: Any, adata: AnnData, covariates: Iterable[str], others: Iterable[str]) -> dict[str, Borrowed]:
@@ -117,10 +119,11 @@ def _other_columns(config: DataConfig) -> list[str]:
     return [key for key in keys if key is not None]
 
 
-def _check_levels_are_trained(adata: AnnData, registry: Registry, split: np.ndarray) -> None:
+def _check_levels_are_trained(cells: BoundData, split: np.ndarray) -> None:
     """Every level a model learns a vector for must have training cells, or it would keep a random one."""
+    registry = cells.registry
     for covariate in registry.covariates:
-        if covariate.kind == "continuous" and adata.obs[covariate.name][split == "train"].isna().all():
+        if covariate.kind == "continuous" and cells.obs[covariate.name][split == "train"].isna().all():
             msg = (
                 f"All training cells miss adata.obs[{covariate.name!r}], so nothing can be learnt of it. Hold out "
                 "other cells, or leave this column out."
@@ -130,7 +133,7 @@ def _check_levels_are_trained(adata: AnnData, registry: Registry, split: np.ndar
     if registry.control is not None:  # of perturbations STTransition decides: it may know them by their features
         levels.setdefault(str(registry.pert_key), (registry.control,))
     for name, known in levels.items():
-        unseen = sorted(set(known) - set(registry.labels(adata, name)[split == "train"]))
+        unseen = sorted(set(known) - set(cells.labels(name)[split == "train"]))
         if unseen:
             msg = (
                 f"No training cell has adata.obs[{name!r}] = {', '.join(map(repr, unseen[:5]))}, so nothing can be "

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-import pandas as pd
-
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.contexts import column_labels, join_labels
 from scstate_lora.data.embedding import read_embedding
+from scstate_lora.data.expression import check_expression
 from scstate_lora.data.fields import (
     HANDFUL,
     CategoricalCovariate,
@@ -23,21 +21,19 @@ from scstate_lora.data.fields import (
     label_of,
     obs_column,
 )
-from scstate_lora.data.genes import gene_names, match_genes, take_columns, unique_names
-from scstate_lora.data.matrix import MatrixStats, Scale, check_scale, log_normalize, resolve_scale
+from scstate_lora.data.genes import gene_names, unique_names
+from scstate_lora.data.matrix import Scale, resolve_scale
 from scstate_lora.data.results import REGISTRY, read_result, write_result
-from scstate_lora.data.stream import check_not_empty, matrix_name, open_source, read_matrix
+from scstate_lora.data.stream import check_not_empty
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Iterable, Sequence
+    from collections.abc import Collection, Sequence
 
+    import numpy as np
     from anndata import AnnData
-    from scipy import sparse
 
     from scstate_lora.config import DataConfig
-
-MISSING = "(missing)"
-"""Label of cells whose value of a covariate is missing."""
+    from scstate_lora.data.bound import BoundData
 
 
 @dataclass(frozen=True)
@@ -123,8 +119,8 @@ class Registry:
             may_miss = {c.name for c in covariates if c.allow_missing} - {config.cell_type_key, config.batch_key}
             _check_contexts(adata, pert_key, control, context_keys, may_miss)
         embed_width = None if config.embed_key is None else read_embedding(adata, config.embed_key).shape[1]
-        source = open_source(adata, config.layer)  # last, as it takes longest
-        scale, reason = resolve_scale(source.scan(), config.input_scale, source.name)
+        stats, matrix = check_expression(adata, config.layer)  # last, as it takes longest
+        scale, reason = resolve_scale(stats, config.input_scale, matrix)
         return cls(
             var_names=genes,
             scale=scale,
@@ -156,140 +152,27 @@ class Registry:
         msg = f"{name!r} is not a covariate of this model. {did_you_mean(name, [c.name for c in self.covariates])}"
         raise KeyError(msg)
 
-    def labels(self, adata: AnnData, key: str) -> np.ndarray:
-        """Return a column's values as strings, shape ``(n_cells,)``.
+    def bind(self, adata: AnnData) -> BoundData:
+        """Read an AnnData by this registry: the registered data, or new data with the same columns."""
+        from scstate_lora.data.bound import BoundData  # it knows the registry
 
-        Values that a covariate may miss are ``"(missing)"``.
-        """
-        return _labels(adata, key, self._may_miss)
-
-    def contexts(self, adata: AnnData) -> np.ndarray:
-        """Name the context of every cell, shape ``(n_cells,)``; ``"all"`` without context keys."""
-        return _contexts(adata, self.context_keys, self._may_miss)
-
-    def batch_codes(self, obs: pd.DataFrame) -> np.ndarray:
-        """Codes of the cells' batches, int64 ``(n_cells,)``; -1 for one that is missing or was never seen."""
-        batch = self.batch
-        if batch is None or batch.name not in obs:
-            return np.full(len(obs), -1, dtype=np.int64)
-        labels = as_labels(obs[batch.name]).where(obs[batch.name].notna(), None)
-        return pd.Categorical(labels, categories=list(batch.categories)).codes.astype(np.int64)
+        return BoundData(self, adata)
 
     @property
-    def _may_miss(self) -> set[str]:
+    def may_miss(self) -> set[str]:
+        """Columns whose values may be missing: covariates declared so, without keys that every cell needs."""
         names = {c.name for c in self.covariates if c.allow_missing}
         return names - {str(key) for key in (self.pert_key, self.cell_type_key, self.batch_key) if key is not None}
 
     def unknown(self) -> dict[str, int | float]:
-        """Return what stands for "unknown" in each encoded covariate: a code of its own, or NaN."""
+        """Return what encodes "unknown" in each covariate: a code of its own, or NaN."""
         return {c.name: c.unknown for c in self.covariates}
-
-    def embedding(self, adata: AnnData) -> np.ndarray:
-        """Read the embedding the model works from, float32 ``(n_cells, embed_width)``.
-
-        Raises
-        ------
-        ValueError
-            The model was set up without ``embed_key``, or the embedding is of another width or not finite.
-        KeyError
-            ``adata.obsm`` does not hold it.
-        TypeError
-            It does not hold numbers.
-        """
-        if self.embed_key is None:
-            msg = "No embedding was set up: ssl.setup_anndata(adata, embed_key=...), a key of adata.obsm."
-            raise ValueError(msg)
-        return read_embedding(adata, self.embed_key, width=self.embed_width)
-
-    def encode(
-        self, obs: pd.DataFrame, *, without: str | None = None, allow_missing: Iterable[Hashable] | None = None
-    ) -> dict[str, np.ndarray]:
-        """Turn the covariates of cells into int64 codes or standardised float32, each of shape ``(n_cells,)``.
-
-        A missing value gives the code, or the NaN, of :meth:`unknown` where it is allowed.
-
-        Parameters
-        ----------
-        obs
-            Table with the covariates' columns.
-        without
-            A covariate to leave out.
-        allow_missing
-            Covariates that may be missing besides those declared so: the ones a user asked for by ``covariates=``.
-
-        Raises
-        ------
-        KeyError
-            A covariate's column is not there.
-        ValueError
-            A level was never seen, a number is infinite, or a value is missing where that is not allowed.
-        """
-        allowed = set(() if allow_missing is None else allow_missing)
-        encoded = {}
-        for covariate in self.covariates:
-            if covariate.name == without:
-                continue
-            if covariate.name not in obs:
-                msg = (
-                    f"adata.obs[{covariate.name!r}] does not exist, and the model was set up with this covariate. "
-                    f"{did_you_mean(covariate.name, obs.columns)} Or say what it is for all cells, or None to withhold "
-                    f"it: covariates={{{covariate.name!r}: ...}}."
-                )
-                raise KeyError(msg)
-            values = obs[covariate.name]
-            encoded[covariate.name] = covariate.encode(values, allow_missing=covariate.name in allowed)
-        return encoded
-
-    def matrix(self, adata: AnnData, *, genes: Sequence[str] | None = None) -> sparse.csr_matrix:
-        """Read an AnnData's matrix in the registered scale, genes matched by name, absent ones zero.
-
-        Parameters
-        ----------
-        adata
-            The registered data, or new data.
-        genes
-            Genes wanted, all registered ones by default.
-
-        Returns
-        -------
-        float32 CSR of shape ``(n_cells, n_genes)``.
-
-        Raises
-        ------
-        KeyError, ValueError
-            The layer or ``gene_key`` is not there, under 10 % of the genes are found, or the new matrix is of another
-            scale than the registered one.
-
-        Warns
-        -----
-        UserWarning
-            Some registered genes are not in the data.
-        """
-        check_not_empty(adata)
-        unique_names(adata.obs_names, "adata.obs_names", "adata.obs_names_make_unique()")
-        found = gene_names(adata, self.gene_key)
-        positions = match_genes(found, self.var_names)
-        absent = np.flatnonzero(positions < 0)
-        if len(absent):
-            names = ", ".join(self.var_names[i] for i in absent[:3]) + (", …" if len(absent) > 3 else "")
-            msg = f"{len(absent)} of the model's {len(positions)} genes are not in the data and count as 0: {names}"
-            warnings.warn(msg, UserWarning, stacklevel=2)
-        matrix = read_matrix(adata, self.layer)
-        check_scale(MatrixStats.of(matrix), self.scale, self.scale_reason, matrix_name(self.layer))
-        aligned = take_columns(matrix, positions)
-        if genes is None:
-            return aligned
-        return take_columns(aligned, match_genes(self.var_names, list(genes)))
-
-    def log_expression(self, adata: AnnData) -> sparse.csr_matrix:
-        """Return log1p of counts per 10,000, or registered log1p values, as float32 CSR ``(n_cells, n_genes)``."""
-        return log_normalize(self.matrix(adata), self.scale)
 
     def of_trained_batches(self, adata: AnnData, trained: np.ndarray) -> Registry:
         """Forget the batches without training cells: nothing can be learned of them, so they are unknown."""
         if self.batch is None:
             return self
-        seen = set(_labels(adata, self.batch.name, ())[trained])
+        seen = set(column_labels(adata, self.batch.name)[trained])
         levels = tuple(level for level in self.batch.categories if level in seen)
         return replace(self, batch=replace(self.batch, categories=levels) if len(levels) > 1 else None)
 
@@ -350,19 +233,6 @@ def _batch(adata: AnnData, batch_key: str) -> CategoricalCovariate | None:
     return CategoricalCovariate(batch_key, tuple(levels)) if len(levels) > 1 else None
 
 
-def _labels(adata: AnnData, key: str, may_miss: Collection[str]) -> np.ndarray:
-    column = obs_column(adata, key, allow_missing=key in may_miss)
-    labels = as_labels(column)
-    return labels.where(column.notna(), MISSING).to_numpy(dtype=object)
-
-
-def _contexts(adata: AnnData, context_keys: Sequence[str], may_miss: Collection[str]) -> np.ndarray:
-    if not context_keys:
-        return np.full(adata.n_obs, "all", dtype=object)
-    columns = [_labels(adata, key, may_miss) for key in context_keys]
-    return np.array([" | ".join(values) for values in zip(*columns, strict=True)], dtype=object)
-
-
 def _check_contexts(
     adata: AnnData, pert_key: str, control: str | None, context_keys: Sequence[str], may_miss: Collection[str]
 ) -> None:
@@ -370,10 +240,11 @@ def _check_contexts(
     if pert_key in context_keys:
         msg = f"context_keys holds {pert_key!r}, which is pert_key: cells are compared across it. Leave it out."
         raise ValueError(msg)
-    perturbed = (as_labels(obs_column(adata, pert_key)) != control).to_numpy()
+    perturbed = column_labels(adata, pert_key) != control
+    labels = {key: column_labels(adata, key, allow_missing=key in may_miss) for key in context_keys}
 
     def lacking(keys: Sequence[str]) -> list[str]:
-        contexts = _contexts(adata, keys, may_miss)
+        contexts = join_labels([labels[key] for key in keys], adata.n_obs)
         return sorted(set(contexts[perturbed]) - set(contexts[~perturbed]))
 
     missing = lacking(context_keys)

@@ -19,8 +19,7 @@ from scstate_lora.data.fields import label_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from anndata import AnnData
-
+    from scstate_lora.data.bound import BoundData
     from scstate_lora.data.registry import Registry
 
 _HELD_OUT = ("val", "test")
@@ -174,15 +173,13 @@ class SplitFile(Options):
         some = {key.removeprefix(prefix): few for key, few in self.fewshot.items() if key.startswith(prefix)}
         return whole, some
 
-    def split(
-        self, adata: AnnData, registry: Registry, *, dataset: str | None = None, spare_controls: bool = False
-    ) -> np.ndarray:
+    def split(self, cells: BoundData, *, dataset: str | None = None, spare_controls: bool = False) -> np.ndarray:
         """Assign every cell to ``train``, ``val`` or ``test``.
 
         Parameters
         ----------
-        adata, registry
-            The data and what was found in it.
+        cells
+            The registered cells.
         dataset
             Which of the file's datasets they are; see :meth:`choose`.
         spare_controls
@@ -205,10 +202,11 @@ class SplitFile(Options):
         """
         name = self.choose(dataset)
         whole, some = self.rules(name)
-        types = self._cell_types(adata, registry, name)
-        perts = np.full(adata.n_obs, "")
+        registry = cells.registry
+        types = self._cell_types(cells, name)
+        perts = np.full(len(cells), "")
         if registry.pert_key is not None:
-            perts = registry.labels(adata, registry.pert_key).astype(str)
+            perts = cells.perturbations.astype(str)
         elif some:
             msg = f"{self.source}, [fewshot], holds perturbations out. Name their column of adata.obs: pert_key=."
             raise ValueError(msg)
@@ -219,7 +217,7 @@ class SplitFile(Options):
                 f'split: {_listed(unused)}. Write {name} = "train" there, or take these cells out of the data.'
             )
             raise ValueError(msg)
-        split = np.full(adata.n_obs, "train", dtype=object)
+        split = np.full(len(cells), "train", dtype=object)
         for cell_type, held in whole.items():
             split[(types == cell_type) & ~(spare_controls & (perts == registry.control))] = held
         for cell_type, few in some.items():
@@ -229,23 +227,23 @@ class SplitFile(Options):
             split[within & np.isin(perts, few.test)] = "test"  # after val: what is in both must not choose the weights
         return split
 
-    def _cell_types(self, adata: AnnData, registry: Registry, dataset: str) -> np.ndarray:
+    def _cell_types(self, cells: BoundData, dataset: str) -> np.ndarray:
         """Cell type of every cell, all of the file's being among them."""
         whole, some = self.rules(dataset)
         sections = {"zeroshot": list(whole), "fewshot": list(some)}
-        if registry.cell_type_key is None:
+        types, key = cells.cell_types, cells.registry.cell_type_key
+        if types is None:
             if any(sections.values()):
                 msg = f"{self.source} holds cell types out. Name their column of adata.obs: cell_type_key=."
                 raise ValueError(msg)
-            return np.full(adata.n_obs, "", dtype=object)
-        types = registry.labels(adata, registry.cell_type_key)
+            return np.full(len(cells), "", dtype=object)
         known = sorted(set(types))
         for section, named in sections.items():
             for cell_type in named:
                 if cell_type not in known:
                     msg = (
                         f'{self.source}, [{section}], names "{dataset}.{cell_type}", and {cell_type!r} is not in '
-                        f"adata.obs[{registry.cell_type_key!r}]. {did_you_mean(cell_type, known)}"
+                        f"adata.obs[{key!r}]. {did_you_mean(cell_type, known)}"
                     )
                     raise ValueError(msg)
         return types

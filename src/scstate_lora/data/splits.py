@@ -11,6 +11,7 @@ import pandas as pd
 
 from scstate_lora._constants import OBS_SPLIT
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.contexts import join_labels
 from scstate_lora.data.fields import as_labels, label_of, obs_column
 from scstate_lora.data.results import SPLIT, write_result
 from scstate_lora.data.split_files import SplitFile
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scstate_lora.config import DataConfig
-    from scstate_lora.data.registry import Registry
+    from scstate_lora.data.bound import BoundData
 
 SPLITS = ("train", "val", "test")
 
@@ -83,15 +84,15 @@ class SplitRules:
         return json.dumps(rules, default=label_of, ensure_ascii=False)
 
 
-def make_split(adata: AnnData, registry: Registry, rules: SplitRules) -> np.ndarray:
+def make_split(cells: BoundData, rules: SplitRules) -> np.ndarray:
     """Assign every cell to ``train``, ``val`` or ``test``.
 
     Parameters
     ----------
-    adata, registry
-        The data and what was found in it.
+    cells
+        The registered cells.
     rules
-        How.
+        How they are split.
 
     Returns
     -------
@@ -104,31 +105,31 @@ def make_split(adata: AnnData, registry: Registry, rules: SplitRules) -> np.ndar
         file does not fit the data, or no cell is left for training.
     """
     if rules.options.split_key is not None:
-        split = _stored_split(adata, rules.options.split_key)
+        split = _stored_split(cells.adata, rules.options.split_key)
     else:
-        split = _held_out_split(adata, registry, rules)
+        split = _held_out_split(cells, rules)
     if not (split == "train").any():
         msg = f"{rules.source} leaves no cell for training. Hold out fewer cells."
         raise ValueError(msg)
     return split
 
 
-def _held_out_split(adata: AnnData, registry: Registry, rules: SplitRules) -> np.ndarray:
+def _held_out_split(cells: BoundData, rules: SplitRules) -> np.ndarray:
     """Hold cells out by a file, by conditions or at random; validation is drawn from the rest unless the file says."""
-    strata = registry.contexts(adata)
+    registry, strata = cells.registry, cells.contexts
     if registry.pert_key is not None:
-        strata = strata + " | " + registry.labels(adata, registry.pert_key)
+        strata = join_labels([strata, cells.perturbations], len(cells))
     options = rules.options
     spare_controls = options.zeroshot_controls == "train"
     if spare_controls and registry.pert_key is None:
         msg = "zeroshot_controls='train' is about control cells. Say which they are: pert_key= and control=."
         raise ValueError(msg)
     rng = np.random.default_rng(rules.seed)
-    split = np.full(adata.n_obs, "train", dtype=object)
+    split = np.full(len(cells), "train", dtype=object)
     if rules.file is not None:
-        split = rules.file.split(adata, registry, dataset=options.split_dataset, spare_controls=spare_controls)
+        split = rules.file.split(cells, dataset=options.split_dataset, spare_controls=spare_controls)
     elif options.holdout is not None:
-        split[_held_out(adata, registry, options.holdout, spare_controls=spare_controls)] = "test"
+        split[_held_out(cells, options.holdout, spare_controls=spare_controls)] = "test"
     else:
         split[_draw(strata, split == "train", options.test_size, rng)] = "test"
     if not (split == "val").any():
@@ -148,14 +149,9 @@ def _stored_split(adata: AnnData, split_key: str) -> np.ndarray:
     return split
 
 
-def _held_out(
-    adata: AnnData,
-    registry: Registry,
-    holdout: list[dict[str, Any]],
-    *,
-    spare_controls: bool,
-) -> np.ndarray:
+def _held_out(cells: BoundData, holdout: list[dict[str, Any]], *, spare_controls: bool) -> np.ndarray:
     """Cells that agree with all of one mapping, bool ``(n_cells,)``; controls only by name where they are spared."""
+    adata, pert_key = cells.adata, cells.registry.pert_key
     held = np.zeros(adata.n_obs, dtype=bool)
     for condition in holdout:
         matches = np.ones(adata.n_obs, dtype=bool)
@@ -171,8 +167,8 @@ def _held_out(
         if not matches.any():
             msg = f"holdout={condition} matches no cell: its values never occur together."
             raise ValueError(msg)
-        if spare_controls and registry.pert_key is not None and registry.pert_key not in condition:
-            matches &= registry.labels(adata, registry.pert_key) != registry.control
+        if spare_controls and pert_key is not None and pert_key not in condition:
+            matches &= ~cells.is_control
         held |= matches
     return held
 
@@ -195,18 +191,19 @@ def write_split(adata: AnnData, split: np.ndarray) -> None:
     adata.obs[OBS_SPLIT] = pd.Categorical(split, categories=list(SPLITS))
 
 
-def write_split_table(adata: AnnData, registry: Registry, rules: SplitRules) -> None:
-    """Store the table of the split that is in ``adata.obs`` and the rules it follows.
+def write_split_table(cells: BoundData, rules: SplitRules) -> pd.DataFrame:
+    """Store the table of the split that is in ``adata.obs`` and the rules it follows; give the table.
 
     Notes
     -----
     Adds ``adata.uns["scstate_lora"]["split"]``: ``table`` (a DataFrame, see :func:`split_table`), ``source`` (where the
     split comes from, for instance the path of a file) and ``rules`` (JSON).
     """
-    table = split_table(adata, registry)
-    table.index = table.index.astype(str)  # as it is read from a file
-    record = {"table": table, "source": rules.source, "rules": rules.to_json()}
-    write_result(adata, SPLIT, record)
+    table = split_table(cells)
+    stored = table.set_axis(table.index.astype(str))  # as it is read from a file
+    record = {"table": stored, "source": rules.source, "rules": rules.to_json()}
+    write_result(cells.adata, SPLIT, record)
+    return table
 
 
 def read_split(adata: AnnData) -> np.ndarray:
@@ -214,10 +211,10 @@ def read_split(adata: AnnData) -> np.ndarray:
     return _stored_split(adata, OBS_SPLIT)
 
 
-def split_table(adata: AnnData, registry: Registry) -> pd.DataFrame:
-    """Count cells by context, perturbation and split: one row a context (and perturbation), one column a split."""
-    groups = {"context": registry.contexts(adata)}
-    if registry.pert_key is not None:
-        groups[registry.pert_key] = registry.labels(adata, registry.pert_key)
-    counts = pd.DataFrame(groups).assign(**{name: read_split(adata) == name for name in SPLITS})
+def split_table(cells: BoundData) -> pd.DataFrame:
+    """Count cells by context, perturbation and split: one row per context (and perturbation), one column per split."""
+    groups = {"context": cells.contexts}
+    if cells.registry.pert_key is not None:
+        groups[cells.registry.pert_key] = cells.perturbations
+    counts = pd.DataFrame(groups).assign(**{name: cells.split == name for name in SPLITS})
     return counts.groupby(list(groups), sort=True)[list(SPLITS)].sum().reset_index()

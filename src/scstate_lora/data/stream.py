@@ -77,32 +77,67 @@ class ExpressionSource:
         Raises
         ------
         ValueError
-            See :meth:`scan`.
+            As in :meth:`scan`.
         """
-        chunks = self.chunks() if self._stored.dense else [(0, self.n_cells)]  # dense rows take more than what is kept
+        chunks = self.chunks() if self._stored.dense else [(0, self.n_cells)]  # dense rows are larger than sparse ones
         blocks = [self.read(*bounds) for bounds in chunks]
         matrix = blocks[0] if len(blocks) == 1 else sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
-        check_values(MatrixStats.of(matrix), self.name)
+        check_values(describe_matrix(matrix), self.name)
         return matrix
+
+    def share_all(self) -> tuple[sparse.csr_matrix, MatrixStats]:
+        """Read and check all cells, and describe their values.
+
+        Returns
+        -------
+        As :meth:`read`, but not to be changed: a matrix in memory that has the form already is not copied, and shares
+        its arrays with the AnnData. And its description.
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`scan`.
+        """
+        matrix = self._in_form()
+        if matrix is None:
+            matrix = self.read_all()
+        stats = describe_matrix(matrix)
+        check_values(stats, self.name)
+        return matrix, stats
+
+    @property
+    def n_stored(self) -> int:
+        """Number of stored values; rows outside of a view are counted too."""
+        return int(self._stored.offsets[-1])
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the matrix is in memory."""
+        return isinstance(self._stored, InMemory)
+
+    def _in_form(self) -> sparse.csr_matrix | None:
+        """Give the matrix in memory itself if it is as :meth:`read` gives it, else None."""
+        if not isinstance(self._stored, InMemory) or self._stored.dense or self._rows is not None:
+            return None
+        matrix = self._stored.matrix
+        if matrix.dtype != np.float32 or not matrix.has_canonical_format or np.count_nonzero(matrix.data) < matrix.nnz:
+            return None
+        return sparse.csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
 
     def chunks(self) -> list[tuple[int, int]]:
         """Divide the cells by the number of stored values: ``(start, stop)`` of every chunk."""
         ends = self._stored.offsets
         if self._rows is not None:
             ends = np.concatenate([[0], np.cumsum(np.diff(ends)[self._rows])])
-        bounds, start = [], 0
-        while start < self.n_cells:
-            fitting = int(np.searchsorted(ends, ends[start] + _CHUNK_VALUES, side="right")) - 1
-            stop = min(max(fitting, start + 1), self.n_cells)
-            bounds.append((start, stop))
-            start = stop
-        return bounds
+        return _chunks(ends)
 
-    def scan(self, *, progress: bool = False) -> MatrixStats:
+    def scan(self, *, checksum: bool = False, progress: bool = False) -> MatrixStats:
         """Read all cells once, a chunk at a time, and check the values.
 
         Parameters
         ----------
+        checksum
+            Compute the checksum too.
         progress
             Show a bar.
 
@@ -112,7 +147,8 @@ class ExpressionSource:
             There are NaN, infinite or negative values, or only zeros, or the file is damaged.
         """
         chunks = progress_bar(self.chunks(), desc=f"Checking {self.name}", unit="chunk", disable=not progress)
-        stats = reduce(add, (MatrixStats.of(self.read(*bounds)) for bounds in chunks), MatrixStats())
+        described = (MatrixStats.of(self.read(*bounds), checksum=checksum) for bounds in chunks)
+        stats = reduce(add, described, MatrixStats())
         check_values(stats, self.name)
         return stats
 
@@ -129,6 +165,28 @@ class ExpressionSource:
             read = self._stored.rows(int(near[0]), int(near[-1]) + 1)
             blocks.append(sparse.csr_matrix(read[near - near[0]], dtype=np.float32))
         return sparse.csr_matrix(sparse.vstack(blocks, format="csr"))[order]
+
+
+def describe_matrix(matrix: sparse.csr_matrix) -> MatrixStats:
+    """Describe a CSR matrix without stored zeros, a part at a time that stays in the processor's caches."""
+    stats = MatrixStats()
+    for start, stop in _chunks(matrix.indptr):
+        first, last = int(matrix.indptr[start]), int(matrix.indptr[stop])
+        arrays = (matrix.data[first:last], matrix.indices[first:last], matrix.indptr[start : stop + 1] - first)
+        stats += MatrixStats.of(sparse.csr_matrix(arrays, shape=(stop - start, matrix.shape[1]), copy=False))
+    return stats
+
+
+def _chunks(ends: np.ndarray) -> list[tuple[int, int]]:
+    """Divide rows, given the number of values before each and of all ``(n_rows + 1,)``."""
+    n_rows = len(ends) - 1
+    bounds, start = [], 0
+    while start < n_rows:
+        fitting = int(np.searchsorted(ends, ends[start] + _CHUNK_VALUES, side="right")) - 1
+        stop = min(max(fitting, start + 1), n_rows)
+        bounds.append((start, stop))
+        start = stop
+    return bounds
 
 
 def open_source(adata: AnnData, layer: str | None = None) -> ExpressionSource:

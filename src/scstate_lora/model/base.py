@@ -6,21 +6,20 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scstate_lora._constants import OBS_SPLIT
 from scstate_lora._utils import did_you_mean
 from scstate_lora.config import DataConfig
 from scstate_lora.data.register import register
 from scstate_lora.data.registry import Registry
-from scstate_lora.data.splits import read_split
 from scstate_lora.io.save_load import load_directory, save_directory
 
 if TYPE_CHECKING:
     from mudata import MuData
     from torch import Tensor, nn
+
+    from scstate_lora.data.bound import BoundData
 
 
 class BaseModel(ABC):
@@ -93,16 +92,9 @@ class BaseModel(ABC):
             msg = f"{type(self).__name__} is not trained: call .train() before {what}."
             raise ValueError(msg)
 
-    def _cells(self, adata: AnnData | None) -> AnnData:
-        """Give the cells to work on: those given, or the model's own."""
-        return self.adata if adata is None else check_anndata(adata)
-
-    def _rows(self, split: str) -> np.ndarray:
-        """Find the cells of a split, as indices."""
-        if OBS_SPLIT not in self.adata.obs:
-            msg = f"adata.obs[{OBS_SPLIT!r}] does not exist: run ssl.setup_anndata(adata, ...) on this AnnData first."
-            raise KeyError(msg)
-        return np.flatnonzero(read_split(self.adata) == split)
+    def _bind(self, adata: AnnData | None = None) -> BoundData:
+        """Read cells by the model's registry; its own cells by default."""
+        return self.registry.bind(self.adata if adata is None else check_anndata(adata))
 
     @abstractmethod
     def _parts(self) -> list[tuple[str, nn.Module | None, str]]:

@@ -163,6 +163,6 @@ def setup_anndata(
     arguments = {name: value for name, value in locals().items() if name in DataConfig.model_fields}
     config = DataConfig.parse(arguments, name="setup_anndata()")
     with undone_on_error(choose_modality(adata, modality)):
-        cells, registry = register(adata, config, seed=seed)
-        se = LoRACovariateSE(cells, base=base, seed=seed)
-        return Models(se, STTransition(cells, seed=seed) if registry.pert_key is not None else None)
+        cells = register(adata, config, seed=seed)
+        se = LoRACovariateSE(cells.adata, base=base, seed=seed)
+        return Models(se, STTransition(cells.adata, seed=seed) if cells.registry.pert_key is not None else None)

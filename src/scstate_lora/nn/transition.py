@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -187,9 +187,10 @@ class StateTransition(nn.Module):
         self.batch_classifier = None if c.batch_classes is None else mlp(c.hidden, c.batch_classes, 1)
         self.confidence_token = ConfidenceToken(c.hidden, c.dropout) if c.confidence_token else None
 
-    def set_context_shift(self, config: STConfig, state: Mapping[str, Tensor]) -> None:
-        """Install a context shift that was solved for; `config` holds its sizes."""
-        self.config = config
+    def set_context_shift(self, state: Mapping[str, Tensor]) -> None:
+        """Install a context shift that was solved for; the configuration takes its sizes from the tensors."""
+        n_references, n_directions = len(state["points"]), state["basis"].shape[1]
+        config = self.config = replace(self.config, n_references=n_references, n_directions=n_directions)
         self.context_shift = ContextShift(
             config.n_inputs,
             config.pert_dim,

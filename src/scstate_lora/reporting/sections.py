@@ -76,7 +76,7 @@ def split_section(adata: AnnData, registry: Registry) -> Section:
             f"No split is stored in adata.obs[{OBS_SPLIT!r}]: no model was trained on these cells."
         )
         return section
-    counts = split_table(adata, registry)
+    counts = split_table(registry.bind(adata))
     totals = {name: int(counts[name].sum()) for name in ("train", "val", "test")}
     groups = [c for c in counts.columns if c not in totals]
     section.paragraphs.append(

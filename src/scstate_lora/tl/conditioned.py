@@ -1,4 +1,4 @@
-"""Cells that go through a LoRACovariateSE's network once, to be embedded under as many conditions as wanted."""
+"""Checks of the arguments that tools on a trained LoRACovariateSE share."""
 
 from __future__ import annotations
 
@@ -7,60 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import pandas as pd
     from anndata import AnnData
-
-    from scstate_lora.model import LoRACovariateSE
-
-
-class ConditionedCells:
-    """Cells as a trained model's network reads them, before they are told a condition.
-
-    What the network makes of the expression does not depend on the covariates, which enter behind it. So one pass over
-    the cells is enough for all conditions that are asked for.
-
-    Parameters
-    ----------
-    se
-        A trained model.
-    adata
-        The cells.
-    plain
-        The base's embedding of these cells, if it is known: where the active adapter leaves the base as it is, it
-        stands for the network's.
-    """
-
-    def __init__(self, se: LoRACovariateSE, adata: AnnData, *, plain: np.ndarray | None = None) -> None:
-        from scstate_lora.inference.embed import embed_cells
-        from scstate_lora.model import SEBase
-
-        base, network = se.base, se.network
-        assert base is not None  # a trained model has both
-        assert network is not None
-        self.registry, self.network, self.obs = se.registry, network, adata.obs
-        if isinstance(base, SEBase) and se.adapts_base:
-            read = base.reader(adata, se.registry)
-            self.adapted = np.concatenate([block for _, block in embed_cells(base.encoder, read)])
-        else:
-            self.adapted = base.embed(adata, se.registry) if plain is None else plain
-
-    def under(self, covariates: Mapping[str, Any] | pd.DataFrame | None = None) -> np.ndarray:
-        """Embed the cells under covariates as ``get_latent_representation`` takes them, ``(n_cells, output_dim)``."""
-        return self._under(self.obs, covariates)
-
-    def untold(self) -> np.ndarray:
-        """Embed the cells with all covariates withheld, and the batch too, ``(n_cells, output_dim)``."""
-        batch = self.registry.batch_key
-        obs = self.obs if batch is None else self.obs.drop(columns=batch, errors="ignore")
-        return self._under(obs, {c.name: None for c in self.registry.covariates})
-
-    def _under(self, obs: pd.DataFrame, covariates: Mapping[str, Any] | pd.DataFrame | None) -> np.ndarray:
-        from scstate_lora.inference.embed import condition_cells
-        from scstate_lora.model.se.inputs import encode_inputs
-
-        return condition_cells(self.network, self.adapted, encode_inputs(self.registry, obs, covariates))
 
 
 def require_trained(se: Any, what: str) -> None:

@@ -20,7 +20,7 @@ from scstate_lora.metrics import (
 from scstate_lora.metrics.components import sparse_pca
 from scstate_lora.metrics.embedding import PCA
 from scstate_lora.metrics.registry import METRICS
-from scstate_lora.tl.conditioned import ConditionedCells, chosen_cells, require_trained
+from scstate_lora.tl.conditioned import chosen_cells, require_trained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -131,6 +131,8 @@ def covariate_information(
 
     A linear probe that finds nothing is no proof that there is nothing.
     """
+    from scstate_lora.model.se.conditioned_cells import ConditionedCells
+
     require_trained(se, COVARIATE_INFORMATION)
     _check_level(level)
     adata = se.adata if adata is None else adata
@@ -142,12 +144,13 @@ def covariate_information(
             _check_classes(covariate.name, targets[covariate.name], train, test)
 
     assert se.base is not None  # a trained model has one
-    plain = se.base.embed(used, se.registry)
-    conditioned = ConditionedCells(se, used, plain=plain)
+    bound = se.registry.bind(used)
+    plain = se.base.embed(bound)
+    conditioned = ConditionedCells(se, bound, plain=plain)
     shared = [
         _Embedding(PCA, NOTHING, *_pca(se, used, train, test, n_pcs=n_pcs, seed=seed)),
         _Embedding(BASE, NOTHING, plain[train], plain[test]),
-        _halves(MODEL, NOTHING, conditioned.untold(), train, test),
+        _halves(MODEL, NOTHING, conditioned.without_covariates(), train, test),
     ]
     told = _halves(MODEL, ALL, conditioned.under(), train, test)
     # With one covariate and no batch, to withhold it is to tell nothing.
@@ -241,7 +244,7 @@ def _pca(
     se: LoRACovariateSE, adata: AnnData, train: np.ndarray, test: np.ndarray, *, n_pcs: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores on the first components of the training cells' centred log1p expression, ``(n, n_components)``."""
-    expression = se.registry.log_expression(adata)
+    expression = se.registry.bind(adata).logged
     pca = sparse_pca((len(train), expression.shape[1]), n_pcs, seed=seed).fit(expression[train])
     return pca.transform(expression[train]), pca.transform(expression[test])
 

@@ -11,7 +11,7 @@ import pandas as pd
 from scstate_lora._constants import OBSM_SE
 from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate, label_of
 from scstate_lora.data.results import INTERPOLATE, as_uns, write_result
-from scstate_lora.tl.conditioned import ConditionedCells, chosen_cells, require_trained
+from scstate_lora.tl.conditioned import chosen_cells, require_trained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scstate_lora.model import LoRACovariateSE
+    from scstate_lora.model.se.conditioned_cells import ConditionedCells
 
 SOURCE_CELL = "source_cell"
 
@@ -100,6 +101,8 @@ def interpolate(
     """
     from anndata import AnnData
 
+    from scstate_lora.model.se.conditioned_cells import ConditionedCells
+
     require_trained(se, INTERPOLATE)
     fitted = _continuous(se, covariate)
     wanted = _numbers(values, covariate)
@@ -120,7 +123,7 @@ def interpolate(
         "base": "" if se.base is None else se.base.name,
         "adapter": se.active_adapter,
     }
-    read = ConditionedCells(se, embedded)
+    read = ConditionedCells(se, se.registry.bind(embedded))
     n = embedded.n_obs
     moved: np.ndarray | None = None
     for i, value in enumerate(wanted):
@@ -211,13 +214,10 @@ def _describe(
     values: np.ndarray,
 ) -> pd.DataFrame:
     """Say of every embedded cell which it is and what it was told."""
-    from scstate_lora.data.counterfactual import move
-
     registry = se.registry
-    others = [c.name for c in registry.covariates if c.name != covariate and c.name in cells.obs]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*goes to", category=UserWarning)  # said while embedding
-        told = move(cells.obs[others], registry, covariates)
+        told = registry.bind(cells).under(covariates).covariate_values.drop(columns=covariate, errors="ignore")
     keys = [k for k in (registry.cell_type_key, registry.batch_key) if k is not None and k in cells.obs]
     once = pd.DataFrame(index=pd.RangeIndex(cells.n_obs))
     once[SOURCE_CELL] = np.asarray(cells.obs_names, dtype=object)

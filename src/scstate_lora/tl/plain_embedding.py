@@ -282,7 +282,7 @@ def _prepare(
     names = unique_names(cells.obs_names, "adata.obs_names", "adata.obs_names_make_unique()")
     match = match_vocabulary(cells, base.genes, gene_key=gene_key)
     logger.info("%s.", match)
-    stats = source.scan(progress=progress_bar)
+    stats = source.scan(checksum=True, progress=progress_bar)
     scale, reason = resolve_scale(stats, input_scale, matrix_name(layer))
     if arc_per_cell_scale:
         logger.warning("Whether values are counts is guessed for every cell, as Arc's tool does: for comparison only.")

@@ -10,7 +10,7 @@ import pandas as pd
 from scstate_lora.config import STObjectiveConfig
 from scstate_lora.data import Registry, log_expression
 from scstate_lora.data.results import VELOCITY_ALIGNMENT, read_prediction, write_result
-from scstate_lora.model.st.inputs import expression, read_velocity
+from scstate_lora.model.st.inputs import read_velocity
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -70,7 +70,7 @@ def velocity_alignment(adata: AnnData, predicted: AnnData, *, velocity_key: str 
     table.insert(0, "control_cell", predicted.obs["control_cell"].astype(str).to_numpy())
     table.insert(1, "target", predicted.obs[prediction.pert_key].astype(str).to_numpy())
     if registry.cell_type_key is not None:
-        table.insert(2, "cell_type", registry.labels(adata, registry.cell_type_key).astype(str)[rows])
+        table.insert(2, "cell_type", registry.bind(adata).labels(registry.cell_type_key).astype(str)[rows])
     write_result(predicted, VELOCITY_ALIGNMENT, table)
     return table
 
@@ -79,15 +79,15 @@ def _align(
     adata: AnnData, predicted: AnnData, registry: Registry, rows: np.ndarray, part: slice, space: str, key: str
 ) -> pd.DataFrame:
     """Compare some of the cells."""
-    cells, made = adata[rows[part]], predicted[part]
+    cells, made = registry.bind(adata[rows[part]]), predicted[part]
     objective = STObjectiveConfig(velocity_key=key)
     if space == "genes":
         genes = [str(name) for name in made.var_names]
-        velocity, confidence = read_velocity(cells, registry, objective, genes=genes)
-        control, after = expression(cells, registry, genes).toarray(), log_expression(made).toarray()
+        velocity, confidence = read_velocity(cells, objective, genes=genes)
+        control, after = cells.logged_genes(genes).toarray(), log_expression(made).toarray()
     else:
-        velocity, confidence = read_velocity(cells, registry, objective, genes=None)
-        control, after = registry.embedding(cells), np.asarray(made.obsm[space], dtype=np.float32)
+        velocity, confidence = read_velocity(cells, objective, genes=None)
+        control, after = cells.embedding, np.asarray(made.obsm[space], dtype=np.float32)
     return _compared(control, after - control, velocity, confidence)
 
 

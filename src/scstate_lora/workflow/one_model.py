@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scstate_lora.config import RunConfig, TrainConfig
-    from scstate_lora.data import Registry
+    from scstate_lora.data.bound import BoundData
 
 # What the compact base's training takes over from that of the model.
 _DEVICE = ("accelerator", "devices", "strategy", "precision")
@@ -93,8 +93,9 @@ def train_models(data: AnnData | MuData, config: RunConfig, place: ResultsFolder
         raise ValueError(msg)
     _check_trainer(config)
     place.look(config, resume=resume)
-    adata, registry = register(data, config.data, seed=config.seed)
-    _check_same_cells(adata, registry, place)
+    cells = register(data, config.data, seed=config.seed)
+    adata, registry = cells.adata, cells.registry
+    _check_same_cells(cells, place)
     se = None if config.se is None else _make_se(adata, config, place)
     st = None
     if config.st is not None and registry.pert_key is not None:
@@ -103,7 +104,7 @@ def train_models(data: AnnData | MuData, config: RunConfig, place: ResultsFolder
     is_new = not place.path.exists()
     place.start(config)
     _drop_earlier_embeddings(adata)
-    place.write_table("split", split_table(adata, registry))
+    place.write_table("split", split_table(cells))
     if se is not None:
         try:
             _train_base(se, config, place)
@@ -141,11 +142,11 @@ def _training(config: RunConfig, section: TrainConfig) -> dict[str, Any]:
     return {**shared, **section.model_dump(exclude_none=True)}
 
 
-def _check_same_cells(adata: AnnData, registry: Registry, place: ResultsFolder) -> None:
+def _check_same_cells(cells: BoundData, place: ResultsFolder) -> None:
     """Refuse to go on with other cells, to judge by the table of the split."""
     if place.earlier is None or not place.table("split").exists():
         return
-    before, now = pd.read_csv(place.table("split")), split_table(adata, registry)
+    before, now = pd.read_csv(place.table("split")), split_table(cells)
     if before.astype(str).to_csv(index=False) != now.astype(str).to_csv(index=False):
         msg = (
             f"The cells are not those of the run in {place.path}: that split {_count(before)} of them, this one "

@@ -78,7 +78,7 @@ def on_moveable(cells, moveable):
 
 
 def _base_of(model):
-    return model.base.embed(model.adata, model.registry)
+    return model.base.embed(model.registry.bind(model.adata))
 
 
 @pytest.mark.parametrize("path", [FOLDER, CKPT, ARC / "safetensors", ARC / "no_dataset" / "model.ckpt"])

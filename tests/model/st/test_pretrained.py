@@ -141,8 +141,8 @@ def test_the_backbone_alone_serves_data_of_any_size(form, tmp_path):
     ssl.STTransition.setup_anndata(adata, **SETUP)
     st = ssl.STTransition(adata, pretrained=ARC / form, reuse="backbone", finetune="frozen")
     stored = st_network(read_st_folder(ARC / form, st_tensors)).transformer_backbone.state_dict()
-    assert st.sizes.hidden == 16
-    assert st.sizes.residual == "output"
+    assert st.network.config.hidden == 16
+    assert st.network.config.residual == "output"
     for name, tensor in st.network.transformer_backbone.state_dict().items():
         assert torch.equal(tensor, stored[name])
     st.train(max_epochs=1, **QUICK)

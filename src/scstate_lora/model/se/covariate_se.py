@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import pandas as pd
 import torch
 
 from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._logging import logger
 from scstate_lora.config import CompactBaseConfig, ConditioningConfig, MHCConfig, SELoraConfig, SEObjectiveConfig
-from scstate_lora.data.matrix import fingerprint, log_normalize
+from scstate_lora.data.matrix import fingerprint
 from scstate_lora.data.reader import SentenceReader
-from scstate_lora.inference.embed import condition_cells, embed_conditioned
-from scstate_lora.io.save_load import check_state
-from scstate_lora.model.base import read_history
-from scstate_lora.model.se.adapted import AdaptedModel
+from scstate_lora.data.tokens import cell_seeds
+from scstate_lora.model.base import BaseModel, read_history
+from scstate_lora.model.covariate_specs import covariate_specs
+from scstate_lora.model.hyper_connected import HyperConnected, refuse_other
+from scstate_lora.model.se.adapters import DEFAULT, AdapterSet
+from scstate_lora.model.se.bases import restore_base
+from scstate_lora.model.se.conditioned_cells import ConditionedCells
 from scstate_lora.model.se.inputs import active_weights, describe_cells, encode_inputs, inputs_of
 from scstate_lora.model.se.obsm_embedding import ObsmBase
-from scstate_lora.model.se.pretrained import SEBase, base_for, se_inputs
-from scstate_lora.nn import lora as adapters
-from scstate_lora.nn.conditioned_se import ConditionedSE
+from scstate_lora.model.se.pretrained import SEBase, load_base
+from scstate_lora.nn.conditioning import Conditioning
+from scstate_lora.nn.hyper_connections import choose_layers
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
 from scstate_lora.training.se.batches import SEBatches, SECells
 from scstate_lora.training.se.compact_base import fit_compact_base
@@ -31,9 +35,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import numpy as np
-    import pandas as pd
     from anndata import AnnData
     from torch import Tensor, nn
+
+    from scstate_lora.data.bound import BoundData
+    from scstate_lora.model.se.bases import Base
+    from scstate_lora.nn.conditioned_se import ConditionedSE
 
 _COMPACT = "compact SE, trained on these cells"
 _OWN_LICENCE = "that of the data it was trained on"
@@ -42,7 +49,7 @@ _ADAPTED_STEPS = 60
 _SHOWN_TOKENS = 2**14
 
 
-class LoRACovariateSE(AdaptedModel):
+class LoRACovariateSE(HyperConnected, BaseModel):
     """Cell embeddings that know the experimental condition, and what they would be under another one.
 
     A STATE embedding network (SE), frozen, with LoRA adapters on its attention; its embedding is joined with an
@@ -117,12 +124,134 @@ class LoRACovariateSE(AdaptedModel):
         self.conditioning = ConditioningConfig.parse(conditioning, name="conditioning")
         self.compact = CompactBaseConfig.parse(compact, name="compact")
         self.objective = SEObjectiveConfig.parse(objective, name="objective")
-        self._without_base()
-        self._plain: tuple[int, np.ndarray] | None = None  # base embedding of the cells seen last, and their print
+        self._adapters: AdapterSet | None = None
+        self._plain: tuple[int, np.ndarray] | None = None  # base embedding of the cells last seen, and their checksum
         if self.registry.embed_key is not None:
-            self._attach(ObsmBase.fit(adata, self.registry, self._rows("train")))
+            self._adapt(ObsmBase.fit(self._bind()))
         elif base is not None:
-            self._attach(base_for(base, self.registry, adata))
+            self._adapt(load_base(base, self.registry, adata))
+
+    @property
+    def base(self) -> Base | None:
+        """What is adapted; None until a compact base is trained."""
+        return None if self._adapters is None else self._adapters.base
+
+    @property
+    def network(self) -> ConditionedSE | None:
+        """The base's network with the active adapter; None without a base."""
+        return None if self._adapters is None else self._adapters.network
+
+    @property
+    def adapters(self) -> AdapterSet:
+        """The adapters on the base.
+
+        Raises
+        ------
+        ValueError
+            If the model has no base yet.
+        """
+        if self._adapters is None:
+            msg = "LoRACovariateSE has no base yet: call .train(), or .train_base()."
+            raise ValueError(msg)
+        return self._adapters
+
+    def _adapt(self, base: Base) -> None:
+        """Put the first adapter on a base."""
+        self._adapters = self._adapter_set(base, self.lora)
+
+    def _adapter_set(self, base: Base, lora: SELoraConfig | None, **options: Any) -> AdapterSet:
+        sizes = self.conditioning.model_dump(include={"combine", "hidden_dims"})
+
+        def make_conditioning() -> Conditioning:
+            return Conditioning(covariate_specs(inputs_of(self.registry)), base.dim, **sizes)
+
+        return AdapterSet(base, make_conditioning, lora, seed=self.seed, **options)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Losses of the active adapter's training, one row per step and one per validation epoch."""
+        return pd.DataFrame() if self._adapters is None else self._adapters.active.history
+
+    @history.setter
+    def history(self, history: pd.DataFrame) -> None:
+        self.adapters.active.history = history
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """Names of the adapters, in the order in which they were added."""
+        return [] if self._adapters is None else self._adapters.names
+
+    @property
+    def active_adapter(self) -> str:
+        """Name of the adapter that embeds and is trained."""
+        return DEFAULT if self._adapters is None else self._adapters.active.name
+
+    @property
+    def adapts_base(self) -> bool:
+        """Whether the active adapter changes what the base computes, by LoRA or hyper-connections."""
+        return self._adapters is not None and self._adapters.active.adapts_base
+
+    def add_adapter(self, name: str, *, lora: SELoraConfig | dict[str, Any] | Literal[False] | None = None) -> None:
+        """Add an untrained adapter and activate it; the others keep what they learned.
+
+        An adapter is the LoRA weights, the hyper-connections, the covariate encoder and the conditioning that are
+        trained together. A new one has no hyper-connections until it is trained with them.
+
+        Parameters
+        ----------
+        name
+            Letters, digits, ``-`` and ``_``.
+        lora
+            As in the class; the model's own options by default.
+
+        Raises
+        ------
+        ValueError
+            If the model has no base yet, the name is taken or not allowed, or adapters are merged.
+        """
+        options = self.lora if lora is None else None if lora is False else SELoraConfig.parse(lora, name="lora")
+        self.adapters.add(name, options)
+
+    def set_adapter(self, name: str) -> None:
+        """Activate an adapter: it embeds from now on, and is the one that is trained.
+
+        Raises
+        ------
+        KeyError
+            If no adapter has that name.
+        ValueError
+            If the model has no base yet, or adapters are merged.
+        """
+        self.adapters.activate(name)
+
+    def delete_adapter(self, name: str) -> None:
+        """Remove an adapter that is not the active one.
+
+        Raises
+        ------
+        KeyError
+            If no adapter has that name.
+        ValueError
+            If it is the active one, or the model has no base yet.
+        """
+        self.adapters.delete(name)
+
+    def merge_adapter(self) -> None:
+        """Compute the active adapter's LoRA as one weight with the base's, for faster embedding; not in training.
+
+        The base's weights and hyper-connections stay as they are. Embeddings agree with those of the unmerged model to
+        float32 rounding.
+
+        Raises
+        ------
+        ValueError
+            If the active adapter has no LoRA.
+        """
+        self.adapters.merge()
+
+    def unmerge_adapter(self) -> None:
+        """Undo :meth:`merge_adapter`."""
+        self.adapters.unmerge()
 
     def train_base(self, **trainer: Any) -> None:
         """Train the compact base on the training cells, without labels; :meth:`train` does this when it is needed.
@@ -146,22 +275,20 @@ class LoRACovariateSE(AdaptedModel):
         if self.base is not None:
             msg = f"This model has a base already ({self.base.name})."
             raise ValueError(msg)
-        self._train_base(TrainerOptions.parse(trainer))
+        self._train_base(self._bind(), TrainerOptions.parse(trainer))
 
-    def _train_base(self, options: TrainerOptions) -> None:
-        x, seeds = se_inputs(self.adata, self.registry, self.seed)
-        logged = log_normalize(self.registry.matrix(self.adata), self.registry.scale)
+    def _train_base(self, cells: BoundData, options: TrainerOptions) -> None:
         encoder, self.base_history = fit_compact_base(
-            x,
-            logged,
-            seeds,
-            self._rows("train"),
-            self._rows("val"),
+            cells.log_counts,
+            cells.logged,
+            cell_seeds(cells.names, self.seed),
+            cells.rows("train"),
+            cells.rows("val"),
             config=self.compact,
             options=options,
             seed=self.seed,
         )
-        self._attach(SEBase(encoder, self.registry.var_names, _COMPACT, _OWN_LICENCE, seed=self.seed))
+        self._adapt(SEBase(encoder, self.registry.var_names, _COMPACT, _OWN_LICENCE, seed=self.seed))
 
     def train(
         self,
@@ -220,75 +347,121 @@ class LoRACovariateSE(AdaptedModel):
         )
         # Whatever these refuse is refused before anything is trained.
         connections = self._new_connections(mhc)
-        weights = active_weights(self.objective, self.registry, reads=not isinstance(self.base, ObsmBase))
-        described = describe_cells(self.registry, self.adata, contrastive_on=self.objective.contrastive_on)
+        reads = self.registry.embed_key is None
+        weights = active_weights(self.objective, self.registry, reads=reads)
+        cells = self._bind()
+        described = describe_cells(cells, contrastive_on=self.objective.contrastive_on)
         if self.base is None:
-            self._train_base(_before(options, "base"))
-        _, network = self._built()
-        self._refuse_merged("train")
-        cells = self._training_cells(self.adata, described)
-        network.conditioning.heads.requires_grad_("covariates" in weights)
-        val_rows = self._rows("val")
-
-        def run(options: TrainerOptions, n_epochs: int | None, n_steps: int, *, sentences: bool, title: str) -> None:
-            def batches(rows: np.ndarray, seed: int, withheld: float) -> SEBatches:
-                return SEBatches(
-                    cells,
-                    rows,
-                    batch_size=batch_size,
-                    n_targets=self.objective.n_targets if "reconstruction" in weights else 0,
-                    sentences=sentences,
-                    withheld=withheld,
-                    seed=seed,
-                )
-
-            train = batches(self._rows("train"), self.seed, self.conditioning.withheld)
-            fit(
-                SEPlan(
-                    network,
-                    contrastive=self.objective.contrastive_loss,
-                    temperature=self.objective.temperature,
-                    lr=lr,
-                    weight_decay=weight_decay,
-                    warmup_steps=warmup_steps,
-                    weights=weights,
-                ),
-                train,
-                batches(val_rows, self.seed + 1, 0.0) if len(val_rows) > 1 else None,
-                max_epochs=n_epochs or max(1, -(-n_steps // train.steps_per_epoch)),
-                options=options,
-                title=title,
-                seed=self.seed,
-                history=self.history,
-                keep=lambda history: setattr(self, "history", history),
-            )
-
+            self._train_base(cells, _before(options, "base"))
+        adapters = self.adapters
+        adapters.refuse_merged("train")
+        adapters.network.conditioning.heads.requires_grad_("covariates" in weights)
+        stage = _Stage(
+            cells=self._training_cells(cells, described),
+            rows=cells.rows("train"),
+            val_rows=cells.rows("val"),
+            weights=weights,
+            batch_size=batch_size,
+            optimiser={"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps},
+        )
         n_steps = self.conditioning.n_steps
         if not self.adapts_base and connections is None:
-            run(options, max_epochs, n_steps, sentences=False, title="LoRACovariateSE")
+            self._train_stage(stage, options, max_epochs, n_steps, sentences=False, title="LoRACovariateSE")
             return
         if n_steps and not self.is_trained and options.resume_from is None:
-            # Adapters have no part in it, and several processes want a gradient of all that is trained.
-            with self._lora_off():
-                run(_before(options, "conditioning"), None, n_steps, sentences=False, title="Conditioning")
-        with self._connected(connections):
-            run(options, max_epochs, _ADAPTED_STEPS, sentences=True, title="LoRACovariateSE")
+            # Adapters are off here; DDP requires a gradient for every trainable parameter.
+            with adapters.lora_off():
+                self._train_stage(
+                    stage, _before(options, "conditioning"), None, n_steps, sentences=False, title="Conditioning"
+                )
+        with adapters.connected(connections):
+            self._train_stage(stage, options, max_epochs, _ADAPTED_STEPS, sentences=True, title="LoRACovariateSE")
 
-    def _training_cells(self, adata: AnnData, described: dict[str, Any]) -> SECells:
-        """Add the cells' expression, and their base embedding, to what else is known of them."""
-        base, _ = self._built()
-        if isinstance(base, ObsmBase):
-            return SECells(base=base.embed(adata, self.registry), **described)
-        x, seeds, tokenizer = base.inputs(adata, self.registry)
-        plain = self._plain_embedding(SentenceReader.of_matrix(x, tokenizer, seeds), fingerprint(x, seeds))
+    def _train_stage(
+        self,
+        stage: _Stage,
+        options: TrainerOptions,
+        n_epochs: int | None,
+        n_steps: int,
+        *,
+        sentences: bool,
+        title: str,
+    ) -> None:
+        """Train what is switched on, for some epochs, or as many as make some steps."""
+        objective = self.objective
+
+        def batches(rows: np.ndarray, seed: int, withheld: float) -> SEBatches:
+            return SEBatches(
+                stage.cells,
+                rows,
+                batch_size=stage.batch_size,
+                n_targets=objective.n_targets if "reconstruction" in stage.weights else 0,
+                sentences=sentences,
+                withheld=withheld,
+                seed=seed,
+            )
+
+        train = batches(stage.rows, self.seed, self.conditioning.withheld)
+        fit(
+            SEPlan(
+                self.adapters.network,
+                contrastive=objective.contrastive_loss,
+                temperature=objective.temperature,
+                weights=stage.weights,
+                **stage.optimiser,
+            ),
+            train,
+            batches(stage.val_rows, self.seed + 1, 0.0) if len(stage.val_rows) > 1 else None,
+            max_epochs=n_epochs or max(1, -(-n_steps // train.steps_per_epoch)),
+            options=options,
+            title=title,
+            seed=self.seed,
+            history=self.history,
+            keep=lambda history: setattr(self, "history", history),
+        )
+
+    def _new_connections(self, mhc: Any) -> MHCConfig | None:
+        """Check the hyper-connections requested by ``train(mhc=)``; None where none are to be added."""
+        requested = MHCConfig.asked(mhc)
+        if requested is None:
+            return None
+        if self.registry.embed_key is not None:
+            msg = (
+                f"mhc: hyper-connections go around the layers of an SE network, and the base here is the embedding "
+                f"adata.obsm[{self.registry.embed_key!r}]. Leave mhc out, or set up without embed_key."
+            )
+            raise ValueError(msg)
+        existing = None if self._adapters is None else self._adapters.active.mhc
+        if existing is not None:
+            refuse_other(requested, existing)
+            return None
+        encoder = None if self.base is None else self.base.encoder
+        depth = self.compact.n_layers if encoder is None else encoder.config.n_layers
+        try:
+            choose_layers(requested.layer_indices, depth)
+        except IndexError as error:
+            msg = f"mhc: {error}"
+            raise ValueError(msg) from error
+        return requested
+
+    def _training_cells(self, cells: BoundData, described: dict[str, Any]) -> SECells:
+        """Add the cells' expression and base embedding to their description."""
+        base = self.adapters.base
+        plain = self._plain_embedding(cells)
+        if not isinstance(base, SEBase):
+            return SECells(base=plain, **described)
+        x, seeds, tokenizer = base.inputs(cells)
         return SECells(base=plain, x=x, seeds=seeds, tokenizer=tokenizer, **described)
 
-    def _plain_embedding(self, read: SentenceReader, key: int) -> np.ndarray:
-        """Embed cells by the base alone, once for as long as they are the same."""
-        base, _ = self._built()
-        assert isinstance(base, SEBase)  # others have no sentences
+    def _plain_embedding(self, cells: BoundData) -> np.ndarray:
+        """Embed cells by the base alone; a network does so once for as long as the cells are the same."""
+        base = self.adapters.base
+        if not isinstance(base, SEBase):
+            return base.embed(cells)
+        x, seeds, tokenizer = base.inputs(cells)
+        key = fingerprint(x, seeds)
         if self._plain is None or self._plain[0] != key:
-            self._plain = key, base.embed_all(read)
+            self._plain = key, base.embed_all(SentenceReader.of_matrix(x, tokenizer, seeds))
         return self._plain[1]
 
     def get_latent_representation(
@@ -335,81 +508,69 @@ class LoRACovariateSE(AdaptedModel):
         plain embedding of the base; nothing but the key asked for with `covariates`.
         """
         self._require_trained("get_latent_representation()")
-        base, network = self._built()
-        adata = self._cells(adata)
-        encoded = encode_inputs(self.registry, adata.obs, covariates)
-        plain: np.ndarray | None = None
-        if isinstance(base, ObsmBase):
-            embedding = condition_cells(network, base.embed(adata, self.registry), encoded)
-        else:
-            x, seeds, tokenizer = base.inputs(adata, self.registry)
-            read = SentenceReader.of_matrix(x, tokenizer, seeds)
-            if covariates is None or not self.adapts_base:
-                plain = self._plain_embedding(read, fingerprint(x, seeds))
-            if self.adapts_base:
-                embedding = embed_conditioned(network, base.encoder, read, encoded)
-            else:
-                assert plain is not None  # just computed
-                embedding = condition_cells(network, plain, encoded)
-        if key_added is not None and (covariates is None or key_added != OBSM_SE):
+        adata = self.adata if adata is None else adata
+        cells = self._bind(adata).under(covariates)
+        inputs = encode_inputs(cells)  # refuses values before any long work
+        is_own = covariates is None
+        plain = self._plain_embedding(cells) if is_own or not self.adapts_base else None
+        embedding = ConditionedCells(self, cells, plain=plain).condition(inputs)
+        if key_added is not None and (is_own or key_added != OBSM_SE):
             adata.obsm[key_added] = embedding
-        if key_added is not None and covariates is None and plain is not None:
+        if key_added is not None and is_own and self.adapters.base.encoder is not None:
+            assert plain is not None  # just computed
             adata.obsm[OBSM_BASE] = plain.copy()
         return embedding
 
     def _parts(self) -> list[tuple[str, nn.Module | None, str]]:
-        if self.base is None or self.network is None:
+        if self._adapters is None:
             return [("base", None, f"{_COMPACT} by train(): {self.compact.n_layers} layers x {self.compact.d_model}")]
-        active, conditioning = self._adapters[self._active], self.network.conditioning
-        names = ", ".join(c.name for c in inputs_of(self.registry))
-        parts: list[tuple[str, nn.Module | None, str]] = []
-        if isinstance(self.base, SEBase):
-            parts = active.parts(self.base)
-        else:
-            parts = [("base", None, f"{self.base.name}, {self.base.dim} columns")]
-        parts += [
-            ("covariate encoder", conditioning.covariate_encoder, names),
+        active, conditioning = self._adapters.active, self._adapters.network.conditioning
+        parts = [
+            *active.parts(self._adapters.base),
+            ("covariate encoder", conditioning.covariate_encoder, ", ".join(c.name for c in inputs_of(self.registry))),
             ("projection", conditioning.conditioner, "concat(base, covariates) to the embedding"),
             ("covariate heads", conditioning.heads, "read the covariates back, in training"),
         ]
-        others = [a for a in self._adapters.values() if a is not active]
         note = "not active; what it has on the base not counted"
-        return parts + [(f"adapter {a.name!r}", a.conditioning, note) for a in others]
+        return parts + [(f"adapter {a.name!r}", a.conditioning, note) for a in self._adapters if a is not active]
+
+    def _transformer(self) -> nn.Module | None:
+        return None if self.network is None else self.network.encoder
 
     def _on_some_cells(self) -> Callable[[], object] | None:
-        base, network = self._built()
+        base, network = self.adapters.base, self.adapters.network
         if self._adata is None or not isinstance(base, SEBase):
             return None
+        cells = self._bind()
         n_cells = max(1, _SHOWN_TOKENS // base.encoder.config.n_tokens)
-        sentences = base.reader(self.adata[self._rows("train")[:n_cells]], self.registry)(0, n_cells)
+        sentences = base.reader(cells.take(cells.rows("train")[:n_cells]))(0, n_cells)
         device = base.encoder.cls_token.device
         genes, values = (torch.from_numpy(part).to(device) for part in (sentences.genes, sentences.values))
         return lambda: network.adapt(genes, values)
 
     def _metadata(self) -> dict[str, Any]:
-        base, _ = self._built()
         options = {name: getattr(self, name).model_dump() for name in ("conditioning", "compact", "objective")}
-        loras = {a.name: None if a.lora is None else a.lora.model_dump() for a in self._adapters.values()}
+        loras = {a.name: None if a.lora is None else a.lora.model_dump() for a in self.adapters}
         own = None if self.lora is None else self.lora.model_dump()
-        mhc = {a.name: a.mhc.model_dump() for a in self._adapters.values() if a.mhc is not None}
-        adapted = {"lora": own, "adapters": loras, "active": self._active, **({"mhc": mhc} if mhc else {})}
-        return {"base": base.metadata(), **adapted, **options}
+        mhc = {a.name: a.mhc.model_dump() for a in self.adapters if a.mhc is not None}
+        adapted = {"lora": own, "adapters": loras, "active": self.active_adapter, **({"mhc": mhc} if mhc else {})}
+        return {"base": self.adapters.base.metadata(), **adapted, **options}
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        base, network = self._built()
         files: dict[str, dict[str, Tensor]] = {}
-        for adapter in self._adapters.values():
-            files |= adapter.tensors(network.encoder)
-        return files | ({"base": base.tensors()} if isinstance(base, SEBase) else {})
+        for adapter in self.adapters:
+            files |= adapter.tensors(self.adapters.network.encoder)
+        base = self.adapters.base.tensors()
+        return files | ({"base": base} if base else {})
 
     def _texts(self) -> dict[str, str]:
-        base, _ = self._built()
+        base = self.adapters.base
         notice = (
             "This directory holds a LoRACovariateSE, made with scstate_lora.\n"
             f"Base: {base.name}\nSHA-256 of the base: {base.sha256()}\nLicence of the base: {base.licence}\n"
             "An adaptation is a derivative work of its base and of the data it was trained on.\n"
         )
-        histories = {f"history.{a.name}.csv": a.history.to_csv(index=False) for a in self._adapters.values()}
+        histories = {f"history.{a.name}.csv": a.history.to_csv(index=False) for a in self.adapters}
         return {**super()._texts(), **histories, "NOTICE": notice}
 
     def save(self, path: str | Path, *, save_base: bool | None = None) -> None:
@@ -433,9 +594,7 @@ class LoRACovariateSE(AdaptedModel):
             Writing failed; an older save is intact.
         """
         self._require_trained("save()")
-        base, _ = self._built()
-        tensors = self._tensors()
-        source = base.source if isinstance(base, SEBase) else "obsm"
+        tensors, source = self._tensors(), self.adapters.base.source
         if save_base is False and source is None:
             msg = "save_base=False, but this base was trained here and is nowhere else. Leave save_base out."
             raise ValueError(msg)
@@ -471,46 +630,56 @@ class LoRACovariateSE(AdaptedModel):
         self.conditioning = ConditioningConfig.parse(metadata["conditioning"], name="conditioning")
         self.compact = CompactBaseConfig.parse(metadata["compact"], name="compact")
         self.objective = SEObjectiveConfig.parse(metadata["objective"], name="objective")
-        self._without_base()
-        self._plain = None
-        self.base = self._restored_base(metadata["base"], tensors, **given)
-        encoder = self.base.encoder if isinstance(self.base, SEBase) else None
+        self._plain = self._adapters = None
+        base = restore_base(
+            metadata["base"],
+            tensors.get("base"),
+            path=given["saved_at"],
+            replacement=given["base"],
+            registry=self.registry,
+            adata=self._adata,
+        )
         for name, options in metadata["adapters"].items():
-            adapter = self._new_adapter(name, None if options is None else SELoraConfig.parse(options, name="lora"))
-            if self.network is None:
-                self.network = ConditionedSE(encoder, adapter.conditioning)
-            self._put_on(adapter)
-            stored = tensors[f"conditioning.{name}"]
-            check_state(adapter.conditioning.state_dict(), stored, source=f"the adapter {name!r}")
-            adapter.conditioning.load_state_dict(stored)
-            if adapter.lora is not None and encoder is not None:
-                adapters.load_adapter_state(encoder, name, tensors[f"lora.{name}"])
+            lora = None if options is None else SELoraConfig.parse(options, name="lora")
+            if self._adapters is None:
+                self._adapters = self._adapter_set(base, lora, first=name)
+            else:
+                self._adapters.add(name, lora)
             mhc = metadata.get("mhc", {}).get(name)
-            if mhc is not None and encoder is not None:
-                adapter.connect(encoder, MHCConfig.parse(mhc, name="mhc"))
-                adapter.load_connections(tensors[f"mhc.{name}"])
-            adapter.history = read_history(Path(given["saved_at"]) / f"history.{name}.csv")
+            self._adapters.load(
+                name,
+                tensors,
+                mhc=None if mhc is None else MHCConfig.parse(mhc, name="mhc"),
+                history=read_history(Path(given["saved_at"]) / f"history.{name}.csv"),
+            )
         self.set_adapter(metadata["active"])
         logger.info("Loaded a LoRACovariateSE on %s.", metadata["base"]["name"])
 
-    def _restored_base(
-        self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **given: Any
-    ) -> SEBase | ObsmBase:
-        if "obsm" in metadata:
-            if given["base"] is not None:
-                msg = f"The model at {given['saved_at']} was trained on {metadata['name']}; it takes no base=."
-                raise ValueError(msg)
-            return ObsmBase.restore(metadata)
-        if given["base"] is not None:
-            base = base_for(given["base"], self.registry, self._adata)
-            base.check_is(metadata, given["saved_at"])
-        elif "base" in tensors:
-            base = SEBase.restore(metadata, tensors["base"])
-            base.source = None  # what was saved with its base is saved so again
-        else:
-            base = SEBase.load_again(metadata, given["saved_at"])
-        base.seed = metadata["seed"]
-        return base
+
+@dataclass(frozen=True)
+class _Stage:
+    """What the stages of one training share.
+
+    Parameters
+    ----------
+    cells
+        All cells.
+    rows, val_rows
+        Row indices of those that train and validate.
+    weights
+        Weight of each loss term.
+    batch_size
+        Cells per step.
+    optimiser
+        Options of the optimiser, by name.
+    """
+
+    cells: SECells
+    rows: np.ndarray
+    val_rows: np.ndarray
+    weights: dict[str, float]
+    batch_size: int
+    optimiser: dict[str, Any]
 
 
 def _before(options: TrainerOptions, name: str) -> TrainerOptions:

@@ -6,17 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scstate_lora.data.counterfactual import move
 from scstate_lora.data.fields import HANDFUL, CategoricalCovariate, Covariate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    import pandas as pd
-    from anndata import AnnData
-
     from scstate_lora.config import SEObjectiveConfig
+    from scstate_lora.data.bound import BoundData
     from scstate_lora.data.registry import Registry
 
 # A number with more values than a handful is cut into this many groups of equal size to find cells to compare.
@@ -35,38 +32,33 @@ def inputs_of(registry: Registry) -> list[Covariate]:
     return [*registry.covariates, *([] if batch is None else [batch])]
 
 
-def encode_inputs(
-    registry: Registry, obs: pd.DataFrame, covariates: Mapping[str, Any] | pd.DataFrame | None = None
-) -> dict[str, np.ndarray]:
+def encode_inputs(cells: BoundData, *, with_batch: bool = True) -> dict[str, np.ndarray]:
     """Encode the inputs of cells, under their own covariates or others; a batch never seen is "unknown".
 
     Parameters
     ----------
-    registry
-        Knows the covariates.
-    obs
-        Table of the cells.
-    covariates
-        Counterfactual values, see :func:`~scstate_lora.data.counterfactual.move`.
+    cells
+        Cells of an experiment.
+    with_batch
+        Whether the batch is given to the network; otherwise it is withheld.
 
     Returns
     -------
     int64 codes or standardised float32 of every input, ``(n_cells,)`` each.
     """
-    present = [c.name for c in registry.covariates if c.name in obs]
-    encoded = registry.encode(move(obs[present], registry, covariates), allow_missing=covariates)
-    batch = extra_batch(registry)
+    encoded = cells.encode()
+    batch = extra_batch(cells.registry)
     if batch is not None:
-        codes = registry.batch_codes(obs)
+        codes = cells.batch_codes if with_batch else np.full(len(cells), -1)
         encoded[batch.name] = np.where(codes < 0, batch.unknown, codes)
     return encoded
 
 
-def cell_types(registry: Registry, adata: AnnData) -> np.ndarray:
+def cell_type_codes(cells: BoundData) -> np.ndarray:
     """Codes of the cell types, int64 ``(n_cells,)``; all 0 without ``cell_type_key``."""
-    if registry.cell_type_key is None:
-        return np.zeros(adata.n_obs, dtype=np.int64)
-    return np.unique(registry.labels(adata, registry.cell_type_key), return_inverse=True)[1].astype(np.int64)
+    if cells.cell_types is None:
+        return np.zeros(len(cells), dtype=np.int64)
+    return np.unique(cells.cell_types, return_inverse=True)[1].astype(np.int64)
 
 
 def conditions(registry: Registry, encoded: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -88,13 +80,13 @@ def _bins(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), -1, np.searchsorted(levels, values, side="right")).astype(np.int64)
 
 
-def contrastive_labels(registry: Registry, adata: AnnData, conditions: np.ndarray, on: str) -> np.ndarray:
+def contrastive_labels(cells: BoundData, conditions: np.ndarray, on: str) -> np.ndarray:
     """Labels of the contrastive term, int64 ``(n_cells,)``.
 
     Parameters
     ----------
-    registry, adata
-        The experiment.
+    cells
+        Cells of an experiment.
     conditions
         From :func:`conditions`.
     on
@@ -105,28 +97,30 @@ def contrastive_labels(registry: Registry, adata: AnnData, conditions: np.ndarra
     ValueError
         The cell type is asked for, and there is none.
     """
-    if on == "cell_type" and registry.cell_type_key is None:
+    has_types = cells.cell_types is not None
+    if on == "cell_type" and not has_types:
         msg = (
             "contrastive_on='cell_type', but no cell_type_key was set up. Name one, or use contrastive_on='covariates'."
         )
         raise ValueError(msg)
-    by_type = on == "cell_type" or (on == "auto" and registry.cell_type_key is not None)
-    return cell_types(registry, adata) if by_type else conditions
+    by_type = on == "cell_type" or (on == "auto" and has_types)
+    return cell_type_codes(cells) if by_type else conditions
 
 
-def describe_cells(registry: Registry, adata: AnnData, *, contrastive_on: str) -> dict[str, Any]:
+def describe_cells(cells: BoundData, *, contrastive_on: str) -> dict[str, Any]:
     """Describe cells to :class:`~scstate_lora.training.se.batches.SECells`, but for what the base makes of them."""
-    covariates = encode_inputs(registry, adata.obs)
+    registry = cells.registry
+    covariates = encode_inputs(cells)
     combinations = conditions(registry, covariates)
     batch = extra_batch(registry)
     return {
         "covariates": covariates,
         "unknown": {c.name: c.unknown for c in inputs_of(registry)},
         "kept": frozenset() if batch is None else frozenset({batch.name}),
-        "labels": contrastive_labels(registry, adata, combinations, contrastive_on),
-        "types": cell_types(registry, adata),
+        "labels": contrastive_labels(cells, combinations, contrastive_on),
+        "types": cell_type_codes(cells),
         "conditions": combinations,
-        "batches": None if registry.batch is None else registry.batch_codes(adata.obs),
+        "batches": None if registry.batch is None else cells.batch_codes,
     }
 
 

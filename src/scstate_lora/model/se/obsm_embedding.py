@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from torch import Tensor
 
-    from scstate_lora.data.registry import Registry
+    from scstate_lora.data.bound import BoundData
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ObsmBase:
     scale: float
 
     @classmethod
-    def fit(cls, adata: AnnData, registry: Registry, rows: np.ndarray) -> Self:
+    def fit(cls, cells: BoundData) -> Self:
         """Read the centre and the scale of the training cells.
 
         Raises
@@ -41,13 +41,14 @@ class ObsmBase:
         ValueError
             All training cells have the same embedding.
         """
-        values = registry.embedding(adata)[rows].astype(np.float64)
+        key = cells.registry.embed_key
+        values = cells.embedding[cells.rows("train")].astype(np.float64)
         mean = values.mean(axis=0)
         scale = float(np.sqrt(((values - mean) ** 2).sum(axis=1).mean()))
         if scale == 0:
-            msg = f"adata.obsm[{registry.embed_key!r}] is the same for all training cells: there is nothing to learn."
+            msg = f"adata.obsm[{key!r}] is the same for all training cells: there is nothing to learn."
             raise ValueError(msg)
-        return cls(str(registry.embed_key), mean.astype(np.float32), scale)
+        return cls(str(key), mean.astype(np.float32), scale)
 
     @property
     def dim(self) -> int:
@@ -59,11 +60,21 @@ class ObsmBase:
         """What it is, for people."""
         return f"adata.obsm[{self.key!r}]"
 
-    licence = "that of whatever computed it"
+    licence: ClassVar[str] = "that of whatever computed it"
+    source: ClassVar[str | None] = "adata.obsm"
+    encoder: ClassVar[None] = None
 
-    def embed(self, adata: AnnData, registry: Registry) -> np.ndarray:
+    def note(self) -> str:
+        """Say in a model's summary what it is."""
+        return f"{self.name}, {self.dim} columns"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """No tensors: centre and scale are in :meth:`metadata`."""
+        return {}
+
+    def embed(self, cells: BoundData) -> np.ndarray:
         """Read the embedding of cells, float32 ``(n_cells, dim)``."""
-        return (registry.embedding(adata) - self.mean) / np.float32(self.scale)
+        return (cells.embedding - self.mean) / np.float32(self.scale)
 
     def sha256(self) -> str:
         """Hash over key, centre and scale."""

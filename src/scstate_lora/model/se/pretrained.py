@@ -12,7 +12,6 @@ import torch
 
 from scstate_lora._logging import logger
 from scstate_lora.data.genes import GeneMatch, match_vocabulary
-from scstate_lora.data.matrix import log_raw
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import Tokenizer, cell_seeds
 from scstate_lora.inference.embed import ComputeOptions, embed_cells
@@ -31,19 +30,20 @@ if TYPE_CHECKING:
     from scipy import sparse
     from torch import Tensor
 
+    from scstate_lora.data.bound import BoundData
     from scstate_lora.data.registry import Registry
 
 _TOKENS = "gene_tokens"
 _ALIGNMENT = 64
 
 
-def se_inputs(adata: AnnData, registry: Registry, seed: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+def se_inputs(cells: BoundData, seed: int) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Read of cells what an SE network reads.
 
     Parameters
     ----------
-    adata, registry
-        Cells, and how to read them.
+    cells
+        Cells of an experiment.
     seed
         Seed of the sentences.
 
@@ -52,10 +52,10 @@ def se_inputs(adata: AnnData, registry: Registry, seed: int) -> tuple[sparse.csr
     log1p expression without library-size scaling, CSR ``(n_cells, n_genes)`` in the registry's order, and the seed of
     every cell ``(n_cells,)``.
     """
-    return log_raw(registry.matrix(adata), registry.scale), cell_seeds(list(adata.obs_names), seed)
+    return cells.log_counts, cell_seeds(cells.names, seed)
 
 
-@dataclass
+@dataclass(frozen=True)
 class SEBase:
     """An SE network and the genes it knows.
 
@@ -83,6 +83,24 @@ class SEBase:
     seed: int = 0
     source: str | None = None
 
+    @property
+    def dim(self) -> int:
+        """Number of columns of the embedding that is conditioned."""
+        return self.encoder.config.output_dim
+
+    def note(self) -> str:
+        """Say in a model's summary what it is."""
+        c = self.encoder.config
+        return f"{self.name}: {c.n_layers} layers x {c.d_model}, {c.n_tokens} tokens, {len(self.genes)} genes"
+
+    def seeded(self, seed: int) -> SEBase:
+        """Give the same base with another seed of the cells' sentences."""
+        return replace(self, seed=seed)
+
+    def owned(self) -> SEBase:
+        """Give the same base as one that is nowhere else, so that a model saves it."""
+        return replace(self, source=None)
+
     def tokenizer(self, match: GeneMatch, *, n_tokens: int | None = None, pad: bool = True) -> Tokenizer:
         """Make the tokenizer of data whose genes were matched; `n_tokens` is the network's own by default."""
         vocabulary = np.full(match.n_data, -1, dtype=np.int64)
@@ -94,19 +112,19 @@ class SEBase:
         """Find a registered experiment's genes in the vocabulary; a ValueError if hardly any are there."""
         return match_vocabulary(registry.var_names, self.genes)
 
-    def inputs(self, adata: AnnData, registry: Registry) -> tuple[sparse.csr_matrix, np.ndarray, Tokenizer]:
-        """Read the network's input, and make the tokenizer that fits it."""
-        x, seeds = se_inputs(adata, registry, self.seed)
-        return x, seeds, self.tokenizer(self.match(registry))
+    def inputs(self, cells: BoundData) -> tuple[sparse.csr_matrix, np.ndarray, Tokenizer]:
+        """Read the network's input, see :func:`se_inputs`, and make the tokenizer that fits it."""
+        x, seeds = se_inputs(cells, self.seed)
+        return x, seeds, self.tokenizer(self.match(cells.registry))
 
-    def reader(self, adata: AnnData, registry: Registry) -> SentenceReader:
+    def reader(self, cells: BoundData) -> SentenceReader:
         """Make a reader of an experiment's cells."""
-        x, seeds, tokenizer = self.inputs(adata, registry)
+        x, seeds, tokenizer = self.inputs(cells)
         return SentenceReader.of_matrix(x, tokenizer, seeds)
 
-    def embed(self, adata: AnnData, registry: Registry, *, progress: str | None = None) -> np.ndarray:
+    def embed(self, cells: BoundData, *, progress: str | None = None) -> np.ndarray:
         """Embed cells without any adapter, float32 ``(n_cells, embedding_dim)``."""
-        return self.embed_all(self.reader(adata, registry), progress=progress)
+        return self.embed_all(self.reader(cells), progress=progress)
 
     def embed_all(self, read: SentenceReader, *, progress: str | None = None) -> np.ndarray:
         """Embed all cells of a reader without any adapter, float32 ``(n_cells, embedding_dim)``."""
@@ -265,7 +283,7 @@ class SEBase:
             raise ValueError(msg)
 
 
-def base_for(base: Any, registry: Registry, adata: AnnData | None) -> SEBase:
+def load_base(base: Any, registry: Registry, adata: AnnData | None = None) -> SEBase:
     """Copy, or load, the base a user gave, and check that it knows the genes.
 
     Raises

@@ -23,11 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from anndata import AnnData
-
     from scstate_lora.config import STModelConfig
+    from scstate_lora.data.bound import BoundData
     from scstate_lora.data.perturbations import PerturbationTable
-    from scstate_lora.data.registry import Registry
     from scstate_lora.io.published.st_checkpoint import STCheckpoint
     from scstate_lora.nn.transition import StateTransition, STConfig
 
@@ -94,7 +92,7 @@ class Origin:
         else:
             load_network(network, checkpoint, own_perturbations=self.own_perturbations)
 
-    def batch_codes(self, adata: AnnData, registry: Registry) -> np.ndarray:
+    def batch_codes(self, cells: BoundData) -> np.ndarray:
         """Codes of cells in the model's table of batches, int64 ``(n_cells,)``.
 
         Raises
@@ -104,14 +102,15 @@ class Origin:
         """
         known = self.batches or {}
         ways = "or reuse='backbone', which has no table of batches."
-        if registry.batch_key is None:
+        key = cells.registry.batch_key
+        if key is None:
             msg = f"{self.name} tells batches apart: ssl.setup_anndata(adata, batch_key=...); {ways}"
             raise ValueError(msg)
-        labels = [str(label) for label in registry.labels(adata, registry.batch_key)]
+        labels = [str(label) for label in cells.labels(key)]
         unknown = sorted(set(labels) - set(known))
         if unknown:
             msg = (
-                f"adata.obs[{registry.batch_key!r}] holds {', '.join(map(repr, unknown[:3]))}, of which {self.name} "
+                f"adata.obs[{key!r}] holds {', '.join(map(repr, unknown[:3]))}, of which {self.name} "
                 f"knows nothing. {did_you_mean(unknown[0], known)} Rename the batches, {ways}"
             )
             raise ValueError(msg)
@@ -160,9 +159,7 @@ class Adopted:
     perts: PerturbationTable | None
 
 
-def adopt(
-    checkpoint: STCheckpoint, adata: AnnData, registry: Registry, options: STModelConfig, reuse: Reuse
-) -> Adopted:
+def adopt(checkpoint: STCheckpoint, cells: BoundData, options: STModelConfig, reuse: Reuse) -> Adopted:
     """Compare a published model with the data, and say what is taken from it.
 
     Raises
@@ -170,14 +167,14 @@ def adopt(
     ValueError
         Its sizes or genes are not those of the data, or an option contradicts it.
     """
-    origin, backbone = Origin.of(checkpoint, reuse), backbone_config(checkpoint.sizes)
+    registry, origin, backbone = cells.registry, Origin.of(checkpoint, reuse), backbone_config(checkpoint.sizes)
     if reuse == "backbone":
         return Adopted(origin, options, None, None, backbone, None)
     genes: list[str] | None
     if checkpoint.reads_genes or registry.embed_key is None:
         genes = match_genes(checkpoint, registry.var_names)
     else:
-        check_embedding(checkpoint, registry.embedding(adata).shape[1], key=registry.embed_key)
+        check_embedding(checkpoint, cells.embedding.shape[1], key=registry.embed_key)
         genes = checkpoint.genes or None
     control = str(registry.control)
     perts: PerturbationTable | None = published_perturbations(checkpoint, control)

@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import torch
+from torch import nn
 
 from scstate_lora._constants import OBSM_ST
-from scstate_lora._utils import did_you_mean
+from scstate_lora._utils import did_you_mean, progress_bar
 from scstate_lora.config import MHCConfig, STLoraConfig, STModelConfig, STObjectiveConfig
 from scstate_lora.data.perturbations import PerturbationTable
 from scstate_lora.data.sets import SetData, SetSampler, WholeGroups
+from scstate_lora.inference.embed import ComputeOptions
 from scstate_lora.io.published.st_checkpoint import read_st_folder
-from scstate_lora.model.hyper_connected import refuse_other
-from scstate_lora.model.st.inputs import choose_genes, choose_set_len, expression, read_velocity
-from scstate_lora.model.st.network import MIN_GROUP, NetworkModel
-from scstate_lora.model.st.pretrained import Origin, Reuse, adopt
+from scstate_lora.io.save_load import check_state
+from scstate_lora.model.base import BaseModel, check_anndata
+from scstate_lora.model.hyper_connected import HyperConnected, describe_mhc, refuse_other
+from scstate_lora.model.st.design import STDesign
+from scstate_lora.model.st.inputs import MIN_GROUP, covariates_of, read_velocity, split_groups, training_groups
+from scstate_lora.model.st.network import Finetune, backbone_parameters, connect, lora_parameters, make_network
+from scstate_lora.model.st.predict import (
+    SetPredictor,
+    as_anndata,
+    control_rows,
+    describe_predicted,
+    names_of,
+)
+from scstate_lora.model.st.pretrained import Origin, Reuse
 from scstate_lora.model.st.published import st_tensors
-from scstate_lora.nn.context_shift import covariate_coordinates
-from scstate_lora.nn.hyper_connections import remove_mhc
+from scstate_lora.nn.hyper_connections import mhc_parameters, remove_mhc
 from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
-from scstate_lora.training.st.context_prior import fit_contexts
 from scstate_lora.training.st.plan import STPlan
-from scstate_lora.training.st.shift_prior import group_statistics, mean_shifts, shrinkage
+from scstate_lora.training.st.shift import deviation_weight, solve_shift
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
     from anndata import AnnData
+    from scipy import sparse
+    from torch import Tensor
 
-    from scstate_lora.data.sets import Group
+    from scstate_lora.data.bound import BoundData
+    from scstate_lora.io.published.st_checkpoint import STCheckpoint
+    from scstate_lora.nn.transition import StateTransition
 
-# Cells a step on a CPU: more is slower without being better on data of a laptop's size.
+# Cells per step on a CPU: more is slower without being better on data of a laptop's size.
 _CPU_CELLS = 512
 _STEPS_PER_EPOCH = 20
 
 
-class STTransition(NetworkModel):
+class STTransition(HyperConnected, BaseModel):
     """Predict what a perturbation does to a set of cells.
 
     Control cells of one context (cell type and covariates) and a perturbation enter a transformer over the set.
@@ -113,138 +129,58 @@ class STTransition(NetworkModel):
         if self.registry.pert_key is None:
             msg = "STTransition needs a perturbation: ssl.setup_anndata(adata, pert_key=..., control=...)."
             raise ValueError(msg)
-        self.options = STModelConfig.parse(model, name="model")
+        options = STModelConfig.parse(model, name="model")
         self.objective = STObjectiveConfig.parse(objective, name="objective")
         _check_choice("reuse", reuse, get_args(Reuse))
         if finetune is None:
             finetune = "full" if pretrained is None else "lora"
-        self.finetune = _check_finetune(finetune)
+        _check_choice("finetune", finetune, get_args(Finetune))
+        self.finetune: Finetune = finetune
         self.lora = STLoraConfig.parse(lora, name="lora")
         if lora is not None and self.finetune != "lora":
             msg = f"lora= gives options of adapters, but finetune={self.finetune!r} has none: use finetune='lora'."
             raise ValueError(msg)
         self.mhc: MHCConfig | None = None
         self.prior_note = "not solved for yet"
-        self.origin: Origin | None = None
-        checkpoint = None if pretrained is None else read_st_folder(pretrained, st_tensors, reuse=reuse)
-        adopted = None if checkpoint is None else adopt(checkpoint, adata, self.registry, self.options, reuse)
-        if adopted is None or adopted.perts is None or pert_features is not None:
-            self.perts = self._perturbations(pert_features)
+        cells = self._bind()
+        checkpoint = None
+        if pretrained is None:
+            self.design = STDesign.from_data(cells, options, pert_features)
         else:
-            self.perts = adopted.perts
-        groups = self._groups("train", MIN_GROUP)
-        if not groups:
-            keys = self.registry.context_keys
-            where = f"No context ({' x '.join(keys)}) has" if keys else "There are not"
-            advice = "Use coarser contexts (context_keys=[...]) or more cells." if keys else "Use more cells."
-            msg = f"{where} {MIN_GROUP} control and {MIN_GROUP} perturbed training cells. {advice}"
-            raise ValueError(msg)
-        if adopted is not None:
-            own = adopted.perts is None or pert_features is not None
-            self.origin = replace(adopted.origin, own_perturbations=own)
-            self.options = adopted.options
-        if adopted is not None and adopted.sizes is not None:
-            self.set_len = int(self.options.cell_set_len or 0)
-            self.set_note = f"sets of {self.set_len} cells, as it was trained"
-            self.genes, self.gene_note = (
-                adopted.genes or [],
-                f"{len(adopted.genes or [])} genes, those it was trained on",
-            )
-            self.sizes = replace(adopted.sizes, pert_dim=self.perts.dim)
-        else:
-            self.set_len, self.set_note = choose_set_len(groups, self.options.cell_set_len)
-            self.genes, self.gene_note = choose_genes(adata, self.registry, self._rows("train"), self.options.n_genes)
-            self.sizes = replace(self._sizes(), **({} if adopted is None else adopted.backbone))
-        self._build(checkpoint)
+            checkpoint = read_st_folder(pretrained, st_tensors, reuse=reuse)
+            self.design = STDesign.from_published(cells, options, pert_features, checkpoint=checkpoint, reuse=reuse)
+        self.network = self._make_network(checkpoint)
 
-    def _perturbations(self, features: pd.DataFrame | None) -> PerturbationTable:
-        """Describe the perturbations; without features every one must have training cells."""
-        key, control = str(self.registry.pert_key), str(self.registry.control)
-        seen = set(self.registry.labels(self.adata, key)[self._rows("train")])
-        if features is not None:
-            return PerturbationTable.of_features(features, trained=seen - {control}, control=control)
-        unseen = sorted(set(self.registry.perturbations) - seen)
-        if unseen:
-            msg = (
-                f"No training cell has adata.obs[{key!r}] = {', '.join(map(repr, unseen[:5]))}, so nothing can be "
-                "learnt of it. Hold out fewer cells, leave these cells out, or describe the perturbations: "
-                "pert_features=DataFrame indexed by their names."
-            )
-            raise ValueError(msg)
-        return PerturbationTable.one_hot(self.registry.perturbations, control)
+    @property
+    def options(self) -> STModelConfig:
+        """Sizes and form; those that a published model decides are its own."""
+        return self.design.options
 
-    def _training_data(self) -> SetData:
-        """Read the cells, and what only training asks for."""
-        data = self._data(self.adata)
-        trained = self._groups("train", MIN_GROUP) + self._groups("val", 2)
-        perts = np.zeros((len(self.registry.perturbations), self.perts.dim), dtype=np.float32)
-        for code in {group.pert for group in trained}:
-            perts[code] = self.perts.encode([self.registry.perturbations[code]])[0]
-        extra: dict[str, Any] = {"perts": perts}
-        if self.sizes.n_decoded is not None and set(self.genes) <= set(self.registry.var_names):
-            extra["genes"] = expression(self.adata, self.registry, self.genes)
-        if self.objective.velocity_key is not None:
-            genes = self.genes if self.options.space == "genes" else None
-            found = read_velocity(self.adata, self.registry, self.objective, genes=genes)
-            extra["velocity"], extra["velocity_confidence"] = found
-        if self.sizes.batch_classes is not None and self.registry.batch is not None:
-            extra["batch_labels"] = self.registry.batch_codes(self.adata.obs)
-        return replace(data, **extra)
+    @property
+    def genes(self) -> list[str]:
+        """Genes that are predicted, or decoded from an embedding."""
+        return self.design.genes
 
-    def _weights(self, data: SetData) -> dict[str, float]:
-        """Weight of every loss term that this model can have."""
-        o = self.objective
-        weights = {name: getattr(o, name) for name in ("energy", "sinkhorn", "mmd", "mse", "l1")}
-        if self.sizes.residual == "output" and o.shrinkage:
-            weights["deviation"] = o.shrinkage * self._shrinkage(data)
-        if data.genes is not None:
-            weights["decoder"] = o.decoder
-        if data.velocity is not None:
-            weights |= {"velocity": o.velocity, "velocity_regularization": o.velocity_regularization}
-        if self.sizes.confidence_token:
-            weights["confidence"] = o.confidence
-        if data.batch_labels is not None:
-            weights["batch"] = o.batch
-        return weights
+    @property
+    def perts(self) -> PerturbationTable:
+        """Perturbation vectors by name."""
+        return self.design.perts
 
-    def _shrinkage(self, data: SetData) -> float:
-        # Contexts of one cell type respond alike, so what they tell together counts, not what each does.
-        groups = self._groups("train", MIN_GROUP, by_type=True)
-        stats, codes = group_statistics(data.x, groups), np.array([g.pert for g in groups])
-        control, perts = (torch.from_numpy(a.astype(np.float32)) for a in (stats.control, data.perts[codes]))
-        with torch.no_grad():
-            expected = [
-                self.network.common_shift(control[i : i + 1], perts[i : i + 1], _told(data, group))
-                for i, group in enumerate(groups)
-            ]
-        return shrinkage(stats, codes, torch.cat(expected).numpy())
+    @property
+    def origin(self) -> Origin | None:
+        """The published model that this one starts from."""
+        return self.design.origin
 
-    def _places(self, data: SetData, groups: list[Group]) -> np.ndarray:
-        """Coordinates of the covariates of each group's control cells, ``(n_groups, n_coordinates)``."""
-        found = [covariate_coordinates(_told(data, group), self.network.specs).numpy().reshape(-1) for group in groups]
-        return np.array(found, dtype=np.float64).reshape(len(groups), -1)
-
-    def _start(self, data: SetData, groups: list[Group]) -> None:
-        """Set the shift to what the training groups show."""
-        assert self.network.shift is not None  # the caller has looked
-        with torch.no_grad():
-            self.network.shift.copy_(torch.from_numpy(mean_shifts(data.x, groups, data.perts)))
-        if self.options.prior == "mean":
-            return
-        types = self.registry.contexts(self.adata)
-        if self.registry.cell_type_key is not None:
-            types = self.registry.labels(self.adata, self.registry.cell_type_key)
-        where = self._places(data, groups)
-        fitted = fit_contexts(data.x, groups, data.perts, where, [str(types[g.control[0]]) for g in groups])
-        self.sizes = replace(self.sizes, n_references=len(fitted.points), n_directions=fitted.basis.shape[1])
-        self.network.set_context_shift(
-            self.sizes,
-            {
-                name: torch.as_tensor(getattr(fitted, name), dtype=torch.float32)
-                for name in ("centre", "basis", "points", "perts", "alpha", "width", "slope", "reach")
-            },
+    def _make_network(self, checkpoint: STCheckpoint | None = None) -> StateTransition:
+        return make_network(
+            self.design,
+            covariates_of(self.registry),
+            finetune=self.finetune,
+            lora=self.lora,
+            mhc=self.mhc,
+            checkpoint=checkpoint,
+            seed=self.seed,
         )
-        self.prior_note = fitted.note
 
     def train(
         self,
@@ -302,44 +238,40 @@ class STTransition(NetworkModel):
         check_schedule(
             max_epochs=max_epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps
         )
-        asked = MHCConfig.asked(mhc)
-        if asked is not None and self.mhc is not None:
-            refuse_other(asked, self.mhc)
+        requested = MHCConfig.asked(mhc)
+        if requested is not None and self.mhc is not None:
+            refuse_other(requested, self.mhc)
+        set_len = self.design.set_len
         if batch_size is None:
-            batch_size = 16 if torch.cuda.is_available() else max(2, _CPU_CELLS // self.set_len)
-        data = self._training_data()
-        groups, unseen = self._groups("train", MIN_GROUP), self._groups("val", 2)
+            batch_size = 16 if torch.cuda.is_available() else max(2, _CPU_CELLS // set_len)
+        cells = self._bind()
+        data = self._training_data(cells)
+        groups, val_groups = training_groups(cells), split_groups(cells, "val", min_cells=2)
         n_cells = sum(len(g.perturbed) for g in groups)
         train = SetSampler(
             data,
             groups,
             n_sets=batch_size,
-            set_len=self.set_len,
+            set_len=set_len,
             seed=self.seed,
-            unknown={c.name: self.registry.unknown()[c.name] for c in self._covariates()},
-            steps_per_epoch=max(_STEPS_PER_EPOCH, -(-n_cells // (batch_size * self.set_len))),
+            unknown={c.name: c.unknown for c in covariates_of(self.registry)},
+            steps_per_epoch=max(_STEPS_PER_EPOCH, -(-n_cells // (batch_size * set_len))),
         )
-        val = WholeGroups(data, unseen, set_len=self.set_len, seed=self.seed) if unseen else None
+        val = WholeGroups(data, val_groups, set_len=set_len, seed=self.seed) if val_groups else None
         if not self.is_trained and self.network.shift is not None:
-            self._start(data, groups)
-        connects = False
-        if asked is not None and self.mhc is None:
-            connects = True
-            with torch.random.fork_rng():
-                torch.manual_seed(self.seed + 2)
-                self._connect(asked)
-        n_rows = len(self.history)
-        plan = STPlan(
-            self.network,
-            objective=self.objective,
-            lr=lr,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            weights=self._weights(data),
-        )
-        try:
+            types = cells.contexts if cells.cell_types is None else cells.cell_types
+            note = solve_shift(self.network, data, groups, types, by_context=self.options.prior != "mean")
+            self.prior_note = note or self.prior_note
+        with self._connected(requested):
             fit(
-                plan,
+                STPlan(
+                    self.network,
+                    objective=self.objective,
+                    lr=lr,
+                    weight_decay=weight_decay,
+                    warmup_steps=warmup_steps,
+                    weights=self._weights(cells, data),
+                ),
                 train,
                 val,
                 max_epochs=max_epochs,
@@ -349,20 +281,332 @@ class STTransition(NetworkModel):
                 history=self.history,
                 keep=partial(setattr, self, "history"),
             )
+
+    @contextmanager
+    def _connected(self, mhc: MHCConfig | None) -> Iterator[None]:
+        """Give the backbone hyper-connections, and take them back if it is not trained within this context."""
+        if mhc is None or self.mhc is not None:
+            yield
+            return
+        n_rows = len(self.history)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed + 2)
+            connect(self.network, mhc)
+        self.mhc = mhc
+        try:
+            yield
         finally:
-            if connects and len(self.history) == n_rows:  # nothing was trained
+            if len(self.history) == n_rows:
                 remove_mhc(self.network.transformer_backbone)
                 self.mhc = None
 
+    def _set_data(self, cells: BoundData) -> SetData:
+        """Read cells for the network, their perturbations excepted."""
+        encoded = cells.encode(without=self.registry.pert_key)
+        table = self.origin is not None and self.network.config.n_batches is not None
+        codes = self.origin.batch_codes(cells) if self.origin is not None and table else None
+        return SetData(self._in_space(cells), self.perts.values[:0], encoded, batch_codes=codes)
 
-def _told(data: SetData, group: Group) -> dict[str, torch.Tensor]:
-    """Covariates of a group's control cells, as of one set: ``(1, n_cells)`` each."""
-    return {name: torch.from_numpy(values[group.control])[None] for name, values in data.covariates.items()}
+    def _in_space(self, cells: BoundData) -> sparse.csr_matrix | np.ndarray:
+        return cells.embedding if self.options.space == "embedding" else cells.logged_genes(self.genes)
 
+    def _training_data(self, cells: BoundData) -> SetData:
+        """Read the cells, and what only training needs."""
+        registry, config, objective = self.registry, self.network.config, self.objective
+        trained = training_groups(cells) + split_groups(cells, "val", min_cells=2)
+        perts = np.zeros((len(registry.perturbations), self.perts.dim), dtype=np.float32)
+        for code in {group.pert for group in trained}:
+            perts[code] = self.perts.encode([registry.perturbations[code]])[0]
+        extra: dict[str, Any] = {"perts": perts}
+        if config.n_decoded is not None and set(self.genes) <= set(registry.var_names):
+            extra["genes"] = cells.logged_genes(self.genes)
+        if objective.velocity_key is not None:
+            genes = self.genes if self.options.space == "genes" else None
+            extra["velocity"], extra["velocity_confidence"] = read_velocity(cells, objective, genes=genes)
+        if config.batch_classes is not None and registry.batch is not None:
+            extra["batch_labels"] = cells.batch_codes
+        return replace(self._set_data(cells), **extra)
 
-def _check_finetune(finetune: str) -> Literal["lora", "full", "frozen"]:
-    _check_choice("finetune", finetune, ("lora", "full", "frozen"))
-    return finetune  # type: ignore[return-value]  # one of them
+    def _weights(self, cells: BoundData, data: SetData) -> dict[str, float]:
+        """Weight of every loss term that this model can have."""
+        o, config = self.objective, self.network.config
+        weights = {name: getattr(o, name) for name in ("energy", "sinkhorn", "mmd", "mse", "l1")}
+        if config.residual == "output" and o.shrinkage:
+            by_type = split_groups(cells, "train", min_cells=MIN_GROUP, by_type=True)
+            weights["deviation"] = o.shrinkage * deviation_weight(self.network, data, by_type)
+        if data.genes is not None:
+            weights["decoder"] = o.decoder
+        if data.velocity is not None:
+            weights |= {"velocity": o.velocity, "velocity_regularization": o.velocity_regularization}
+        if config.confidence_token:
+            weights["confidence"] = o.confidence
+        if data.batch_labels is not None:
+            weights["batch"] = o.batch
+        return weights
+
+    @property
+    def _predicts_untrained(self) -> bool:
+        """Whether it is a published model as a whole, which predicts without any training here."""
+        return self.origin is not None and self.origin.is_whole
+
+    @property
+    def _predictor(self) -> SetPredictor:
+        return SetPredictor(self.network, self.design.set_len, self.seed, clips=self._predicts_untrained)
+
+    def _require_ready(self, action: str) -> None:
+        if not self._predicts_untrained:
+            self._require_trained(action)
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        *,
+        target: str | Sequence[str],
+        contexts: Mapping[str, Any] | None = None,
+        covariates: Mapping[str, Any] | None = None,
+        device: str | None = None,
+    ) -> AnnData:
+        """Predict the perturbed cells of control cells.
+
+        Parameters
+        ----------
+        adata
+            Cells whose controls are taken; the model's own by default. Genes are matched by name. Without the
+            perturbation's column all cells count as controls.
+        target
+            Perturbation, or several. With ``pert_features`` any that these name; combinations are written ``"A+B"``.
+        contexts
+            Take only control cells with these values, for instance ``{"cell_type": ["B cells", "NK cells"]}``.
+        covariates
+            Counterfactual values for all cells, for instance ``{"timepoint": "day19"}``; None withholds a covariate.
+        device
+            ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None: CUDA where there is one, else the CPU.
+
+        Returns
+        -------
+        AnnData of predicted cells, ``X`` float32 ``(n_cells, n_genes)`` as log1p of counts per 10,000. Of a model that
+        works in an embedding, ``obsm`` has the predicted one under its key, and ``X`` is decoded from it; without a
+        gene decoder there are no genes. ``obs``: the control cell's name (``control_cell``), the target under the name
+        of the perturbation's column, the context columns and covariates, and with a confidence token the loss that
+        the model expects of the cell's set (``expected_loss``). ``uns["scstate_lora"]["predict"]``: scale, pert_key,
+        control, target and space.
+
+        Raises
+        ------
+        ValueError
+            The model is not trained, a target has neither been seen nor features, a level was never seen, no
+            control cell is left, or the device is absent.
+        KeyError
+            A column is missing.
+        """
+        self._require_ready("predict()")
+        on = ComputeOptions(device=device).resolved_device()
+        registry = self.registry
+        targets = names_of(target)
+        if not targets:
+            msg = f"target names no perturbation. There are: {', '.join(map(repr, self.perts.names[1:]))}."
+            raise ValueError(msg)
+        if registry.control in targets:
+            msg = f"target={registry.control!r} is the control, from which cells are predicted. Leave it out."
+            raise ValueError(msg)
+        pert_vectors = self.perts.encode(targets)
+        if covariates is not None and registry.pert_key in covariates:
+            msg = f"covariates holds {registry.pert_key!r}, which is the perturbation: give it as target=."
+            raise ValueError(msg)
+        cells = self._bind(adata)
+        rows = control_rows(cells, contexts)
+        controls = cells.take(rows).under(covariates)
+        data = self._set_data(controls)
+        predictor, tables, outputs = self._predictor, {}, []
+        with predictor.on(on):
+            for name, vector in progress_bar(
+                list(zip(targets, pert_vectors, strict=True)),
+                desc="STTransition",
+                unit="target",
+                disable=len(targets) < 5,
+            ):
+                # Cells are grouped by the contexts in which they were measured, under whatever covariates.
+                repeated = np.broadcast_to(vector, (len(rows), self.perts.dim))
+                outputs.append(predictor.run(data, controls.contexts, repeated))
+                tables[name] = describe_predicted(controls, name, outputs[-1].expected_loss)
+        return as_anndata(registry, self.genes, tables, outputs, space=self.options.space)
+
+    def get_latent_representation(
+        self, adata: AnnData | None = None, *, key_added: str | None = OBSM_ST, device: str | None = None
+    ) -> np.ndarray:
+        """Represent cells under their own perturbation as the network sees them before its head.
+
+        Parameters
+        ----------
+        adata
+            Cells; the model's own by default.
+        key_added
+            Where it is written in ``adata.obsm``; None to write nothing.
+        device
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        float32 ``(n_cells, hidden)``.
+
+        Raises
+        ------
+        ValueError
+            The model is not trained, a level was never seen in training, or the device is absent.
+        KeyError
+            A column is missing.
+
+        Notes
+        -----
+        Adds ``adata.obsm["X_scstate_st"]``. A cell's representation depends on the set it is in: cells of its context
+        and perturbation. So it was told both, and finding the cell type in it is no evidence.
+        """
+        self._require_ready("get_latent_representation()")
+        on = ComputeOptions(device=device).resolved_device()
+        adata = self.adata if adata is None else check_anndata(adata)
+        key = str(self.registry.pert_key)
+        if key not in adata.obs:
+            msg = f"adata.obs[{key!r}] does not exist, and the model needs every cell's perturbation."
+            raise KeyError(msg)
+        cells = self._bind(adata)
+        names, codes = np.unique(cells.perturbations.astype(str), return_inverse=True)
+        pert_vectors = self.perts.encode(names.tolist(), where=f"adata.obs[{key!r}]")[codes]
+        predictor, data = self._predictor, self._set_data(cells)
+        with predictor.on(on):
+            computed = predictor.run(data, cells.contexts, pert_vectors, represent=True)
+        if key_added is not None:
+            adata.obsm[key_added] = computed.cells
+        return computed.cells
+
+    def _transformer(self) -> nn.Module:
+        return self.network.transformer_backbone
+
+    def _on_some_cells(self) -> Callable[[], object] | None:
+        if self._adata is None:
+            return None
+        cells = self._bind()
+        data, rows = self._set_data(cells), training_groups(cells)[0].control[: self.design.set_len]
+        return lambda: self._predictor.compute(data, rows, self.perts.values[:1], represent=True)
+
+    def _parts(self) -> list[tuple[str, nn.Module | None, str]]:
+        n, o, s = self.network, self.options, self.network.config
+        known = len(self.perts.names) - 1
+        perts = f"features of {known} perturbations" if self.perts.from_features else f"{known} perturbations, one-hot"
+        cells = self.design.gene_note if o.space == "genes" else f"adata.obsm[{self.registry.embed_key!r}]"
+        parts: list[tuple[str, nn.Module | None, str]] = [
+            ("perturbation encoder", n.pert_encoder, perts),
+            ("basal encoder", n.basal_encoder, cells),
+        ]
+        if n.covariate_encoder is not None:
+            parts.append(
+                ("covariate encoder", n.covariate_encoder, ", ".join(c.name for c in covariates_of(self.registry)))
+            )
+        names = {"gpt2": "GPT-2", "llama": "LLaMA", "bert": "BERT"}
+        backbone = f"{names[s.backbone]}, {s.n_layers} layers x {s.hidden}, {s.n_heads} heads; {self.design.set_note}"
+        backbone += "" if self.origin is None else f"; of {self.origin.name}"
+        parts.append(("backbone", backbone_parameters(n), backbone))
+        if self.finetune == "lora":
+            note = f"rank {self.lora.r}, alpha {self.lora.alpha}"
+            parts.append(("LoRA", lora_parameters(n), note))
+        if self.mhc is not None:
+            connections = nn.ParameterList(list(mhc_parameters(n.transformer_backbone).values()))
+            parts.append(("hyper-connections", connections, describe_mhc(self.mhc)))
+        head = "deviation of a cell, starts at 0" if s.residual == "output" else "the cell"
+        parts.append(("head", n.project_out, head))
+        if n.gene_decoder is not None:
+            parts.append(("gene decoder", n.gene_decoder, self.design.gene_note))
+        tokens = [m for m in (n.confidence_token, n.batch_token, n.batch_classifier) if m is not None]
+        if tokens:
+            parts.append(("tokens beside the cells", nn.ModuleList(tokens), "confidence, batch"))
+        if n.shift is not None:
+            start = "ridge regression on features" if self.perts.from_features else "mean shift"
+            parts.append(("shift", None, f"of each perturbation, solved for: the {start}"))
+            if o.prior == "context":
+                parts.append(("shift by context", None, self.prior_note))
+        return parts
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            **self.design.to_dict(),
+            "sizes": self.network.config.to_dict(),
+            "objective": self.objective.model_dump(),
+            "finetune": self.finetune,
+            "lora": self.lora.model_dump(),
+            "mhc": None if self.mhc is None else self.mhc.model_dump(),
+            "prior_note": self.prior_note,
+        }
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {"weights": self.network.state_dict(), "perturbations": {"values": torch.from_numpy(self.perts.values)}}
+
+    def _texts(self) -> dict[str, str]:
+        return super()._texts() | ({} if self.origin is None else {"NOTICE": self.origin.notice()})
+
+    def save(self, path: str | Path, *, save_base: bool = False) -> None:
+        """Save the model as a directory of JSON and safetensors.
+
+        Parameters
+        ----------
+        path
+            Directory. A model saved there before is replaced, once the new one is complete.
+        save_base
+            Save what was not trained of a pretrained model, too. Without it that is read again from where it was.
+
+        Raises
+        ------
+        ValueError
+            The model is not trained.
+        FileExistsError
+            ``path`` holds something else.
+        OSError
+            Writing failed; an older save is intact.
+        """
+        self._require_trained("save()")
+        tensors = self._tensors()
+        if self.origin is not None and not save_base:
+            frozen = {name for name, p in self.network.named_parameters() if not p.requires_grad}
+            tensors["weights"] = {name: t for name, t in tensors["weights"].items() if name not in frozen}
+        self._write(path, tensors)
+
+    @classmethod
+    def load(cls, path: str | Path, *, adata: AnnData | None = None, pretrained: str | Path | None = None) -> Self:
+        """Load a saved model.
+
+        Parameters
+        ----------
+        path
+            Directory written by :meth:`save`.
+        adata
+            Cells to use by default; validated against the model's registry when used.
+        pretrained
+            Where the pretrained model is that this one was trained on, if it is not where it was.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            The directory is missing, damaged, of a newer format, or holds another kind of model; the pretrained model
+            is missing or another one.
+        """
+        return cls._load(path, adata, pretrained=pretrained)
+
+    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **given: Any) -> None:
+        self.objective = STObjectiveConfig.parse(metadata["objective"], name="objective")
+        self.finetune = metadata["finetune"]
+        self.lora = STLoraConfig.parse(metadata["lora"], name="lora")
+        self.mhc = None if metadata["mhc"] is None else MHCConfig.parse(metadata["mhc"], name="mhc")
+        perts = PerturbationTable.from_dict(metadata["perturbations"], tensors["perturbations"]["values"].numpy())
+        options = STModelConfig.parse(metadata["options"], name="model")
+        self.design = STDesign.from_dict(metadata, options, perts)
+        self.prior_note = metadata["prior_note"]
+        stored = tensors["weights"]
+        self.network = self._make_network()
+        expected = self.network.state_dict()
+        frozen = {name for name, p in self.network.named_parameters() if not p.requires_grad}
+        if self.origin is not None and frozen and not frozen & set(stored):
+            self.network = self._make_network(self.origin.read_again(given["pretrained"]))
+            expected = {name: tensor for name, tensor in expected.items() if name not in frozen}
+        check_state(expected, stored, source="the network")
+        self.network.load_state_dict(stored, strict=False)  # names and shapes were compared
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ from scstate_lora._utils import did_you_mean
 from scstate_lora.config.compare import Thresholds
 from scstate_lora.data import Registry
 from scstate_lora.data.results import COMPARE, write_result
-from scstate_lora.data.splits import read_split, split_table
+from scstate_lora.data.splits import split_table
 from scstate_lora.metrics.baselines import reference_names
 from scstate_lora.tl.comparison.criteria import OF_PREDICTIONS, OF_TRAINING, criteria_table
 from scstate_lora.tl.comparison.result import Comparison
@@ -152,7 +152,8 @@ def compare(
         train=dict(train_kwargs or {}),
     )
     chosen = variants_of(variants, shared, reserved=(*reference_names(), ALL))
-    tested = set(registry.labels(adata, registry.pert_key)[read_split(adata) == "test"])
+    bound = registry.bind(adata)
+    tested = set(bound.perturbations[bound.rows("test")])
     targets = choose_targets(target, registry, [name for name in registry.targets if name in tested])
     keys = _context_keys(adata, registry, context_key)
     if time_key is not None and time_key not in adata.obs:
@@ -160,7 +161,7 @@ def compare(
         raise KeyError(msg)
     markers = _markers(markers, targets)
 
-    logger.info("The split of all variants:\n%s", split_table(adata, registry).to_string(index=False))
+    logger.info("The split of all variants:\n%s", split_table(bound).to_string(index=False))
     broken, genes = _try_out(chosen, adata, registry, seed=seeds[0])
     folder = None if path is None else _prepared(Path(path))
     cells = HeldOutCells(adata, registry, genes=genes, context_keys=keys, pert_features=pert_features)

@@ -70,7 +70,7 @@ class Task:
         types = np.full(len(labels), "")
         registry = self.cells.registry
         if registry.cell_type_key is not None:
-            types = registry.labels(self.cells.adata, registry.cell_type_key).astype(str)
+            types = registry.bind(self.cells.adata).labels(registry.cell_type_key).astype(str)
         rows, perturbed = self.cells.rows_of(predicted), np.flatnonzero(self.cells.perturbations == target)
         measured, cells = self.cells.dense(perturbed), np.asarray(predicted.X)
         n_ordered = n_pairs = 0

@@ -9,10 +9,10 @@ import numpy as np
 
 from scstate_lora._constants import OBS_SPLIT
 from scstate_lora.data import log_expression
+from scstate_lora.data.contexts import join_labels
 from scstate_lora.tl.scoring.cell_scores import baseline_predictors, prediction, score_cells
 from scstate_lora.tl.scoring.cells import Cells, common_contexts, training_means
 from scstate_lora.tl.scoring.inputs import check_name, features_of, gene_positions
-from scstate_lora.tl.scoring.table import ALL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,17 +57,15 @@ class HeldOutCells:
         self.genes = list(genes)
         self.pert_features = pert_features
         self._split = adata.obs[OBS_SPLIT].to_numpy()
-        columns = [registry.labels(adata, key) for key in context_keys]
-        self.contexts = np.full(adata.n_obs, ALL, dtype=object)
-        if columns:
-            self.contexts = np.array([" | ".join(parts) for parts in zip(*columns, strict=True)], dtype=object)
-        self.perturbations = registry.labels(adata, str(registry.pert_key))
+        bound = registry.bind(adata)
+        self.contexts = join_labels([bound.labels(key) for key in context_keys], adata.n_obs)
+        self.perturbations = bound.perturbations
 
     @cached_property
     def cells(self) -> Cells:
         """All cells over the scored genes; a KeyError if one is missing."""
         positions = gene_positions(self.genes, self.registry.var_names, "adata")
-        expression = self.registry.log_expression(self.adata)[:, positions]
+        expression = self.registry.bind(self.adata).logged[:, positions]
         return Cells(expression, self.contexts, self.perturbations)
 
     @cached_property

@@ -184,7 +184,7 @@ def _labels(adata: AnnData, key: str, argument: str, registry: Registry) -> np.n
     if key not in adata.obs:
         msg = f"{argument}.obs[{key!r}] does not exist. {did_you_mean(key, adata.obs.columns)}"
         raise KeyError(msg)
-    return registry.labels(adata, key)
+    return registry.bind(adata).labels(key)
 
 
 def _refuse_predicted(adata: AnnData, argument: str) -> None:

@@ -1,0 +1,273 @@
+"""The cells of an AnnData as a registry reads them: labels, expression, splits and covariates, each read once."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scstate_lora._constants import OBS_SPLIT
+from scstate_lora._utils import did_you_mean
+from scstate_lora.data.contexts import column_labels, join_labels
+from scstate_lora.data.counterfactual import set_covariates
+from scstate_lora.data.embedding import read_embedding
+from scstate_lora.data.expression import read_expression
+from scstate_lora.data.fields import as_labels
+from scstate_lora.data.genes import gene_names, match_genes, take_columns, unique_names
+from scstate_lora.data.matrix import check_scale, log_normalize, log_raw
+from scstate_lora.data.splits import read_split
+from scstate_lora.data.stream import check_not_empty, matrix_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from scipy import sparse
+
+    from scstate_lora.data.registry import Registry
+
+
+class BoundData:
+    """An AnnData bound to a registry, made by :meth:`Registry.bind`.
+
+    Everything is read when it is first used, checked then, and kept for as long as this object lives; make a new one
+    for cells that may have changed.
+
+    Parameters
+    ----------
+    registry
+        How the cells are read.
+    adata
+        The registered data, or new data with the same columns; genes are matched by name.
+    """
+
+    def __init__(self, registry: Registry, adata: AnnData) -> None:
+        self.registry = registry
+        self.adata = adata
+        self._counterfactual: set[str] = set()
+        self._labels: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return int(self.adata.n_obs)
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """Table of the cells."""
+        return self.adata.obs
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the cells."""
+        return [str(name) for name in self.adata.obs_names]
+
+    def take(self, rows: np.ndarray) -> BoundData:
+        """Bind some of the cells."""
+        return BoundData(self.registry, self.adata[rows])
+
+    def labels(self, key: str) -> np.ndarray:
+        """Return a column's values as strings, shape ``(n_cells,)``; allowed missing values are ``"(missing)"``.
+
+        Raises
+        ------
+        KeyError
+            If there is no such column.
+        ValueError
+            If values are missing where the column is not a covariate declared ``allow_missing``.
+        """
+        if key not in self._labels:
+            self._labels[key] = column_labels(self.adata, key, allow_missing=key in self.registry.may_miss)
+        return self._labels[key]
+
+    @cached_property
+    def contexts(self) -> np.ndarray:
+        """Name of every cell's context, shape ``(n_cells,)``; ``"all"`` without context keys."""
+        return join_labels([self.labels(key) for key in self.registry.context_keys], len(self))
+
+    @cached_property
+    def cell_types(self) -> np.ndarray | None:
+        """Cell type of every cell, shape ``(n_cells,)``; None without ``cell_type_key``."""
+        key = self.registry.cell_type_key
+        return None if key is None else self.labels(key)
+
+    @cached_property
+    def perturbations(self) -> np.ndarray:
+        """Perturbation of every cell, shape ``(n_cells,)``.
+
+        Raises
+        ------
+        ValueError
+            If the data were set up without ``pert_key``.
+        """
+        if self.registry.pert_key is None:
+            msg = "No perturbation was set up: ssl.setup_anndata(adata, pert_key=..., control=...)."
+            raise ValueError(msg)
+        return self.labels(self.registry.pert_key)
+
+    @cached_property
+    def is_control(self) -> np.ndarray:
+        """Whether each cell is a control cell, bool ``(n_cells,)``; all are where the column is absent."""
+        if self.registry.pert_key not in self.obs:
+            return np.ones(len(self), dtype=bool)
+        return np.asarray(self.perturbations == self.registry.control)
+
+    @cached_property
+    def split(self) -> np.ndarray:
+        """Split of every cell, ``"train"``, ``"val"`` or ``"test"``, shape ``(n_cells,)``.
+
+        Raises
+        ------
+        KeyError
+            If the cells were not set up.
+        """
+        if OBS_SPLIT not in self.obs:
+            msg = f"adata.obs[{OBS_SPLIT!r}] does not exist: run ssl.setup_anndata(adata, ...) on this AnnData first."
+            raise KeyError(msg)
+        return read_split(self.adata)
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row indices of the cells of a split."""
+        return np.flatnonzero(self.split == split)
+
+    def under(self, covariates: Mapping[str, Any] | pd.DataFrame | None) -> BoundData:
+        """Bind the same cells as if under other covariates; their contexts, split and expression stay their own.
+
+        Parameters
+        ----------
+        covariates
+            Counterfactual values: a mapping from covariate to one value for all cells, or a DataFrame with one row per
+            cell; None changes nothing. A missing value (None, NaN, ``pandas.NA``) withholds the covariate. Covariates
+            not named keep the cells' own values.
+
+        Raises
+        ------
+        KeyError
+            If a covariate is unknown.
+        ValueError
+            If a level was never seen in training, a number is not finite, or the rows are not those of the cells.
+        TypeError
+            If the counterfactual values are neither a mapping nor a DataFrame, or a mapping to more than one value.
+
+        Warns
+        -----
+        UserWarning
+            If a number lies outside the range seen in training.
+        """
+        if covariates is None:
+            return self
+        moved = BoundData(self.registry, self.adata)
+        moved.covariate_values = set_covariates(self.covariate_values, self.registry, covariates)
+        moved._counterfactual = {str(name) for name in covariates}
+        return moved
+
+    @cached_property
+    def covariate_values(self) -> pd.DataFrame:
+        """The covariates' columns, as far as they exist, counterfactual values in place of the cells' own."""
+        return self.obs[[c.name for c in self.registry.covariates if c.name in self.obs]]
+
+    def encode(self, *, without: str | None = None) -> dict[str, np.ndarray]:
+        """Turn covariates into int64 codes or standardised float32, each of shape ``(n_cells,)``.
+
+        Missing values that are allowed, and withheld ones, are encoded as :meth:`Registry.unknown` says.
+
+        Parameters
+        ----------
+        without
+            A covariate to leave out.
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError
+            If a covariate's column is absent, a level was never seen, a number is infinite, or a value is missing where
+            that is not allowed.
+        """
+        values = self.covariate_values
+        encoded = {}
+        for covariate in self.registry.covariates:
+            name = covariate.name
+            if name == without:
+                continue
+            if name not in values:
+                msg = (
+                    f"adata.obs[{name!r}] does not exist, and the model was set up with this covariate. "
+                    f"{did_you_mean(name, self.obs.columns)} Or give one value for all cells, or None to withhold it: "
+                    f"covariates={{{name!r}: ...}}."
+                )
+                raise KeyError(msg)
+            encoded[name] = covariate.encode(values[name], allow_missing=name in self._counterfactual)
+        return encoded
+
+    @cached_property
+    def batch_codes(self) -> np.ndarray:
+        """Codes of the cells' batches, int64 ``(n_cells,)``; -1 for one that is missing or was never seen."""
+        batch = self.registry.batch
+        if batch is None or batch.name not in self.obs:
+            return np.full(len(self), -1, dtype=np.int64)
+        column = self.obs[batch.name]
+        labels = as_labels(column).where(column.notna(), None)
+        return pd.Categorical(labels, categories=list(batch.categories)).codes.astype(np.int64)
+
+    @cached_property
+    def matrix(self) -> sparse.csr_matrix:
+        """The matrix in the registered scale, float32 CSR ``(n_cells, n_genes)``; genes by name, absent ones zero.
+
+        Not to be changed: it may share memory with the AnnData.
+
+        Raises
+        ------
+        KeyError, ValueError
+            If the layer or ``gene_key`` is absent, under 10 % of the genes are found, or a new matrix is of another
+            scale than the registered one.
+
+        Warns
+        -----
+        UserWarning
+            If registered genes are absent.
+        """
+        registry = self.registry
+        check_not_empty(self.adata)
+        unique_names(self.adata.obs_names, "adata.obs_names", "adata.obs_names_make_unique()")
+        positions = match_genes(gene_names(self.adata, registry.gene_key), registry.var_names)
+        absent = np.flatnonzero(positions < 0)
+        if len(absent):
+            names = ", ".join(registry.var_names[i] for i in absent[:3]) + (", …" if len(absent) > 3 else "")
+            msg = f"{len(absent)} of the model's {len(positions)} genes are not in the data and count as 0: {names}"
+            warnings.warn(msg, UserWarning, stacklevel=2)
+        expression = read_expression(self.adata, registry.layer)
+        check_scale(expression.stats, registry.scale, registry.scale_reason, matrix_name(registry.layer))
+        return take_columns(expression.matrix, positions)
+
+    @cached_property
+    def logged(self) -> sparse.csr_matrix:
+        """log1p of counts per 10,000, or registered log1p values, float32 CSR ``(n_cells, n_genes)``."""
+        return log_normalize(self.matrix, self.registry.scale)
+
+    def logged_genes(self, genes: Sequence[str]) -> sparse.csr_matrix:
+        """Take registered genes of :attr:`logged`, CSR ``(n_cells, len(genes))``."""
+        return take_columns(self.logged, match_genes(self.registry.var_names, list(genes)))
+
+    @cached_property
+    def log_counts(self) -> sparse.csr_matrix:
+        """log1p of counts without library-size scaling, as SE networks read it, CSR ``(n_cells, n_genes)``."""
+        return log_raw(self.matrix, self.registry.scale)
+
+    @cached_property
+    def embedding(self) -> np.ndarray:
+        """The embedding that the model works from, float32 ``(n_cells, embed_width)``.
+
+        Raises
+        ------
+        ValueError
+            If no ``embed_key`` was set up, or the embedding is of another width or not finite.
+        KeyError
+            If ``adata.obsm`` does not hold it.
+        TypeError
+            If it does not hold numbers.
+        """
+        registry = self.registry
+        if registry.embed_key is None:
+            msg = "No embedding was set up: ssl.setup_anndata(adata, embed_key=...), a key of adata.obsm."
+            raise ValueError(msg)
+        return read_embedding(self.adata, registry.embed_key, width=registry.embed_width)
