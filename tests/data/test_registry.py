@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 
 from scstate_lora.config import DataConfig
-from scstate_lora.data import Registry, storage, stream
+from scstate_lora.data import Registry, expression, storage, stream
 from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate
 
 KEYS = {
@@ -112,13 +112,14 @@ def test_backed_anndata_is_set_up(adata, tmp_path):
     backed.file.close()
 
 
-def test_set_up_reads_a_backed_file_in_chunks(adata, tmp_path, monkeypatch):
+def test_set_up_reads_a_file_too_large_to_be_held_in_chunks(adata, tmp_path, monkeypatch):
     adata.write_h5ad(tmp_path / "a.h5ad")
     backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
     sizes = []
     read = storage._read
     monkeypatch.setattr(storage, "_read", lambda *args: sizes.append(args[2] - args[1]) or read(*args))
     monkeypatch.setattr(stream, "_CHUNK_VALUES", 100)
+    monkeypatch.setattr(expression, "_HELD_VALUES", 100)
     registry = _create(backed)
     assert (registry.scale, registry.scale_reason) == (_create(adata).scale, _create(adata).scale_reason)
     assert max(sizes) <= 100 < adata.X.nnz

@@ -75,7 +75,7 @@ def test_two_steps_give_what_one_call_gives(wound, setup, make_se, make_st):
     assert (one.obs["scstate_split"] == two.obs["scstate_split"]).all()
     se, st = ssl.LoRACovariateSE(two), ssl.STTransition(two)
     assert (se.lora, se.compact, se.objective) == (models.se.lora, models.se.compact, models.se.objective)
-    assert (st.options, st.genes, st.set_len) == (models.st.options, models.st.genes, models.st.set_len)
+    assert st.design.to_dict() == models.st.design.to_dict()
     embeddings = []
     for adata in (one, two):
         model = make_se(adata)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -67,8 +68,7 @@ def test_missing_names_in_the_column_are_unknown_genes(cells, base):
 
 @pytest.mark.parametrize(("of_data", "of_base"), [("", ""), (".4", ""), ("", ".4"), (".4", ".12")])
 def test_ensembl_ids_with_and_without_version_are_found(cells, expected, base, of_data, of_base):
-    knows_ids = base.copy()
-    knows_ids.genes = _ensembl(len(base.genes), version=of_base)
+    knows_ids = replace(base, genes=_ensembl(len(base.genes), version=of_base))
     adata = cells.copy()
     adata.var["symbol"] = base.genes
     adata.var_names = _ensembl(adata.n_vars, version=of_data)

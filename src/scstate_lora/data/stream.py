@@ -79,9 +79,7 @@ class ExpressionSource:
         ValueError
             As in :meth:`scan`.
         """
-        chunks = self.chunks() if self._stored.dense else [(0, self.n_cells)]  # dense rows are larger than sparse ones
-        blocks = [self.read(*bounds) for bounds in chunks]
-        matrix = blocks[0] if len(blocks) == 1 else sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
+        matrix = self._unchecked()
         check_values(describe_matrix(matrix), self.name)
         return matrix
 
@@ -100,7 +98,7 @@ class ExpressionSource:
         """
         matrix = self._in_form()
         if matrix is None:
-            matrix = self.read_all()
+            matrix = self._unchecked()
         stats = describe_matrix(matrix)
         check_values(stats, self.name)
         return matrix, stats
@@ -114,6 +112,11 @@ class ExpressionSource:
     def in_memory(self) -> bool:
         """Whether the matrix is in memory."""
         return isinstance(self._stored, InMemory)
+
+    def _unchecked(self) -> sparse.csr_matrix:
+        chunks = self.chunks() if self._stored.dense else [(0, self.n_cells)]  # dense rows are larger than sparse ones
+        blocks = [self.read(*bounds) for bounds in chunks]
+        return blocks[0] if len(blocks) == 1 else sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
 
     def _in_form(self) -> sparse.csr_matrix | None:
         """Give the matrix in memory itself if it is as :meth:`read` gives it, else None."""

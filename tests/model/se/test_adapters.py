@@ -9,9 +9,10 @@ import torch
 
 import scstate_lora as ssl
 from scstate_lora.config import SELoraConfig
-from scstate_lora.model.se.adapters import Adapter, check_name
+from scstate_lora.model.se.adapters import Adapter
 from scstate_lora.nn.conditioning import Conditioning
 from scstate_lora.nn.covariates import CovariateSpec
+from scstate_lora.nn.lora import check_adapter_name
 from tests.builders import QUICK, latent
 
 
@@ -188,13 +189,12 @@ def test_without_a_base_there_is_nothing_to_adapt_raises(wound, setup, make_se):
 @pytest.mark.parametrize("name", ["", "a b", "a.b", "a/b", "ä"])
 def test_names_that_are_no_part_of_a_file_name_raise(name):
     with pytest.raises(ValueError, match="cannot be an adapter's name"):
-        check_name(name, [])
+        check_adapter_name(name)
 
 
 def test_tensors_by_file():
     adapter = Adapter("day14", SELoraConfig(), _conditioning())
-    adapter.put_on(None)  # a base from obsm has no encoder
-    files = adapter.tensors(None)
+    files = adapter.tensors(None)  # a base from obsm has no encoder
     assert list(files) == ["conditioning.day14"]
     for name, tensor in adapter.conditioning.state_dict().items():
         assert torch.equal(files["conditioning.day14"][name], tensor)

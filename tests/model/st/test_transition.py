@@ -227,12 +227,12 @@ def test_most_variable_genes_of_the_training_cells_are_taken_in_order(wound, set
     ssl.STTransition.setup_anndata(adata, **setup)
     st = make_st(adata, {"n_genes": 50})
     assert len(st.genes) == 50
-    assert st.gene_note == "the 50 most variable of 200 genes"
+    assert st.design.gene_note == "the 50 most variable of 200 genes"
     positions = [adata.var_names.get_loc(g) for g in st.genes]
     assert positions == sorted(positions)
     every = make_st(adata, {"n_genes": None})
     assert every.genes == list(adata.var_names)
-    assert make_st(adata, {"n_genes": 200}).gene_note == "all 200 genes"
+    assert make_st(adata, {"n_genes": 200}).design.gene_note == "all 200 genes"
 
 
 def test_set_length_follows_the_groups_or_the_user(wound, setup, make_st, monkeypatch):
@@ -243,9 +243,9 @@ def test_set_length_follows_the_groups_or_the_user(wound, setup, make_st, monkey
     train = adata.obs[adata.obs["scstate_split"] == "train"]
     sizes = train.groupby(["cell_type", "condition"], observed=True).size().unstack().min(axis=1)
     median = int(sizes[sizes >= 5].median())
-    assert st.set_len == max(8, 2 ** int(np.log2(median)))
-    assert str(median) in st.set_note
-    assert make_st(adata, {"cell_set_len": 5}).set_len == 5
+    assert st.design.set_len == max(8, 2 ** int(np.log2(median)))
+    assert str(median) in st.design.set_note
+    assert make_st(adata, {"cell_set_len": 5}).design.set_len == 5
     with pytest.raises(ValueError, match=f"cell_set_len=500, but the largest context has only {sizes.max()} control"):
         make_st(adata, {"cell_set_len": 500})
 
