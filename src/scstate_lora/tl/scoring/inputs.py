@@ -10,11 +10,11 @@ import numpy as np
 
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data import Registry, log_expression
+from scstate_lora.data.contexts import join_labels
 from scstate_lora.data.perturbations import PerturbationTable
 from scstate_lora.data.results import is_predicted, read_prediction
 from scstate_lora.metrics.baselines import reference_names
 from scstate_lora.tl.scoring.cells import Cells, common_contexts, training_means
-from scstate_lora.tl.scoring.table import ALL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -171,9 +171,7 @@ def _read_cells(
 ) -> Cells:
     """Read all cells; `registry` is theirs or, of predicted cells, that of the measured cells."""
     columns = [_labels(adata, key, argument, registry) for key in context_keys]
-    contexts = np.full(adata.n_obs, ALL, dtype=object)
-    if columns:
-        contexts = np.array([" | ".join(parts) for parts in zip(*columns, strict=True)], dtype=object)
+    contexts = join_labels(columns, adata.n_obs)
     present = [str(gene) for gene in adata.var_names] if is_predicted(adata) else registry.var_names
     positions = gene_positions(genes, present, argument)
     return Cells(log_expression(adata)[:, positions], contexts, _labels(adata, pert_key, argument, registry))
