@@ -82,4 +82,5 @@ suppress_warnings = ["config.cache"]  # typehints_formatter is a function, so it
 
 html_theme = "sphinx_book_theme"
 html_title = "scstate_lora"
+html_extra_path = ["llms.txt"]  # a guide for language models, at the root of the site
 html_theme_options = {"navbar_persistent": [], "show_navbar_depth": 1}

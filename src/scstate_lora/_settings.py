@@ -13,16 +13,7 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 
 class Settings:
-    """Settings of all models. The one instance is ``ssl.settings``.
-
-    Attributes
-    ----------
-    run_dir
-        Folder in which every training makes a folder for its logs and checkpoints, ``<run_dir>/<model>/<number>``;
-        by default ``runs`` in the working directory.
-    verbosity
-        Least severe messages that are shown: ``"debug"``, ``"info"`` (the default), ``"warning"`` or ``"error"``.
-    """
+    """Settings of all models. The one instance is ``ssl.settings``."""
 
     __slots__ = ("_run_dir",)
 
@@ -31,7 +22,7 @@ class Settings:
 
     @property
     def run_dir(self) -> Path:
-        """Folder of the training runs."""
+        """Folder of the training runs, which get ``<run_dir>/<model>/<number>``; ``runs`` by default."""
         return self._run_dir
 
     @run_dir.setter
@@ -47,7 +38,7 @@ class Settings:
 
     @property
     def verbosity(self) -> str:
-        """Least severe messages that are shown."""
+        """Least severe messages shown: ``"debug"``, ``"info"`` (the default), ``"warning"`` or ``"error"``."""
         return logging.getLevelName(logger.level).lower()
 
     @verbosity.setter

@@ -52,3 +52,10 @@ def test_every_page_is_of_something_that_exists():
 def test_nothing_has_two_pages():
     names = listed()
     assert len(names) == len(set(names))
+
+
+def test_the_guide_for_language_models_names_pages_that_exist():
+    docs = API.parent
+    links = re.findall(r"\]\(([^)]+)\.html\)", (docs / "llms.txt").read_text(encoding="utf-8"))
+    assert len(links) > 5
+    assert [link for link in links if not (docs / f"{link}.md").exists()] == []
