@@ -162,13 +162,7 @@ class StateTransition(nn.Module):
         if c.residual == "output":
             nn.init.zeros_(self.project_out[-1].weight)  # type: ignore[arg-type]  # the last layer is linear
             nn.init.zeros_(self.project_out[-1].bias)  # type: ignore[arg-type]  # as above
-            self.context_shift = ContextShift(
-                c.n_inputs,
-                c.pert_dim,
-                n_references=c.n_references,
-                n_directions=c.n_directions,
-                n_coordinates=n_coordinates(specs),
-            )
+            self.context_shift = self._make_context_shift()
         # Arc's name: a bottleneck, "down" to an eighth of the width, "then up" again, after the head ("project_out").
         narrow = c.n_inputs // 8
         self.final_down_then_up = (
@@ -187,17 +181,21 @@ class StateTransition(nn.Module):
         self.batch_classifier = None if c.batch_classes is None else mlp(c.hidden, c.batch_classes, 1)
         self.confidence_token = ConfidenceToken(c.hidden, c.dropout) if c.confidence_token else None
 
+    def _make_context_shift(self) -> ContextShift:
+        c = self.config
+        return ContextShift(
+            c.n_inputs,
+            c.pert_dim,
+            n_references=c.n_references,
+            n_directions=c.n_directions,
+            n_coordinates=n_coordinates(self.specs),
+        )
+
     def set_context_shift(self, state: Mapping[str, Tensor]) -> None:
         """Install a context shift that was solved for; the configuration takes its sizes from the tensors."""
         n_references, n_directions = len(state["points"]), state["basis"].shape[1]
-        config = self.config = replace(self.config, n_references=n_references, n_directions=n_directions)
-        self.context_shift = ContextShift(
-            config.n_inputs,
-            config.pert_dim,
-            n_references=config.n_references,
-            n_directions=config.n_directions,
-            n_coordinates=n_coordinates(self.specs),
-        )
+        self.config = replace(self.config, n_references=n_references, n_directions=n_directions)
+        self.context_shift = self._make_context_shift()
         self.context_shift.load_state_dict(state)
 
     def train(self, mode: bool = True) -> StateTransition:  # noqa: FBT001, FBT002 (torch's own signature)

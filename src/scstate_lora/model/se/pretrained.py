@@ -1,4 +1,4 @@
-"""A base model: an SE network with its vocabulary, and where it came from."""
+"""A base model: an SE network with its vocabulary and its origin."""
 
 from __future__ import annotations
 
@@ -37,43 +37,25 @@ _TOKENS = "gene_tokens"
 _ALIGNMENT = 64
 
 
-def se_inputs(cells: BoundData, seed: int) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Read of cells what an SE network reads.
-
-    Parameters
-    ----------
-    cells
-        Cells of an experiment.
-    seed
-        Seed of the sentences.
-
-    Returns
-    -------
-    log1p expression without library-size scaling, CSR ``(n_cells, n_genes)`` in the registry's order, and the seed of
-    every cell ``(n_cells,)``.
-    """
-    return cells.log_counts, cell_seeds(cells.names, seed)
-
-
 @dataclass(frozen=True)
 class SEBase:
-    """An SE network and the genes it knows.
+    """An SE network and its vocabulary of genes.
 
     Parameters
     ----------
     encoder
-        The network. A model may have put adapters and hyper-connections on it; the base's own embedding, its tensors
-        and its hash are without them.
+        The network. A model may put adapters and hyper-connections on it; the embedding, the tensors and the hash of
+        the base are computed without them.
     genes
-        Names, in the order of ``encoder.gene_tokens``.
+        Names of the genes, in the order of ``encoder.gene_tokens``.
     name
-        What it is, for people.
+        Name for display.
     licence
         Licence of its weights.
     seed
-        Seed of the cells' sentences.
+        Seed of the sentences of cells.
     source
-        Path or hub id it was loaded from, where it can be loaded from again; None for one that was trained here.
+        Path or hub id from which it can be loaded again; None if it was trained with a model.
     """
 
     encoder: SEEncoder
@@ -89,36 +71,41 @@ class SEBase:
         return self.encoder.config.output_dim
 
     def note(self) -> str:
-        """Say in a model's summary what it is."""
+        """Describe the base for the summary of a model."""
         c = self.encoder.config
         return f"{self.name}: {c.n_layers} layers x {c.d_model}, {c.n_tokens} tokens, {len(self.genes)} genes"
 
     def seeded(self, seed: int) -> SEBase:
-        """Give the same base with another seed of the cells' sentences."""
+        """Give the same base with another seed of the sentences."""
         return replace(self, seed=seed)
 
     def owned(self) -> SEBase:
-        """Give the same base as one that is nowhere else, so that a model saves it."""
+        """Give the same base without a source, so that a model saves it along."""
         return replace(self, source=None)
 
     def tokenizer(self, match: GeneMatch, *, n_tokens: int | None = None, pad: bool = True) -> Tokenizer:
-        """Make the tokenizer of data whose genes were matched; `n_tokens` is the network's own by default."""
+        """Make the tokenizer for data with matched genes; by default with the sentence length of the network."""
         vocabulary = np.full(match.n_data, -1, dtype=np.int64)
         vocabulary[match.columns] = match.vocabulary
         config = self.encoder.config
         return Tokenizer(vocabulary, n_tokens or config.n_tokens, cls_gene=config.cls_gene, pad=pad)
 
     def match(self, registry: Registry) -> GeneMatch:
-        """Find a registered experiment's genes in the vocabulary; a ValueError if hardly any are there."""
+        """Match the genes of a registered experiment to the vocabulary; a ValueError if hardly any match."""
         return match_vocabulary(registry.var_names, self.genes)
 
     def inputs(self, cells: BoundData) -> tuple[sparse.csr_matrix, np.ndarray, Tokenizer]:
-        """Read the network's input, see :func:`se_inputs`, and make the tokenizer that fits it."""
-        x, seeds = se_inputs(cells, self.seed)
-        return x, seeds, self.tokenizer(self.match(cells.registry))
+        """Read the input of the network.
+
+        Returns
+        -------
+        log1p expression without library-size scaling, CSR ``(n_cells, n_genes)`` in the order of the registry; the seed
+        of each cell, ``(n_cells,)``; and the tokenizer for these genes.
+        """
+        return cells.log_counts, cell_seeds(cells.names, self.seed), self.tokenizer(self.match(cells.registry))
 
     def reader(self, cells: BoundData) -> SentenceReader:
-        """Make a reader of an experiment's cells."""
+        """Make a reader of the cells of an experiment."""
         x, seeds, tokenizer = self.inputs(cells)
         return SentenceReader.of_matrix(x, tokenizer, seeds)
 
@@ -146,12 +133,12 @@ class SEBase:
             )
 
     def copy(self) -> SEBase:
-        """Make a base without adapters that shares the weights, which no training changes."""
+        """Make a base without adapters that shares the weights, which training never changes."""
         encoder = _encoder(self.encoder.config, self.encoder.gene_tokens, self._state(), source="the base")
         return replace(self, encoder=encoder)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give the base's tensors in the published layout, and its gene tokens."""
+        """Give the tensors of the base in the published layout, and its gene tokens."""
         return {**to_arc_names(self._state()), _TOKENS: self.encoder.gene_tokens}
 
     def _state(self) -> dict[str, Tensor]:
@@ -184,27 +171,27 @@ class SEBase:
         Raises
         ------
         FileExistsError
-            ``path`` holds something else.
+            If ``path`` holds something else.
         OSError
-            Writing failed; an older save is intact.
+            If writing fails; an older save is intact.
         """
-        described = self.metadata()
+        description = self.metadata()
         notice = (
-            f"Base: {self.name}\nSHA-256 of the base: {described['sha256']}\nLicence of the base: {self.licence}\n"
+            f"Base: {self.name}\nSHA-256 of the base: {description['sha256']}\nLicence of the base: {self.licence}\n"
             "An adaptation of it is a derivative work.\n"
         )
-        metadata = {"model": type(self).__name__, "base": described}
+        metadata = {"model": type(self).__name__, "base": description}
         save_directory(path, metadata=metadata, tensors={"base": self.tensors()}, texts={"NOTICE": notice})
 
     @classmethod
     def restore(cls, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SEBase:
         """Rebuild a base from :meth:`metadata` and :meth:`tensors`, each checked by name and shape."""
-        # Read from a file, a tensor may start anywhere in memory; aligned, it rounds as the original does.
+        # A tensor read from a file may start anywhere in memory; once aligned, it rounds as the original does.
         tensors = {name: _aligned(tensor) for name, tensor in tensors.items()}
         gene_tokens = tensors.pop(_TOKENS)
         encoder = _encoder(SEConfig(**metadata["config"]), gene_tokens, from_arc_names(tensors), source="the base")
-        described = {key: metadata[key] for key in ("name", "licence", "seed")}
-        return cls(encoder, list(metadata["genes"]), **described, source=metadata.get("source"))
+        fields = {key: metadata[key] for key in ("name", "licence", "seed")}
+        return cls(encoder, list(metadata["genes"]), **fields, source=metadata.get("source"))
 
     @classmethod
     def load(
@@ -224,19 +211,19 @@ class SEBase:
             Hugging Face hub, ``owner/name`` or ``owner/name@revision``. Or a directory that ``SEBase.save`` or
             ``LoRACovariateSE.save`` wrote.
         config, protein_embeddings
-            Files in place of those in or beside the checkpoint.
+            Files that take precedence over those in or beside the checkpoint.
         offline
-            Look for a hub id on this machine only; None: as the hub's own settings say.
+            Look for a hub id on this machine only; None: as the settings of the hub say.
 
         Raises
         ------
         FileNotFoundError
-            There is nothing at the path, or a part of the checkpoint is missing.
+            If nothing is at the path, or a part of the checkpoint is missing.
         ValueError
-            What is there is damaged, holds code, is of another model, or a tensor is missing, unexpected or of
+            If the checkpoint is damaged, holds code, or is of another model, or a tensor is missing, unexpected or of
             another shape.
         OSError
-            The hub cannot be reached.
+            If the hub cannot be reached.
         """
         source = str(path)
         if is_hub_id(path):
@@ -251,22 +238,22 @@ class SEBase:
         if "base" not in metadata:
             msg = f"{path} holds a {metadata.get('model')} without a base. Give the directory of a LoRACovariateSE."
             raise ValueError(msg)
-        if "base" not in tensors:  # adapters only: the base is where it was
+        if "base" not in tensors:  # adapters only: the base is loaded from its own source
             return cls.load_again(metadata["base"], path)
         base = cls.restore(metadata["base"], tensors["base"])
-        # It can be loaded from here again. One that was trained with a model belongs to that model, and goes along.
+        # It can be loaded from here again. A base without a source was trained with a model, which saves it along.
         return base if base.source is None else replace(base, source=source)
 
     @classmethod
     def load_again(cls, metadata: dict[str, Any], path: str | Path) -> SEBase:
-        """Load the base that the model saved at `path` was trained on from where it came; it must be the same."""
+        """Load the base of the model saved at `path` from its own source; it must be the same."""
         source = metadata["source"]
         try:
             base = cls.load(source)
         except FileNotFoundError as error:
             msg = (
-                f"{path} holds adapters only; their base {metadata['name']!r} was at {source}, and is not there now. "
-                f"Name where it is: load(..., base=...). ({error})"
+                f"{path} holds adapters only; their base {metadata['name']!r} was at {source}, but no longer is. "
+                f"Give its place: load(..., base=...). ({error})"
             )
             raise FileNotFoundError(msg) from error
         base.check_is(metadata, path)
@@ -274,24 +261,34 @@ class SEBase:
 
     def check_is(self, metadata: dict[str, Any], path: str | Path) -> None:
         """Raise a ValueError unless this is the base that the model saved at `path` was trained on."""
-        found = self.sha256()
-        if found != metadata["sha256"]:
+        sha256 = self.sha256()
+        if sha256 != metadata["sha256"]:
             msg = (
                 f"The model at {path} was trained on another base: {metadata['name']}, with SHA-256 "
-                f"{metadata['sha256'][:12]}…; this one is {self.name}, {found[:12]}…. Adapters fit their own base only."
+                f"{metadata['sha256'][:12]}…; this one is {self.name}, {sha256[:12]}…. "
+                "Adapters fit their own base only."
             )
             raise ValueError(msg)
 
 
 def load_base(base: Any, registry: Registry, adata: AnnData | None = None) -> SEBase:
-    """Copy, or load, the base a user gave, and check that it knows the genes.
+    """Load a base, or copy one, and check that its vocabulary holds the genes.
+
+    Parameters
+    ----------
+    base
+        A path, a hub id or a base.
+    registry
+        The experiment.
+    adata
+        Its data, in whose ``var`` other gene names are looked for if those registered do not match.
 
     Raises
     ------
     TypeError
-        It is neither a path, a hub id nor an ``SEBase``.
+        If `base` is neither a path, a hub id nor an ``SEBase``.
     ValueError
-        It does not know the genes; where other names in ``adata.var`` fit, they are named.
+        If the vocabulary does not hold the genes; other names in ``adata.var`` that match are suggested.
     """
     if not isinstance(base, (str, Path, SEBase)):
         msg = f"base must be a path, a hub id or an SEBase (such as model.base), found {type(base).__name__}."
@@ -302,7 +299,7 @@ def load_base(base: Any, registry: Registry, adata: AnnData | None = None) -> SE
     except ValueError as error:
         if adata is None or registry.gene_key is not None:
             raise
-        better = match_vocabulary(adata, base.genes)  # raises, with advice, where no other names fit either
+        better = match_vocabulary(adata, base.genes)  # raises, with advice, if no other names match either
         key = better.source.removeprefix("adata.var[").removesuffix("]")
         msg = f"The base does not know the genes by adata.var_names, but {better}: set up with gene_key={key}."
         raise ValueError(msg) from error
@@ -315,7 +312,7 @@ def se_tensors(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
     Parameters
     ----------
     sizes
-        As :func:`~scstate_lora.io.published.se_tensors.arc_sizes` reads them.
+        Sizes as :func:`~scstate_lora.io.published.se_tensors.arc_sizes` reads them.
     """
     config = SEConfig(**sizes, n_heads=1, n_tokens=2)  # no tensor depends on these two
     with torch.device("meta"):
@@ -323,7 +320,7 @@ def se_tensors(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _encoder(config: SEConfig, gene_tokens: Tensor, state: dict[str, Tensor], *, source: str) -> SEEncoder:
-    """Make a network around tensors that exist, without a copy, each checked by name and shape."""
+    """Make a network around existing tensors, without a copy, each checked by name and shape."""
     with torch.device("meta"):  # nothing is allocated or drawn
         encoder = SEEncoder(config, gene_tokens)
     check_state(encoder.state_dict(), state, source=source)

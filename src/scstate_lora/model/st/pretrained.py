@@ -1,4 +1,4 @@
-"""What STTransition takes from a published ST model, and what it keeps in mind of it."""
+"""Adopting a published ST model, and the record of its origin."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Origin:
     Parameters
     ----------
     source, name, licence, sha256
-        Where it was read from, what it is, under which licence, and the hash of its file.
+        Path or hub id, name for display, licence, and hash of its file.
     reuse
-        What was taken from it.
+        Part that was adopted.
     own_perturbations
-        Whether the perturbations are others than those it knows.
+        Whether the data have perturbations that it does not know, so that the perturbation encoder is new.
     batches
         Code of each batch in its table of batches.
     """
@@ -58,23 +58,23 @@ class Origin:
 
     @classmethod
     def of(cls, checkpoint: STCheckpoint, reuse: Reuse) -> Self:
-        """Describe a model that was read."""
+        """Record the origin of a model that was read."""
         c = checkpoint
         has_table = reuse == "all" and bool(c.sizes.get("n_batches"))
         return cls(c.source, c.name, c.licence, c.sha256, reuse, batches=dict(c.batches) if has_table else None)
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of the model was taken, so that it predicts before it is trained further."""
+        """Whether the whole model was adopted, so that it predicts before any further training."""
         return self.reuse == "all" and not self.own_perturbations
 
     def read_again(self, path: str | Path | None = None) -> STCheckpoint:
-        """Read the model once more, from another place if one is given.
+        """Read the model again, by default from where it was read before.
 
         Raises
         ------
         FileNotFoundError, ValueError
-            It is not there, or is another one.
+            If it does not exist, or is another model.
         """
         checkpoint = read_st_folder(self.source if path is None else path, st_tensors, reuse=self.reuse)
         if checkpoint.sha256 != self.sha256:
@@ -86,7 +86,7 @@ class Origin:
         return checkpoint
 
     def load_into(self, network: StateTransition, checkpoint: STCheckpoint) -> None:
-        """Give a network what is taken from the model."""
+        """Copy the adopted part of the model into a network."""
         if self.reuse == "backbone":
             load_backbone(network, checkpoint)
         else:
@@ -98,13 +98,13 @@ class Origin:
         Raises
         ------
         ValueError
-            There is no ``batch_key``, or a batch is not in the table.
+            If there is no ``batch_key``, or a batch is not in the table.
         """
         known = self.batches or {}
         ways = "or reuse='backbone', which has no table of batches."
         key = cells.registry.batch_key
         if key is None:
-            msg = f"{self.name} tells batches apart: ssl.setup_anndata(adata, batch_key=...); {ways}"
+            msg = f"{self.name} reads the batch of cells: ssl.setup_anndata(adata, batch_key=...); {ways}"
             raise ValueError(msg)
         labels = [str(label) for label in cells.labels(key)]
         unknown = sorted(set(labels) - set(known))
@@ -121,7 +121,7 @@ class Origin:
         return asdict(self)
 
     def notice(self) -> str:
-        """Say what a derived model is derived from."""
+        """Notice for a saved model that is derived from this one."""
         return (
             "This directory holds an STTransition, made with scstate_lora.\n"
             f"Pretrained model: {self.name}\nRead from: {self.source}\nSHA-256: {self.sha256}\n"
@@ -133,22 +133,22 @@ class Origin:
 
 @dataclass(frozen=True)
 class Adopted:
-    """What a published model decides on.
+    """Properties of a model that a published one determines.
 
     Parameters
     ----------
     origin
         The model.
     options
-        The user's, with what the model has in their place.
+        Options of the user, overridden by those of the model.
     genes
-        Genes in the model's order; None where the data choose.
+        Genes in the order of the model; None if they are chosen from the data.
     sizes
-        Of the network; None where only those of the backbone are given, which are in ``backbone``.
+        Sizes of the network; None if only those of the backbone are determined.
     backbone
         Sizes of the backbone.
     perts
-        Vectors by which it knows the perturbations; None where the data describe them.
+        Perturbation vectors of the model; None if the perturbations of the data get their own.
     """
 
     origin: Origin
@@ -160,12 +160,12 @@ class Adopted:
 
 
 def adopt(checkpoint: STCheckpoint, cells: BoundData, options: STModelConfig, reuse: Reuse) -> Adopted:
-    """Compare a published model with the data, and say what is taken from it.
+    """Compare a published model with the data, and decide what to adopt from it.
 
     Raises
     ------
     ValueError
-        Its sizes or genes are not those of the data, or an option contradicts it.
+        If its sizes or genes do not match the data, or an option contradicts it.
     """
     registry, origin, backbone = cells.registry, Origin.of(checkpoint, reuse), backbone_config(checkpoint.sizes)
     if reuse == "backbone":
@@ -177,25 +177,24 @@ def adopt(checkpoint: STCheckpoint, cells: BoundData, options: STModelConfig, re
         check_embedding(checkpoint, cells.embedding.shape[1], key=registry.embed_key)
         genes = checkpoint.genes or None
     control = str(registry.control)
-    perts: PerturbationTable | None = published_perturbations(checkpoint, control)
-    assert perts is not None  # made in the line before
-    others = sorted(set(registry.targets) - set(perts.names))
+    published = published_perturbations(checkpoint, control)
+    others = sorted(set(registry.targets) - set(published.names))
     if others:
         logger.info(
-            "%d of the %d perturbations are not among the %d that %s knows (%s): its encoder of perturbations is made "
-            "anew for these data.",
+            "%d of the %d perturbations are not among the %d that %s knows (%s): its perturbation encoder is replaced "
+            "by a new one for these data.",
             len(others),
             len(registry.targets),
-            len(perts.names),
+            len(published.names),
             checkpoint.name,
             ", ".join(others[:3]),
         )
-        perts = None
     space: Literal["genes", "embedding"] = "genes" if checkpoint.reads_genes else "embedding"
-    chosen = {"space": space, "cell_set_len": options.cell_set_len or checkpoint.cell_set_len}
+    perts = None if others else published
+    determined = {"space": space, "cell_set_len": options.cell_set_len or checkpoint.cell_set_len}
     return Adopted(
         replace(origin, own_perturbations=perts is None),
-        options.model_copy(update=chosen),
+        options.model_copy(update=determined),
         genes,
         st_config(checkpoint.sizes),
         backbone,
