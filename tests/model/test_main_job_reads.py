@@ -15,18 +15,18 @@ from tests.builders import QUICK
 def counted(monkeypatch):
     """Numbers of cells that were checked, and that were read out of their storage."""
     counts = {"checked": 0, "read": 0}
-    of, read = stream.MatrixStats.of, stream.ExpressionSource.read
+    of_rows, read = stream.MatrixStats.of_rows, stream.ExpressionSource.read
 
-    def count_checked(matrix, **options):
-        counts["checked"] += matrix.shape[0]
-        return of(matrix, **options)
+    def count_checked(values, ends):
+        counts["checked"] += len(ends) - 1
+        return of_rows(values, ends)
 
     def count_read(source, start, stop):
         part = read(source, start, stop)
         counts["read"] += part.shape[0]
         return part
 
-    monkeypatch.setattr(stream.MatrixStats, "of", count_checked)
+    monkeypatch.setattr(stream.MatrixStats, "of_rows", count_checked)
     monkeypatch.setattr(stream.ExpressionSource, "read", count_read)
     return counts
 

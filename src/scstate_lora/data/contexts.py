@@ -46,11 +46,10 @@ def join_labels(columns: Sequence[np.ndarray], n_cells: int) -> np.ndarray:
     if len(columns) == 1:
         return np.array([str(label) for label in columns[0]], dtype=object)
     # Each combination is named once: joining the labels of every cell would take most of the time of a set-up.
-    factors = [pd.factorize(column) for column in columns]
-    codes = np.stack([codes for codes, _ in factors], axis=1)
-    combinations, inverse = np.unique(codes, axis=0, return_inverse=True)
-    names = [
-        _JOINED_BY.join(str(levels[code]) for code, (_, levels) in zip(row, factors, strict=True))
-        for row in combinations
-    ]
-    return np.array(names, dtype=object)[inverse.ravel()]
+    combined = np.zeros(n_cells, dtype=np.int64)
+    for column in columns:
+        codes, levels = pd.factorize(column)
+        combined, _ = pd.factorize(combined * len(levels) + codes)
+    _, first = np.unique(combined, return_index=True)  # a cell of each combination
+    names = [_JOINED_BY.join(str(column[cell]) for column in columns) for cell in first]
+    return np.array(names, dtype=object)[combined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Literal
 
@@ -93,11 +93,15 @@ class MatrixStats:
     @classmethod
     def of(cls, matrix: sparse.csr_matrix, *, checksum: bool = False) -> MatrixStats:
         """Describe a CSR matrix ``(n_cells, n_genes)`` without stored zeros."""
-        values = matrix.data
-        n_cells, n_stored = matrix.shape[0], int(values.size)
-        crc = _checksum(matrix) if checksum else 0
+        stats = cls.of_rows(matrix.data, matrix.indptr)
+        return replace(stats, checksum=_checksum(matrix)) if checksum else stats
+
+    @classmethod
+    def of_rows(cls, values: np.ndarray, ends: np.ndarray) -> MatrixStats:
+        """Describe the values of rows, given the number of values before each and of all, ``(n_rows + 1,)``."""
+        n_cells, n_stored = len(ends) - 1, int(values.size)
         if n_stored == 0:
-            return cls(n_cells=n_cells, checksum=crc)
+            return cls(n_cells=n_cells)
         n_nan = n_inf = 0
         present = values
         largest, smallest = float(values.max()), float(values.min())  # NaN where any value is
@@ -111,12 +115,12 @@ class MatrixStats:
         whole = bool(is_whole.all())
         sums = unlogged = Moments()
         if not whole:
-            starts = matrix.indptr[:-1][np.diff(matrix.indptr) > 0]
+            starts = ends[:-1][np.diff(ends) > 0]
             fractional = ~np.logical_and.reduceat(is_whole, starts)
             sums = Moments.of(np.add.reduceat(values, starts, dtype=np.float64)[fractional])
             if largest <= _LOG_MAX:
                 unlogged = Moments.of(np.add.reduceat(np.expm1(values), starts, dtype=np.float64)[fractional])
-        return cls(n_cells, n_stored, n_nan, n_inf, largest, smallest, whole, crc, sums, unlogged)
+        return cls(n_cells, n_stored, n_nan, n_inf, largest, smallest, whole, sums=sums, unlogged=unlogged)
 
     def __add__(self, other: MatrixStats) -> MatrixStats:
         if not self.n_cells or not other.n_cells:

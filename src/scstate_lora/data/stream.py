@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _CHUNK_VALUES = 4_000_000
 # Values that are read and thrown away rather than read around: about a chunk of compressed storage.
 _GAP_VALUES = 50_000
+# Values that stay in the processor's caches while they are described.
+_CACHED_VALUES = 250_000
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class ExpressionSource:
         ends = self._stored.offsets
         if self._rows is not None:
             ends = np.concatenate([[0], np.cumsum(np.diff(ends)[self._rows])])
-        return _chunks(ends)
+        return _chunks(ends, _CHUNK_VALUES)
 
     def scan(self, *, checksum: bool = False, progress: bool = False) -> MatrixStats:
         """Read all cells once, a chunk at a time, and check the values.
@@ -172,20 +174,19 @@ class ExpressionSource:
 
 def describe_matrix(matrix: sparse.csr_matrix) -> MatrixStats:
     """Describe a CSR matrix without stored zeros, a part at a time that stays in the processor's caches."""
-    stats = MatrixStats()
-    for start, stop in _chunks(matrix.indptr):
-        first, last = int(matrix.indptr[start]), int(matrix.indptr[stop])
-        arrays = (matrix.data[first:last], matrix.indices[first:last], matrix.indptr[start : stop + 1] - first)
-        stats += MatrixStats.of(sparse.csr_matrix(arrays, shape=(stop - start, matrix.shape[1]), copy=False))
+    stats, ends = MatrixStats(), matrix.indptr
+    for start, stop in _chunks(ends, _CACHED_VALUES):
+        first, last = int(ends[start]), int(ends[stop])
+        stats += MatrixStats.of_rows(matrix.data[first:last], ends[start : stop + 1] - first)
     return stats
 
 
-def _chunks(ends: np.ndarray) -> list[tuple[int, int]]:
-    """Divide rows, given the number of values before each and of all ``(n_rows + 1,)``."""
+def _chunks(ends: np.ndarray, n_values: int) -> list[tuple[int, int]]:
+    """Divide rows by their values, given the number of values before each row and of all ``(n_rows + 1,)``."""
     n_rows = len(ends) - 1
     bounds, start = [], 0
     while start < n_rows:
-        fitting = int(np.searchsorted(ends, ends[start] + _CHUNK_VALUES, side="right")) - 1
+        fitting = int(np.searchsorted(ends, ends[start] + n_values, side="right")) - 1
         stop = min(max(fitting, start + 1), n_rows)
         bounds.append((start, stop))
         start = stop
