@@ -167,7 +167,7 @@ def test_evaluate_not_set_up_raises():
 def test_evaluate_nothing_to_score_raises():
     adata = _adata(register=False)
     Registry.create(adata, DataConfig()).write(adata)
-    with pytest.raises(ValueError, match="nothing to score"):
+    with pytest.raises(ValueError, match="Nothing can be scored"):
         tl.evaluate(adata)
 
 

@@ -1,4 +1,4 @@
-"""Plain embeddings and their decoding; cells between measured conditions; evaluation beside a PCA and the baselines."""
+"""Plain embeddings and their decoding, cells between measured conditions, and evaluation beside naive baselines."""
 
 from __future__ import annotations
 

@@ -44,44 +44,44 @@ def evaluate(
     n_neighbors: int = 10,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score every embedding next to a PCA of log1p expression, each number next to what ignoring the embedding gives.
+    """Score every embedding beside a PCA of log1p expression, and every score beside that of ignoring the embedding.
 
-    * ``knn_accuracy``: held-out accuracy of the cell type among the nearest neighbours, 5 stratified folds; baseline
-      the share of the commonest type.
+    * ``knn_accuracy``: held-out accuracy of the cell type by vote of the nearest neighbours, 5 stratified folds;
+      baseline the share of the commonest type.
     * ``probe_accuracy``: cross-validated logistic regression of a categorical covariate; baseline the commonest level.
     * ``probe_r2``: cross-validated ridge regression of a continuous covariate; baseline the mean, 0.
 
-    The model behind ``X_scstate_lora`` was given the covariates of every cell, so its probe of a covariate is high by
-    construction: it says that the condition can be read from the embedding, not that the expression told it. Compare
-    probes of plain embeddings (``X_scstate_base``, PCA) for that. ``X_scstate_st`` comes from sets of cells of one
-    context, so it was told the cell type as well.
+    The model behind ``X_scstate_lora`` is conditioned on the covariates of every cell, so its probe of a covariate is
+    high by construction: it shows that the condition can be read from the embedding, not that the expression predicts
+    it. For that, compare probes of plain embeddings (``X_scstate_base``, PCA). ``X_scstate_st`` comes from sets of
+    cells of one context, so it is conditioned on the cell type as well.
 
     Parameters
     ----------
     adata
         Annotated data that was set up with :func:`scstate_lora.setup_anndata`.
     embeddings
-        Keys of ``adata.obsm``. By default those of ``X_state``, ``X_scstate_base``, ``X_scstate_lora`` and
-        ``X_scstate_st`` that are there. The PCA is always added, and not written to `adata`.
+        Keys of ``adata.obsm``. By default all of ``X_state``, ``X_scstate_base``, ``X_scstate_lora`` and
+        ``X_scstate_st`` that exist. The PCA is always added, and not written to `adata`.
     label_key
         Column of ``adata.obs`` with the cell type; by default the registered one.
     covariate_keys
         Columns to probe; by default the registered covariates and the perturbation.
     cells
-        Which cells are scored, a mask of shape ``(n_cells,)``: for instance those that no model was trained on. The
-        PCA is of all cells in any case.
+        Cells to score, a mask of shape ``(n_cells,)``: for instance those that no model was trained on. The PCA is
+        always of all cells.
     n_pcs
-        Components of the PCA, fewer where there are not as many cells or genes.
+        Components of the PCA, fewer if there are not as many cells or genes.
     n_neighbors
         Neighbours that vote.
     seed
-        Of the folds and the PCA.
+        Seed of the folds and the PCA.
 
     Returns
     -------
-    One row a metric: ``embedding``, ``metric``, ``key`` (the column of obs), ``value``, ``baseline``, ``direction``
-    (``"higher"`` is better), ``lowest`` and ``highest`` possible value, ``n_cells`` that were given, ``reason``: why
-    a value is NaN, or which cells were left out, else empty.
+    One row per embedding and metric: ``embedding``, ``metric``, ``key`` (the column of obs), ``value``, ``baseline``,
+    ``direction`` (``"higher"`` is better), ``lowest`` and ``highest`` possible value, ``n_cells`` that were scored,
+    ``reason``: why a value is NaN, or which cells were left out, else empty.
 
     Adds ``adata.uns["scstate_lora"]["evaluate"]``, the same table.
 
@@ -90,7 +90,7 @@ def evaluate(
     KeyError
         If `adata` was not set up, or a key is not in ``adata.obsm`` or ``adata.obs``.
     ValueError
-        If there is neither a cell type nor a covariate to score, or `cells` is not one bool a cell.
+        If there is neither a cell type nor a covariate to score, or `cells` is not one bool per cell.
     """
     registry = Registry.from_adata(adata)
     names = _embedding_keys(adata, embeddings)
@@ -99,7 +99,7 @@ def evaluate(
     probed = _covariate_keys(registry, covariate_keys)
     if label_key is None and not probed:
         msg = (
-            "There is nothing to score: no cell type and no covariate is registered. "
+            "Nothing can be scored: no cell type and no covariate is registered. "
             "Give label_key= or covariate_keys=, columns of adata.obs."
         )
         raise ValueError(msg)
@@ -110,7 +110,7 @@ def evaluate(
 
     mask = np.ones(adata.n_obs, dtype=bool) if cells is None else np.asarray(cells)
     if mask.dtype != bool or mask.shape != (adata.n_obs,):
-        msg = f"cells must be {adata.n_obs} bools, one a cell; found shape {mask.shape} of {mask.dtype}."
+        msg = f"cells must be {adata.n_obs} bools, one per cell; found shape {mask.shape} of {mask.dtype}."
         raise ValueError(msg)
 
     matrices = {name: _embedding_matrix(adata, name) for name in names}
@@ -157,10 +157,10 @@ def _embedding_matrix(adata: AnnData, name: str) -> np.ndarray:
 
 
 def _pca(adata: AnnData, *, n_pcs: int, seed: int) -> np.ndarray:
-    """Scores on the first components of the centred log1p expression, shape ``(n_cells, n_components)``."""
+    """Coordinates on the first components of the centred log1p expression, ``(n_cells, n_components)``."""
     expression = log_expression(adata)
     if min(expression.shape) < 2:
-        return np.zeros((adata.n_obs, 1), dtype=np.float32)  # one cell or one gene: no direction to speak of
+        return np.zeros((adata.n_obs, 1), dtype=np.float32)  # one cell or one gene has no principal direction
     return sparse_pca(expression.shape, n_pcs, seed=seed).fit_transform(expression)
 
 
@@ -178,9 +178,9 @@ def _score_label(adata: AnnData, x: np.ndarray, key: str, *, n_neighbors: int, s
 
 def _score_covariate(adata: AnnData, x: np.ndarray, key: str, *, registry: Registry, seed: int) -> dict[str, object]:
     column = obs_column(adata, key, allow_missing=_may_miss(registry, key))
-    known = column.notna().to_numpy()
-    column, x = column[known], x[known]
-    without = "" if known.all() else f"left out: {(~known).sum()} cells without a value"
+    has_value = column.notna().to_numpy()
+    column, x = column[has_value], x[has_value]
+    without = "" if has_value.all() else f"left out: {(~has_value).sum()} cells without a value"
     if _is_continuous(column, registry):
         try:
             values = pd.to_numeric(column.astype(object)).to_numpy(dtype=np.float64)

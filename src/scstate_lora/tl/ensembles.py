@@ -1,4 +1,4 @@
-"""Predictions of several models put together, with their disagreement."""
+"""Average of the predictions of several models, with their disagreement: `ensemble`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ENSEMBLE_SD = "ensemble_sd"
 
 
 def ensemble(predictions: Sequence[AnnData]) -> AnnData:
-    """Average what several models predict for the same cells, and say how far they disagree.
+    """Average the predictions of several models for the same cells, and measure their disagreement.
 
-    Models that differ in their seed alone disagree where training is not settled by the data (deep ensembles;
-    Lakshminarayanan et al. 2017, arXiv:1612.01474). What all seeds get wrong alike is not in it: with
-    ``model={"prior": "context"}`` most of a prediction is solved for, in the same way for every seed. So it is a lower
-    bound of the error; :func:`evaluate_perturbation` on a group that was held out shows the error itself.
+    Models that differ only in their seed disagree where the data do not determine the training (deep ensembles;
+    Lakshminarayanan et al. 2017, arXiv:1612.01474). Errors that all seeds share do not show: with
+    ``model={"prior": "context"}`` most of a prediction is solved for, in the same way for every seed. So disagreement
+    is a lower bound of the error; :func:`evaluate_perturbation` on a held-out group shows the error itself.
 
     Parameters
     ----------
@@ -35,17 +35,17 @@ def ensemble(predictions: Sequence[AnnData]) -> AnnData:
     Returns
     -------
     AnnData as ``predict`` gives it: ``X``, and the predicted embedding in ``obsm``, averaged over the models, and so
-    ``obs["expected_loss"]`` of models with a confidence token. Besides, the standard deviation over the models, in the
-    units of what it is of: ``layers["ensemble_sd"]`` of ``X``, float32 ``(n_cells, n_genes)``; and
-    ``obs["ensemble_sd"]``, of a cell, the root mean square over the features of the space that the models predict in.
-    ``uns["scstate_lora"]["predict"]["n_models"]``: how many there were.
+    ``obs["expected_loss"]`` of models with a confidence token. The standard deviation over the models, in the units of
+    the averaged values: ``layers["ensemble_sd"]`` of ``X``, float32 ``(n_cells, n_genes)``; and per cell
+    ``obs["ensemble_sd"]``, the root mean square over the features of the space that the models predict in.
+    ``uns["scstate_lora"]["predict"]["n_models"]``: number of models.
 
     Raises
     ------
     TypeError
-        A single AnnData is given.
+        If a single AnnData is given.
     ValueError
-        There are fewer than two, one is no prediction, or they are not of the same cells, targets, genes and space.
+        If there are fewer than two, one is not a prediction, or they differ in cells, targets, genes or space.
     """
     if isinstance(predictions, ad.AnnData):
         msg = "predictions is one AnnData. Give a list: those of several models for the same cells."
@@ -101,7 +101,7 @@ def _mean_and_sd(members: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     squares = np.zeros(members[0].shape)
     for i, member in enumerate(members):
         values = member.toarray() if sparse.issparse(member) else np.asarray(member)
-        off = values - mean
-        mean += off / (i + 1)
-        squares += off * (values - mean)
+        deviation = values - mean
+        mean += deviation / (i + 1)
+        squares += deviation * (values - mean)
     return mean.astype(np.float32), np.sqrt(squares / (len(members) - 1)).astype(np.float32)

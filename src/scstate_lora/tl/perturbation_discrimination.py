@@ -1,4 +1,4 @@
-"""Whether predictions of many perturbations can be told apart by what they predict: `discrimination`."""
+"""Whether the predicted effects of many perturbations identify them: `discrimination`."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def discrimination(
     n_boot: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score how well predicted effects tell perturbations apart, beside what simple methods reach.
+    """Score how well predicted effects discriminate between perturbations, beside naive baselines.
 
     An effect is the mean of cells under a perturbation minus the mean of the measured controls of the same context,
     over log1p of counts per 10,000 and the genes of `pred`. Within a context, the measured effects of all perturbations
-    are ordered by their cosine with one predicted effect; the score is the share of the other perturbations that lie
+    are ranked by their cosine with one predicted effect; the score is the share of the other perturbations that rank
     behind the right one: 1, always nearest; 0.5, chance (:func:`scstate_lora.metrics.discrimination_score`). The genes
-    that a perturbation is named after, also those of a combination ``"A+B"``, are left out of its own comparison:
-    a knocked-down gene would give it away.
+    that a perturbation is named after, also those of a combination ``"A+B"``, are left out of its comparison, because a
+    knocked-down gene would give it away.
 
     Rows of ``model``: the model (`name`) and
 
-    * ``"no change"``: predicts no effect, which has no direction: always NaN;
-    * ``"mean effect"``: the average effect over the perturbations and contexts of training for every perturbation,
-      0.5 on average but for the genes left out, whatever its correlation with the measured effects;
+    * ``"no change"``: no effect, which has no direction: always NaN;
+    * ``"mean effect"``: the average effect over training perturbations and contexts, for every perturbation: 0.5 on
+      average, except for the genes left out, however well it correlates with the measured effects;
     * ``"mean shift"``: the perturbation's own average effect over the training contexts, NaN where training lacks it;
     * ``"linear"``: ridge regression on the context's control mean and on the perturbation
-      (:class:`scstate_lora.metrics.LinearEffects`); of perturbations that training lacks by `pert_features`;
+      (:class:`scstate_lora.metrics.LinearEffects`); for unseen perturbations by `pert_features`;
     * ``"ceiling"``: one half of the measured cells against the other, 5 random splits averaged.
 
     Parameters
@@ -54,32 +54,32 @@ def discrimination(
     pred
         Cells predicted by :meth:`~scstate_lora.STTransition.predict`, for two targets or more.
     real
-        Measured cells of the same targets. Targets without measured cells in a context are left out there.
+        Measured cells of the same targets. A target without measured cells in a context is left out of it.
     control
-        Measured cells; those with the control level are used. They must be measured, not predicted.
+        Measured cells; those with the control level are used.
     context_key
-        Column or columns of obs that make a context, for instance the cell type; by default all cells are one context.
+        Column or columns of obs that define a context, for instance the cell type; by default all cells are one.
     train
-        Cells that the model was trained on, from which the baselines learn.
+        Training cells of the model, from which the baselines learn.
     pert_key
-        Column of the perturbation in `real`, `control` and `train`; by default the one of the prediction.
+        Column of the perturbation in `real`, `control` and `train`; by default that of the prediction.
     pert_features
-        Features of perturbations for the linear baseline, as given to the model: one row a perturbation.
+        Features of perturbations for the linear baseline, as given to the model: one row per perturbation.
     name
-        What to call the model in the table.
+        Name of the model in the table.
     n_boot
         Bootstrap samples of perturbations behind the interval of an average.
     seed
-        Of the random halves and the bootstrap.
+        Seed of the random halves and the bootstrap.
 
     Returns
     -------
-    One row a perturbation and context: ``model``, ``context``, ``perturbation``, ``metric`` (``"discrimination"``),
-    ``value``, ``skill``, ``ci_low`` and ``ci_high``, ``direction`` (``"higher"``), ``lowest`` and ``highest`` possible
-    value, ``reason``: why a value is NaN, or what an average lacks, else empty. Besides, for every model, the average
-    of each context (``perturbation`` is ``"all"``), of each perturbation over contexts (``context`` is ``"all"``), and
-    of those (both are ``"all"``). Only averages over perturbations have an interval (95 %) and a skill: 0 is chance,
-    1 the ceiling, NaN where the ceiling is no better than chance.
+    One row per model, perturbation and context: ``model``, ``context``, ``perturbation``, ``metric``
+    (``"discrimination"``), ``value``, ``skill``, ``ci_low`` and ``ci_high``, ``direction`` (``"higher"``), ``lowest``
+    and ``highest`` possible value, ``reason``: why a value is NaN, or what an average lacks, else empty. Further rows
+    are averages of every model: within each context (``perturbation`` is ``"all"``), of each perturbation over contexts
+    (``context`` is ``"all"``), and over both. Only averages over perturbations have an interval (95 %) and a skill: 0
+    is chance, 1 the ceiling, NaN where the ceiling is no better than chance.
 
     Adds ``pred.uns["scstate_lora"]["discrimination"]``, the same table.
 
@@ -88,9 +88,9 @@ def discrimination(
     KeyError
         If a column or gene is missing, or a measured AnnData was not set up.
     TypeError
-        If `pert_features` is no table of numbers.
+        If `pert_features` is not a table of numbers.
     ValueError
-        If `pred` is no prediction, a measured AnnData holds predicted cells, no context has two perturbations both
+        If `pred` is not a prediction, a measured AnnData holds predicted cells, no context has two perturbations both
         predicted and measured, one has no measured controls, or `pert_features` lacks a perturbation of `train`.
 
     Warns
