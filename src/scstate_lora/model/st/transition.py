@@ -345,16 +345,16 @@ class STTransition(HyperConnected, BaseModel):
         return weights
 
     @property
-    def _predicts_untrained(self) -> bool:
-        """Whether it is a published model as a whole, which predicts without any training here."""
+    def predicts_untrained(self) -> bool:
+        """Whether it is a published model as a whole, which predicts without training."""
         return self.origin is not None and self.origin.is_whole
 
     @property
     def _predictor(self) -> SetPredictor:
-        return SetPredictor(self.network, self.design.set_len, self.seed, clips=self._predicts_untrained)
+        return SetPredictor(self.network, self.design.set_len, self.seed, clips=self.predicts_untrained)
 
     def _require_ready(self, action: str) -> None:
-        if not self._predicts_untrained:
+        if not self.predicts_untrained:
             self._require_trained(action)
 
     def predict(
@@ -365,6 +365,7 @@ class STTransition(HyperConnected, BaseModel):
         contexts: Mapping[str, Any] | None = None,
         covariates: Mapping[str, Any] | None = None,
         device: str | None = None,
+        allow_untrained: bool = False,
     ) -> AnnData:
         """Predict the perturbed cells of control cells.
 
@@ -381,6 +382,8 @@ class STTransition(HyperConnected, BaseModel):
             Counterfactual values for all cells, for instance ``{"timepoint": "day19"}``; None withholds a covariate.
         device
             ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None: CUDA where there is one, else the CPU.
+        allow_untrained
+            Predict by the random start of a model that was not trained, for comparison.
 
         Returns
         -------
@@ -389,7 +392,7 @@ class STTransition(HyperConnected, BaseModel):
         gene decoder there are no genes. ``obs``: the control cell's name (``control_cell``), the target under the name
         of the perturbation's column, the context columns and covariates, and with a confidence token the loss that
         the model expects of the cell's set (``expected_loss``). ``uns["scstate_lora"]["predict"]``: scale, pert_key,
-        control, target and space.
+        control, target (a list) and space.
 
         Raises
         ------
@@ -399,7 +402,8 @@ class STTransition(HyperConnected, BaseModel):
         KeyError
             A column is missing.
         """
-        self._require_ready("predict()")
+        if not allow_untrained:
+            self._require_ready("predict()")
         on = ComputeOptions(device=device).resolved_device()
         registry = self.registry
         targets = names_of(target)

@@ -164,7 +164,7 @@ def compare(
     logger.info("The split of all variants:\n%s", split_table(bound).to_string(index=False))
     broken, genes = _try_out(chosen, adata, registry, seed=seeds[0])
     folder = None if path is None else _prepared(Path(path))
-    cells = HeldOutCells(adata, registry, genes=genes, context_keys=keys, pert_features=pert_features)
+    cells = HeldOutCells(bound, genes=genes, context_keys=keys, pert_features=pert_features)
     task = Task(cells, targets, n_boot)
     baselines = task.baselines()
     records = _Records([baselines], [], [], [])
@@ -217,11 +217,11 @@ class _Records:
         further: list[dict[str, Any]] = []
         try:
             _forget_peak_memory()
-            model = variant.make(task.cells.adata, seed=seed)
+            model = variant.make(task.cells.bound.adata, seed=seed)
             variant.train(model, None if folder is None else folder / "logs" / variant.folder_name / f"seed{seed}")
             row, history, further = _training_row(variant, model, seed)
             for target in task.targets:
-                predicted = task.cells.scored_part(model.predict(target=target), target)
+                predicted = task.cells.scored_part(variant.predict(model, target), target)
                 scores.append(task.score(predicted, target, name=variant.name))
                 for name, measure in (
                     ("day_order", task.day_order(predicted, target, time_key)),

@@ -61,17 +61,15 @@ class Task:
         """Share of the pairs of days in the order of the measured cells, over all cell types."""
         if time_key is None:
             return Measure(np.nan, "no column of the time was named: time_key=")
-        times = self.cells.adata.obs[time_key]
+        bound = self.cells.bound
+        times = bound.obs[time_key]
         try:
             days = in_order_of_time(times)
         except ValueError as error:
             return Measure(np.nan, str(error))
         labels = times.astype(str).to_numpy()
-        types = np.full(len(labels), "")
-        registry = self.cells.registry
-        if registry.cell_type_key is not None:
-            types = registry.bind(self.cells.adata).labels(registry.cell_type_key).astype(str)
-        rows, perturbed = self.cells.rows_of(predicted), np.flatnonzero(self.cells.perturbations == target)
+        types = np.full(len(labels), "") if bound.cell_types is None else bound.cell_types
+        rows, perturbed = self.cells.rows_of(predicted), np.flatnonzero(bound.perturbations == target)
         measured, cells = self.cells.dense(perturbed), np.asarray(predicted.X)
         n_ordered = n_pairs = 0
         for cell_type in sorted(set(types[rows])):

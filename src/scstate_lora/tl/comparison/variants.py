@@ -29,13 +29,6 @@ USUAL = {
 """The variants that are compared unless something else is said."""
 
 
-class _Untrained(STTransition):
-    """A model that is asked what it predicts before any training."""
-
-    def _require_trained(self, what: str) -> None:
-        pass
-
-
 @dataclass(frozen=True)
 class Shared:
     """What is alike in all variants, unless one of them says otherwise.
@@ -85,12 +78,8 @@ class Variant:
         ValueError
             As :class:`scstate_lora.STTransition`; it is to predict untrained and cannot.
         """
-        if self.training is not None:
-            return STTransition(adata, **self.arguments, seed=seed)
-        if "pretrained" not in self.arguments:
-            return _Untrained(adata, **self.arguments, seed=seed)
         model = STTransition(adata, **self.arguments, seed=seed)
-        if not model._predicts_untrained:
+        if self.training is None and "pretrained" in self.arguments and not model.predicts_untrained:
             msg = (
                 "the pretrained model predicts nothing before it is trained here: it is reused in part, or does not "
                 "know these perturbations"
@@ -103,6 +92,10 @@ class Variant:
         if self.training is not None:
             where: dict[str, Any] = {"logger": False} if folder is None else {"run_folder": folder}
             model.train(**{**where, **self.training})
+
+    def predict(self, model: STTransition, target: str) -> AnnData:
+        """Predict a perturbation, also by a model that is not to be trained."""
+        return model.predict(target=target, allow_untrained=self.training is None)
 
     @property
     def folder_name(self) -> str:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scstate_lora._constants import OBS_SPLIT
 from scstate_lora.data import log_expression
 from scstate_lora.data.contexts import join_labels
 from scstate_lora.tl.scoring.cell_scores import baseline_predictors, prediction, score_cells
 from scstate_lora.tl.scoring.cells import Cells, common_contexts, training_means
-from scstate_lora.tl.scoring.inputs import check_name, features_of, gene_positions
+from scstate_lora.tl.scoring.inputs import check_genes, check_name, features_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from scstate_lora.data import Registry
+    from scstate_lora.data.bound import BoundData
     from scstate_lora.metrics.baselines import TrainingMeans
 
 
@@ -29,12 +28,12 @@ class HeldOutCells:
 
     Parameters
     ----------
-    adata, registry
+    bound
         All cells, with their split.
     genes
         Genes that are scored.
     context_keys
-        Columns that make a context; without any, all cells are one.
+        Columns that define a context; without any, all cells are one.
     pert_features
         Features of perturbations for the linear baseline.
 
@@ -46,48 +45,43 @@ class HeldOutCells:
 
     def __init__(
         self,
-        adata: AnnData,
-        registry: Registry,
+        bound: BoundData,
         *,
         genes: Sequence[str],
         context_keys: Sequence[str],
         pert_features: pd.DataFrame | None = None,
     ) -> None:
-        self.adata, self.registry = adata, registry
+        self.bound = bound
         self.genes = list(genes)
         self.pert_features = pert_features
-        self._split = adata.obs[OBS_SPLIT].to_numpy()
-        bound = registry.bind(adata)
-        self.contexts = join_labels([bound.labels(key) for key in context_keys], adata.n_obs)
-        self.perturbations = bound.perturbations
+        self.contexts = join_labels([bound.labels(key) for key in context_keys], len(bound))
 
     @cached_property
     def cells(self) -> Cells:
         """All cells over the scored genes; a KeyError if one is missing."""
-        positions = gene_positions(self.genes, self.registry.var_names, "adata")
-        expression = self.registry.bind(self.adata).logged[:, positions]
-        return Cells(expression, self.contexts, self.perturbations)
+        check_genes(self.genes, self.bound.registry.var_names, "adata")
+        return Cells(self.bound.logged_genes(self.genes), self.contexts, self.bound.perturbations)
 
     @cached_property
     def training(self) -> TrainingMeans:
         """Means of the training cells, from which the baselines learn."""
-        trained = self.cells.at(self._split == "train")
-        control = str(self.registry.control)
+        trained = self.cells.at(self.bound.split == "train")
+        control = str(self.bound.registry.control)
         features = features_of(self.pert_features, trained.perturbations, control=control)
         return training_means(trained, control=control, pert_features=features)
 
     def is_held_out(self, target: str) -> np.ndarray:
         """Find the test cells of a perturbation, a mask."""
-        return np.asarray((self._split == "test") & (self.perturbations == target))
+        return np.asarray((self.bound.split == "test") & (self.bound.perturbations == target))
 
     def is_control(self, target: str) -> np.ndarray:
         """Find the control cells in the contexts of a perturbation's test cells, a mask."""
         tested = self.contexts[self.is_held_out(target)]
-        return np.asarray((self.perturbations == self.registry.control) & np.isin(self.contexts, tested))
+        return np.asarray(self.bound.is_control & np.isin(self.contexts, tested))
 
     def rows_of(self, predicted: AnnData) -> np.ndarray:
         """Find the control cell of each predicted cell, positions ``(n_predicted,)``."""
-        return self.adata.obs_names.get_indexer(predicted.obs["control_cell"])
+        return self.bound.adata.obs_names.get_indexer(predicted.obs["control_cell"])
 
     def scored_part(self, predicted: AnnData, target: str) -> AnnData:
         """Take the predicted cells and genes that are scored."""

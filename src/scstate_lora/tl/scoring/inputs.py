@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scstate_lora._utils import did_you_mean
-from scstate_lora.data import Registry, log_expression
+from scstate_lora.data import Registry
 from scstate_lora.data.contexts import join_labels
 from scstate_lora.data.perturbations import PerturbationTable
 from scstate_lora.data.results import is_predicted, read_prediction
+from scstate_lora.data.stream import read_matrix
 from scstate_lora.metrics.baselines import reference_names
 from scstate_lora.tl.scoring.cells import Cells, common_contexts, training_means
 
@@ -134,30 +135,29 @@ def features_of(
     return PerturbationTable.of_features(pert_features, trained=trained, control=control)
 
 
-def gene_positions(genes: Sequence[str], present: Sequence[str], argument: str) -> list[int]:
-    """Find the predicted genes among those of other cells.
+def check_genes(genes: Sequence[str], present: Sequence[str], argument: str) -> None:
+    """Check that cells have the predicted genes.
 
     Parameters
     ----------
     genes, present
-        Predicted genes, and those of the cells of the `argument`.
+        Predicted genes, and those of the cells.
     argument
-        Name of the parameter, for the error message.
+        Name of the parameter with the cells, for the error message.
 
     Raises
     ------
     KeyError
         If one is missing.
     """
-    position = {gene: i for i, gene in enumerate(present)}
-    missing = [gene for gene in genes if gene not in position]
+    available = set(present)
+    missing = [gene for gene in genes if gene not in available]
     if missing:
         msg = (
             f"{len(missing)} of the {len(genes)} genes of pred are not in {argument}, the first is {missing[0]!r}. "
             f"{did_you_mean(missing[0], present)}"
         )
         raise KeyError(msg)
-    return [position[gene] for gene in genes]
 
 
 def _read_cells(
@@ -170,19 +170,16 @@ def _read_cells(
     pert_key: str,
 ) -> Cells:
     """Read all cells; `registry` is theirs or, of predicted cells, that of the measured cells."""
-    columns = [_labels(adata, key, argument, registry) for key in context_keys]
-    contexts = join_labels(columns, adata.n_obs)
-    present = [str(gene) for gene in adata.var_names] if is_predicted(adata) else registry.var_names
-    positions = gene_positions(genes, present, argument)
-    return Cells(log_expression(adata)[:, positions], contexts, _labels(adata, pert_key, argument, registry))
-
-
-def _labels(adata: AnnData, key: str, argument: str, registry: Registry) -> np.ndarray:
-    """Values of a column as strings; missing ones that the registry allows are a group of their own."""
-    if key not in adata.obs:
-        msg = f"{argument}.obs[{key!r}] does not exist. {did_you_mean(key, adata.obs.columns)}"
-        raise KeyError(msg)
-    return registry.bind(adata).labels(key)
+    for key in (*context_keys, pert_key):
+        if key not in adata.obs:
+            msg = f"{argument}.obs[{key!r}] does not exist. {did_you_mean(key, adata.obs.columns)}"
+            raise KeyError(msg)
+    bound = registry.bind(adata)
+    contexts = join_labels([bound.labels(key) for key in context_keys], len(bound))
+    if is_predicted(adata):
+        return Cells(read_matrix(adata), contexts, bound.labels(pert_key))
+    check_genes(genes, registry.var_names, argument)
+    return Cells(bound.logged_genes(genes), contexts, bound.labels(pert_key))
 
 
 def _refuse_predicted(adata: AnnData, argument: str) -> None:
