@@ -8,21 +8,22 @@ import pytest
 
 from scstate_lora import pl
 
-TOLD = [("PCA", "nothing"), ("base", "nothing"), ("model", "nothing"), ("model", "others"), ("model", "all")]
+PAIRS = [("PCA", "nothing"), ("base", "nothing"), ("model", "nothing"), ("model", "others"), ("model", "all")]
 
 
 def make_table(covariates=("condition", "time_days")):
     rows = []
     for covariate in covariates:
-        for i, (embedding, told) in enumerate(TOLD):
+        for i, (embedding, condition) in enumerate(PAIRS):
             value = 0.5 + 0.08 * i
             rows.append(
                 {
-                    "embedding": embedding, "covariate": covariate, "told": told, "metric": "probe_balanced_accuracy",
-                    "value": value, "low": value - 0.05, "high": value + 0.05, "baseline": 0.5, "direction": "higher",
-                    "lowest": 0.0, "highest": 1.0, "n_train": 80, "n_test": 20, "reason": "",
-                    "verdict": "the expression says nothing of it that a linear probe finds in 20 held-out cells; "
-                    "the embedding knows it only because it was told",
+                    "embedding": embedding, "covariate": covariate, "conditioned_on": condition,
+                    "metric": "probe_balanced_accuracy", "value": value, "low": value - 0.05, "high": value + 0.05,
+                    "baseline": 0.5, "direction": "higher", "lowest": 0.0, "highest": 1.0, "n_train": 80, "n_test": 20,
+                    "reason": "",
+                    "verdict": "no linear probe finds it in the expression of 20 held-out cells; the embedding shows "
+                    "it only by conditioning",
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -46,10 +47,10 @@ def test_draws_the_numbers_of_the_table():
     (baseline,) = [line for line in axes[0].get_lines() if line.get_linestyle() == "--"]
     assert baseline.get_xdata()[0] == 0.5
     assert axes[0].get_yticklabels()[0].get_text() == "PCA of expression"
-    assert "because it was told" in axes[0].get_xlabel().replace("\n", " ")
+    assert "only by conditioning" in axes[0].get_xlabel().replace("\n", " ")
 
 
-def test_what_was_told_covariates_is_hollow():
+def test_conditioned_embeddings_are_hollow():
     hollow = [dot.get_markerfacecolor() == "white" for dot in dots(pl.covariate_effects(make_table())[0])]
     assert hollow == [False, False, False, True, True]
 
@@ -94,7 +95,7 @@ def test_missing_tables_columns_and_covariates_raise():
         pl.covariate_effects(ad.AnnData(np.zeros((1, 1))))
     with pytest.raises(KeyError, match="Did you mean 'condition'"):
         pl.covariate_effects(make_table(), covariate="conditon")
-    with pytest.raises(ValueError, match=r"lacks the columns \['told'\]"):
-        pl.covariate_effects(make_table().drop(columns="told"))
+    with pytest.raises(ValueError, match=r"lacks the columns \['conditioned_on'\]"):
+        pl.covariate_effects(make_table().drop(columns="conditioned_on"))
     with pytest.raises(ValueError, match="no rows"):
         pl.covariate_effects(make_table().iloc[:0])

@@ -10,7 +10,18 @@ import scstate_lora as ssl
 from scstate_lora import tl
 from tests.builders import QUICK
 
-COLUMNS = ["embedding", "covariate", "told", "metric", "value", "low", "high", "baseline", "direction", "lowest"]
+COLUMNS = [
+    "embedding",
+    "covariate",
+    "conditioned_on",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "baseline",
+    "direction",
+    "lowest",
+]
 COLUMNS += ["highest", "n_train", "n_test", "reason", "verdict"]
 SMALL = {"embed_dim": 8}
 
@@ -46,7 +57,7 @@ def make_model(adata, covariates=("condition", "plate", "day", "noise"), **setup
     given = {"cell_type_key": "cell_type", "embed_key": "X_own", "test_size": 0.3, "val_size": 0.0, **setup}
     keys = dict.fromkeys(covariates, SMALL)
     ssl.LoRACovariateSE.setup_anndata(adata, covariate_keys=keys, **given)
-    objective = {"covariates": 3.0, "counterfactual": 0.0, "batch": 0.0}  # told loudly
+    objective = {"covariates": 3.0, "counterfactual": 0.0, "batch": 0.0}  # a strong condition
     conditioning = {"hidden_dims": (32, 16), "n_steps": 200}
     return ssl.LoRACovariateSE(adata, conditioning=conditioning, objective=objective, lora=False)
 
@@ -63,8 +74,12 @@ def trained():
     return se, adata, table
 
 
-def one(table, covariate, embedding, told):
-    row = table[(table["covariate"] == covariate) & (table["embedding"] == embedding) & (table["told"] == told)]
+def one(table, covariate, embedding, conditioned_on):
+    row = table[
+        (table["covariate"] == covariate)
+        & (table["embedding"] == embedding)
+        & (table["conditioned_on"] == conditioned_on)
+    ]
     assert len(row) == 1
     return row.iloc[0]
 
@@ -80,7 +95,7 @@ def test_the_table_has_every_embedding_of_every_covariate_and_is_stored(trained)
     for covariate in ("condition", "plate", "day", "noise"):
         part = table[table["covariate"] == covariate]
         pairs = [("PCA", "nothing"), ("base", "nothing"), ("model", "nothing"), ("model", "others"), ("model", "all")]
-        assert list(zip(part["embedding"], part["told"], strict=True)) == pairs
+        assert list(zip(part["embedding"], part["conditioned_on"], strict=True)) == pairs
     assert (table["low"] <= table["value"]).all()
     assert (table["value"] <= table["high"]).all()
     assert table["value"].between(table["lowest"], table["highest"]).all()
@@ -93,26 +108,26 @@ def test_the_table_has_every_embedding_of_every_covariate_and_is_stored(trained)
     assert "registry" in adata.uns["scstate_lora"]
 
 
-def test_what_the_expression_tells_is_found_with_nothing_told(trained):
+def test_what_the_expression_predicts_is_shown_without_conditioning(trained):
     _, _, table = trained
     for covariate in ("condition", "day"):
         for embedding in ("PCA", "base", "model"):
             row = one(table, covariate, embedding, "nothing")
             assert row["low"] > row["baseline"], (covariate, embedding)
-        assert verdict(table, covariate).startswith("the expression tells it, and the embedding shows it")
+        assert verdict(table, covariate).startswith("expression predicts it, and the embedding shows it without")
     assert one(table, "condition", "PCA", "nothing")["value"] > 0.8
     assert one(table, "day", "PCA", "nothing")["value"] > 0.5
 
 
-def test_a_shuffled_covariate_is_known_only_where_it_is_told(trained):
+def test_a_shuffled_covariate_is_shown_only_by_conditioning(trained):
     _, _, table = trained
     for covariate in ("plate", "noise"):
-        for embedding, told in (("PCA", "nothing"), ("base", "nothing"), ("model", "nothing"), ("model", "others")):
-            row = one(table, covariate, embedding, told)
-            assert row["low"] <= row["baseline"], (covariate, embedding, told)
+        for key in (("PCA", "nothing"), ("base", "nothing"), ("model", "nothing"), ("model", "others")):
+            row = one(table, covariate, *key)
+            assert row["low"] <= row["baseline"], (covariate, *key)
         assert one(table, covariate, "model", "all")["low"] > one(table, covariate, "model", "all")["baseline"]
-        assert verdict(table, covariate).startswith("the expression says nothing of it")
-        assert verdict(table, covariate).endswith("the embedding knows it only because it was told")
+        assert verdict(table, covariate).startswith("no linear probe finds it in the expression")
+        assert verdict(table, covariate).endswith("the embedding shows it only by conditioning")
     assert one(table, "plate", "model", "all")["value"] > 0.95
     # 70 to 30 cells: a majority guesser is right in 70 %, but names one class of two.
     assert (table.loc[table["covariate"] == "plate", "baseline"] == 0.5).all()
@@ -122,12 +137,12 @@ def test_a_shuffled_covariate_is_known_only_where_it_is_told(trained):
 def test_the_cell_type_is_scored_beside_the_commonest_type(trained):
     _, adata, table = trained
     part = table[table["metric"] == "knn_accuracy"]
-    told = [("PCA", "nothing"), ("base", "nothing"), ("model", "nothing"), ("model", "all")]
-    assert list(zip(part["embedding"], part["told"], strict=True)) == told
+    pairs = [("PCA", "nothing"), ("base", "nothing"), ("model", "nothing"), ("model", "all")]
+    assert list(zip(part["embedding"], part["conditioned_on"], strict=True)) == pairs
     test = adata.obs["scstate_split"] == "test"
     assert part["baseline"].tolist() == pytest.approx([(adata.obs.loc[test, "cell_type"] == "B").mean()] * 4)
     assert part.iloc[0]["value"] > 0.9
-    assert "the cell type is told apart" in verdict(table, "cell_type")
+    assert "cell types are separated" in verdict(table, "cell_type")
 
 
 def test_a_batch_that_gives_a_covariate_away_is_named():
@@ -135,10 +150,10 @@ def test_a_batch_that_gives_a_covariate_away_is_named():
     se = make_model(adata, ("plate",), batch_key="mouse")
     se.train(lr=1e-2, **QUICK)
     table = tl.covariate_information(se)
-    told = one(table, "plate", "model", "others")
-    untold = one(table, "plate", "model", "nothing")
-    assert untold["low"] <= 0.5 < told["low"]
-    assert "the other covariates give it away" in verdict(table, "plate")
+    others = one(table, "plate", "model", "others")
+    nothing = one(table, "plate", "model", "nothing")
+    assert nothing["low"] <= 0.5 < others["low"]
+    assert "the other covariates reveal it" in verdict(table, "plate")
 
 
 def test_with_one_covariate_and_no_batch_nothing_and_the_others_are_the_same():
@@ -146,7 +161,7 @@ def test_with_one_covariate_and_no_batch_nothing_and_the_others_are_the_same():
     se = make_model(adata, ("condition",))
     se.train(1, **QUICK)
     table = tl.covariate_information(se)
-    assert "others" not in set(table["told"])
+    assert "others" not in set(table["conditioned_on"])
     untold = se.get_latent_representation(covariates={"condition": None}, key_added=None)
     split = adata.obs["scstate_split"].to_numpy()
     again = ssl.tl.covariates.held_out_categorical_probe(

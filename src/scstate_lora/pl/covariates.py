@@ -1,4 +1,4 @@
-"""What an embedding knows of the covariates, and whether it was told: the table of `tl.covariate_information` drawn."""
+"""Information about covariates in embeddings: the table of `tl.covariate_information` drawn."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-_COLUMNS = ("embedding", "covariate", "told", "metric", "value", "low", "high", "baseline", "verdict")
+_COLUMNS = ("embedding", "covariate", "conditioned_on", "metric", "value", "low", "high", "baseline", "verdict")
 _ROWS = {
     ("PCA", "nothing"): "PCA of expression",
     ("base", "nothing"): "base, plain",
-    ("model", "nothing"): "model, told nothing",
-    ("model", "others"): "model, told the others",
-    ("model", "all"): "model, told all",
+    ("model", "nothing"): "model, on nothing",
+    ("model", "others"): "model, on the others",
+    ("model", "all"): "model, on all",
 }
 _LONGEST_NAME = 40
 _VERDICT_WIDTH = 48
@@ -34,11 +34,12 @@ _VERDICT_WIDTH = 48
 def covariate_effects(
     table: pd.DataFrame | AnnData, *, covariate: str | None = None, ax: Axes | None = None
 ) -> Axes | np.ndarray[Any, np.dtype[Any]]:
-    """Draw the table of :func:`scstate_lora.tl.covariate_information`, one panel a covariate.
+    """Draw the table of :func:`scstate_lora.tl.covariate_information`, one panel per covariate.
 
-    A row is an embedding and what it was told; a dot is its score on held-out cells, the line through it the bootstrap
-    interval. The dashed line is the baseline, what ignoring the embedding reaches: an interval that touches it says
-    nothing. Filled dots were told no covariate; hollow ones were told some, or all. The verdict is under each panel.
+    A row is an embedding and the covariates that it is conditioned on; a dot is its score on held-out cells, the line
+    through it the bootstrap interval. The dashed line is the baseline, the score of ignoring the embedding: an interval
+    that touches it shows nothing. Filled dots are conditioned on no covariate, hollow ones on some or all. The verdict
+    is below each panel.
 
     Parameters
     ----------
@@ -51,14 +52,14 @@ def covariate_effects(
 
     Returns
     -------
-    The Axes given, or a new figure's array of Axes, one a covariate.
+    `ax`, or a new figure's array of Axes, one per covariate.
 
     Raises
     ------
     KeyError
         If the AnnData holds no table, or the table no such covariate.
     ValueError
-        If columns are missing, the table is empty, or ``ax`` is given while there are several covariates.
+        If columns are missing, the table is empty, or `ax` is given for several covariates.
     """
     if not isinstance(table, pd.DataFrame):
         table = require_result(table, COVARIATE_INFORMATION, call="tl.covariate_information(se)")
@@ -82,8 +83,8 @@ def covariate_effects(
 
 
 def _panel(ax: Axes, part: pd.DataFrame) -> None:
-    """One covariate: a row an embedding, the first on top."""
-    keys = list(zip(part["embedding"], part["told"], strict=True))
+    """One covariate: one row per embedding, the first on top."""
+    keys = list(zip(part["embedding"], part["conditioned_on"], strict=True))
     embeddings = list(dict.fromkeys(part["embedding"]))
     colors = dict(zip(embeddings, color_cycle(len(embeddings)), strict=True))
     for y, record in enumerate(part.to_dict("records")):
@@ -94,15 +95,13 @@ def _panel(ax: Axes, part: pd.DataFrame) -> None:
             )
             continue
         ax.plot([record["low"], record["high"]], [y, y], color=color, linewidth=1.8, solid_capstyle="butt", zorder=2)
-        face = color if record["told"] == "nothing" else "white"
+        face = color if record["conditioned_on"] == "nothing" else "white"
         ax.plot(
             [record["value"]], [y], marker="o", markersize=6.5, color=color, markerfacecolor=face, markeredgewidth=1.5,
             linestyle="", zorder=3,
         )  # fmt: skip
     _draw_baseline(ax, part)
-    names = [
-        textwrap.shorten(_ROWS.get(key, f"{key[0]}, told {key[1]}"), _LONGEST_NAME, placeholder="…") for key in keys
-    ]
+    names = [textwrap.shorten(_ROWS.get(key, f"{key[0]}, on {key[1]}"), _LONGEST_NAME, placeholder="…") for key in keys]
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     name = textwrap.shorten(str(part["covariate"].iloc[0]), _LONGEST_NAME, placeholder="…")
@@ -115,13 +114,13 @@ def _panel(ax: Axes, part: pd.DataFrame) -> None:
 
 
 def _draw_baseline(ax: Axes, part: pd.DataFrame) -> None:
-    """Draw the line that is to be beaten, and let the axis reach from it to a perfect score."""
-    known = part[["value", "low", "high", "baseline"]].to_numpy(dtype=float)
-    if not np.isfinite(known).any():
+    """Draw the line to beat, and let the axis reach from it to a perfect score."""
+    values = part[["value", "low", "high", "baseline"]].to_numpy(dtype=float)
+    if not np.isfinite(values).any():
         ax.set_xticks([])
         return
-    baseline: Sequence[float] = part["baseline"].dropna().unique().tolist()
-    for value in baseline:
+    baselines: Sequence[float] = part["baseline"].dropna().unique().tolist()
+    for value in baselines:
         ax.axvline(value, color="#404040", linewidth=1.0, linestyle="--", zorder=1)
-    low, high = float(np.nanmin(known)), max(1.0, float(np.nanmax(known)))
+    low, high = float(np.nanmin(values)), max(1.0, float(np.nanmax(values)))
     ax.set_xlim(low - 0.08 * (high - low), high + 0.04 * (high - low))

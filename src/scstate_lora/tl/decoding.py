@@ -33,12 +33,12 @@ def decode_expression(
     precision: str | None = None,
     progress_bar: bool = True,
 ) -> AnnData:
-    """Predict the expression of genes from embeddings by the decoder of the base they were made with.
+    """Predict the expression of genes from embeddings, by the decoder of the base that made them.
 
     Parameters
     ----------
     adata
-        Cells with an embedding, see :func:`embed`. Only read.
+        Cells with an embedding, see :func:`embed`; they are only read.
     base
         The base of the embedding, as in :func:`embed`.
     genes
@@ -46,8 +46,8 @@ def decode_expression(
     obsm_key
         Key of the embedding in ``adata.obsm``, ``(n_cells, embedding_dim)``.
     read_depth
-        The decoder answers for a cell in which the expressed genes among those asked for have this mean (log1p). Arc's
-        own tool takes 4.0. Without effect on a base that is not told the depth.
+        Mean (log1p) of the expressed genes among `genes` in the cell that is decoded. Arc's own tool takes 4.0. Without
+        effect on a base whose decoder has no read depth.
     device, precision
         As in :func:`embed`.
     progress_bar
@@ -55,19 +55,19 @@ def decode_expression(
 
     Returns
     -------
-    AnnData of the same cells, with their ``obs``, and the genes asked for; ``X`` is float32
-    ``(n_cells, n_genes)``, log1p of counts without library-size scaling as the decoder sees it: not clipped, so values
-    a little under zero occur.
+    AnnData of the same cells, with their ``obs``, and the requested genes; ``X`` is float32 ``(n_cells, n_genes)``,
+    log1p of counts without library-size scaling, as the decoder gives it: not clipped, so values slightly below zero
+    occur.
 
     Raises
     ------
     TypeError
-        `base` is neither a model, a base nor a path, or `genes` is a string or no list.
+        If `base` is neither a model, a base nor a path, or `genes` is a string or not a list.
     KeyError
-        There is no such embedding, or a gene is not in the base's vocabulary.
+        If there is no such embedding, or a gene is not in the base's vocabulary.
     ValueError
-        The embedding is of another width than the base's, or not finite, `genes` is empty, or `read_depth` makes no
-        sense.
+        If the embedding has another width than the base's, or is not finite, `genes` is empty, or `read_depth` is not
+        a positive number.
 
     References
     ----------
@@ -95,17 +95,17 @@ def decode_expression(
     embedding = np.asarray(adata.obsm[obsm_key], dtype=np.float32)
     config = base.encoder.config
     if embedding.ndim != 2 or embedding.shape[1] != config.embedding_dim:
-        what = f"{config.output_dim} of the cell" + (" and 10 of the data set" if config.dataset_correction else "")
+        parts = f"{config.output_dim} of the cell" + (" and 10 of the data set" if config.dataset_correction else "")
         msg = (
             f"adata.obsm[{obsm_key!r}] has shape {embedding.shape}, but embeddings of {base.name} have "
-            f"{config.embedding_dim} numbers ({what}). Give the embedding that ssl.tl.embed made with this base."
+            f"{config.embedding_dim} numbers ({parts}). Give the embedding that ssl.tl.embed made with this base."
         )
         raise ValueError(msg)
     if not np.isfinite(embedding).all():
-        msg_0 = f"adata.obsm[{obsm_key!r}] holds NaN or infinite values. Embed the cells again."
-        raise ValueError(msg_0)
-    place = {name: i for i, name in enumerate(base.genes)}
-    unknown = [gene for gene in genes if gene not in place]
+        msg = f"adata.obsm[{obsm_key!r}] holds NaN or infinite values. Embed the cells again."
+        raise ValueError(msg)
+    position = {name: i for i, name in enumerate(base.genes)}
+    unknown = [gene for gene in genes if gene not in position]
     if unknown:
         msg = (
             f"{len(unknown)} of {len(genes)} genes are not in the vocabulary of {base.name}: "
@@ -116,7 +116,7 @@ def decode_expression(
     expression = decode_cells(
         base.encoder,
         embedding,
-        np.array([place[gene] for gene in genes], dtype=np.int64),
+        np.array([position[gene] for gene in genes], dtype=np.int64),
         float(read_depth),
         options=options,
         progress="Decoding" if progress_bar else None,

@@ -1,4 +1,4 @@
-"""Cells under values of a number that were perhaps never measured: `interpolate`."""
+"""Cells at values of a continuous covariate that may never have been measured: `interpolate`."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def interpolate(
     cells: np.ndarray | None = None,
     key_added: str | None = None,
 ) -> AnnData:
-    """Embed cells as if a number of their condition were another, such as a day at which none was taken.
+    """Embed cells at other values of a continuous covariate, such as a day without samples.
 
-    Every cell is embedded at every value, all else being its own or as `covariates` says. The expression goes through
-    the network once, whatever the number of values.
+    Every cell is embedded at every value; its other covariates are its own or those in `covariates`. The expression
+    passes through the network once, whatever the number of values.
 
-    The result is a prediction in the learned space, and as good as what the model learned of the values on either
-    side. It says where the model would put the cell, not that cells were ever there: hold out a measured value,
-    interpolate to it and compare before you trust one that nobody measured.
+    The result is a prediction in the learned space, as good as what the model learned from the values on either side.
+    It shows where the model would place the cell, not that cells ever were in that state: hold out a measured value,
+    interpolate to it and compare before you trust a value that was never measured.
 
     Parameters
     ----------
@@ -57,9 +57,9 @@ def interpolate(
         Further counterfactual values, as in :meth:`~scstate_lora.LoRACovariateSE.get_latent_representation`; of
         a DataFrame the rows are those of the cells that are embedded.
     cells
-        Which cells are embedded, a mask of shape ``(n_cells,)``; all by default.
+        Cells to embed, a mask of shape ``(n_cells,)``; all by default.
     key_added
-        Write the embeddings to `adata` as well, those of one value at this key of ``adata.obsm`` and those of several
+        Write the embeddings to `adata` as well: those of a single value at this key of ``adata.obsm``, those of several
         at ``f"{key_added}_{value}"`` each, for instance ``"X_at_12"``. By default nothing is written.
 
     Returns
@@ -68,8 +68,8 @@ def interpolate(
 
     - ``X`` and ``obsm["X_scstate_lora"]``: the embedding, float32 ``(n_values * n_cells, output_dim)``, rows of unit
       length; under the same key as that of measured cells, so that ``anndata.concat`` joins the two.
-    - ``obs``: ``source_cell``, the cell's name in `adata`; `covariate`, the value asked for;
-      ``f"{covariate}_own"``, the cell's own; the other covariates as the model was told them; cell type and batch.
+    - ``obs``: ``source_cell``, the cell's name in `adata`; `covariate`, the requested value; ``f"{covariate}_own"``,
+      the cell's own; the other covariates as the model was conditioned on them; cell type and batch.
     - ``uns["scstate_lora"]["interpolate"]``: ``covariate``, ``values``, the ``observed_range`` of training, the
       ``base`` and the ``adapter``.
 
@@ -78,17 +78,17 @@ def interpolate(
     Raises
     ------
     TypeError
-        `se` is no LoRACovariateSE, or a value is not a number.
+        If `se` is not a LoRACovariateSE, or a value is not a number.
     KeyError
-        The model has no such covariate; near names are suggested.
+        If the model has no such covariate.
     ValueError
-        The covariate is categorical, a value is not finite, there is none, `covariates` names the covariate too, the
+        If the covariate is categorical, `values` is empty or not finite, `covariates` names the covariate too, the
         model is not trained, or `key_added` is given with `cells`.
 
     Warns
     -----
     UserWarning
-        Values lie outside of the range seen in training.
+        If values lie outside the range seen in training.
 
     Examples
     --------
@@ -105,44 +105,44 @@ def interpolate(
 
     require_trained(se, INTERPOLATE)
     fitted = _continuous(se, covariate)
-    wanted = _numbers(values, covariate)
+    requested = _numbers(values, covariate)
     adata = se.adata if adata is None else adata
     if key_added is not None and cells is not None:
-        msg = f"key_added={key_added!r} writes an embedding of all cells, and cells= leaves some out. Drop one of them."
+        msg = f"key_added={key_added!r} writes an embedding of all cells, but cells= leaves some out. Drop one of them."
         raise ValueError(msg)
     if covariates is not None and covariate in covariates:
-        msg = f"covariates names {covariate!r}, whose values are {wanted.tolist()} already. Leave it out there."
+        msg = f"covariates names {covariate!r}, whose values are {requested.tolist()} already. Leave it out there."
         raise ValueError(msg)
     embedded = chosen_cells(adata, cells)
-    _warn_outside(wanted, fitted)
+    _warn_outside(requested, fitted)
 
     description = {
         "covariate": covariate,
-        "values": wanted,
+        "values": requested,
         "observed_range": np.array([fitted.low, fitted.high]),
         "base": "" if se.base is None else se.base.name,
         "adapter": se.active_adapter,
     }
-    read = ConditionedCells(se, se.registry.bind(embedded))
+    conditioned = ConditionedCells(se, se.registry.bind(embedded))
     n = embedded.n_obs
-    moved: np.ndarray | None = None
-    for i, value in enumerate(wanted):
-        at_value = _under(read, covariates, covariate, float(value))
-        if moved is None:
-            moved = np.empty((len(wanted) * n, at_value.shape[1]), dtype=np.float32)
-        moved[i * n : (i + 1) * n] = at_value
-    assert moved is not None  # there is a value
+    interpolated: np.ndarray | None = None
+    for i, value in enumerate(requested):
+        at_value = _under(conditioned, covariates, covariate, float(value))
+        if interpolated is None:
+            interpolated = np.empty((len(requested) * n, at_value.shape[1]), dtype=np.float32)
+        interpolated[i * n : (i + 1) * n] = at_value
+    assert interpolated is not None  # values has one
     result = AnnData(
-        moved,
-        obs=_describe(se, embedded, covariates, covariate, wanted),
-        var=pd.DataFrame(index=[f"se_{i}" for i in range(moved.shape[1])]),
-        obsm={OBSM_SE: moved},
+        interpolated,
+        obs=_describe(se, embedded, covariates, covariate, requested),
+        var=pd.DataFrame(index=[f"se_{i}" for i in range(interpolated.shape[1])]),
+        obsm={OBSM_SE: interpolated},
         uns=as_uns(INTERPOLATE, description),
     )
     if key_added is not None:
-        for i, value in enumerate(wanted):
-            key = key_added if len(wanted) == 1 else f"{key_added}_{label_of(value)}"
-            adata.obsm[key] = moved[i * n : (i + 1) * n].copy()
+        for i, value in enumerate(requested):
+            key = key_added if len(requested) == 1 else f"{key_added}_{label_of(value)}"
+            adata.obsm[key] = interpolated[i * n : (i + 1) * n].copy()
         write_result(adata, INTERPOLATE, description, key=key_added)
     return result
 
@@ -152,7 +152,7 @@ def _continuous(se: LoRACovariateSE, covariate: str) -> ContinuousCovariate:
     if isinstance(fitted, CategoricalCovariate):
         levels = ", ".join(map(repr, fitted.categories[:10])) + (", …" if len(fitted.categories) > 10 else "")
         msg = (
-            f"{covariate!r} is categorical: there is nothing between its levels {levels}. For one of them use "
+            f"{covariate!r} is categorical, without values between its levels {levels}. For one of them use "
             f"se.get_latent_representation(covariates={{{covariate!r}: {fitted.categories[0]!r}}}). To interpolate, "
             "set up a column of numbers as continuous: covariate_keys={'column': 'continuous'}."
         )
@@ -161,20 +161,20 @@ def _continuous(se: LoRACovariateSE, covariate: str) -> ContinuousCovariate:
 
 
 def _numbers(values: Any, covariate: str) -> np.ndarray:
-    """Different values in the order given, float64 ``(n_values,)``."""
+    """Return the unique values in the order of first occurrence, float64 ``(n_values,)``."""
     listed = [values] if np.isscalar(values) or np.ndim(values) == 0 else list(values)
     wrong = [v for v in listed if isinstance(v, (bool, np.bool_, str, bytes)) or not np.isscalar(v)]
     if wrong:
         msg = f"values holds {wrong[0]!r} ({type(wrong[0]).__name__}): give numbers in the units of {covariate!r}."
         raise TypeError(msg)
     if not listed:
-        msg_0 = f"values is empty. Name at least one value of {covariate!r}."
-        raise ValueError(msg_0)
+        msg = f"values is empty. Name at least one value of {covariate!r}."
+        raise ValueError(msg)
     numbers = np.array(list(dict.fromkeys(float(v) for v in listed)))
     if not np.isfinite(numbers).all():
-        found = numbers[~np.isfinite(numbers)][0]
+        odd = numbers[~np.isfinite(numbers)][0]
         msg = (
-            f"values holds {found}, and {covariate!r} can only be interpolated to finite numbers. To embed cells "
+            f"values holds {odd}, but {covariate!r} can only be interpolated to finite numbers. To embed cells "
             f"without it: se.get_latent_representation(covariates={{{covariate!r}: None}})."
         )
         raise ValueError(msg)
@@ -187,23 +187,23 @@ def _warn_outside(values: np.ndarray, fitted: ContinuousCovariate) -> None:
         msg = (
             f"{fitted.name!r} was seen from {fitted.low:g} to {fitted.high:g} in training; "
             f"{', '.join(f'{v:g}' for v in outside)} {'lies' if len(outside) == 1 else 'lie'} outside. This is "
-            "extrapolation: nothing held the model to the truth there."
+            "extrapolation, which no training cell constrains."
         )
         warnings.warn(msg, UserWarning, stacklevel=3)
 
 
 def _under(
-    read: ConditionedCells, covariates: Mapping[str, Any] | pd.DataFrame | None, covariate: str, value: float
+    cells: ConditionedCells, covariates: Mapping[str, Any] | pd.DataFrame | None, covariate: str, value: float
 ) -> np.ndarray:
-    told: Mapping[str, Any] | pd.DataFrame
+    condition: Mapping[str, Any] | pd.DataFrame
     if isinstance(covariates, pd.DataFrame):
-        told = covariates.assign(**{covariate: value})
+        condition = covariates.assign(**{covariate: value})
     else:
-        told = {**(covariates or {}), covariate: value}
+        condition = {**(covariates or {}), covariate: value}
     with warnings.catch_warnings():
-        # Said already, once for all values; what `covariates` does to others is still heard.
+        # Warned of already, once for all values; warnings of other covariates still show.
         warnings.filterwarnings("ignore", message=rf"covariates\[{covariate!r}\] goes to", category=UserWarning)
-        return read.under(told)
+        return cells.under(condition)
 
 
 def _describe(
@@ -213,18 +213,18 @@ def _describe(
     covariate: str,
     values: np.ndarray,
 ) -> pd.DataFrame:
-    """Say of every embedded cell which it is and what it was told."""
+    """Describe every embedded cell: its source and the covariates that it is conditioned on."""
     registry = se.registry
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*goes to", category=UserWarning)  # said while embedding
-        told = registry.bind(cells).under(covariates).covariate_values.drop(columns=covariate, errors="ignore")
+        warnings.filterwarnings("ignore", message=".*goes to", category=UserWarning)  # warned of while embedding
+        condition = registry.bind(cells).under(covariates).covariate_values.drop(columns=covariate, errors="ignore")
     keys = [k for k in (registry.cell_type_key, registry.batch_key) if k is not None and k in cells.obs]
     once = pd.DataFrame(index=pd.RangeIndex(cells.n_obs))
     once[SOURCE_CELL] = np.asarray(cells.obs_names, dtype=object)
     if covariate in cells.obs:
         once[f"{covariate}_own"] = cells.obs[covariate].to_numpy()
-    for name in [*told.columns, *(k for k in keys if k not in told and k != covariate)]:
-        column = told[name] if name in told else cells.obs[name]
+    for name in [*condition.columns, *(k for k in keys if k not in condition and k != covariate)]:
+        column = condition[name] if name in condition else cells.obs[name]
         once[str(name)] = column.array
     obs = pd.concat([once] * len(values), ignore_index=True)
     obs.insert(1, covariate, np.repeat(values, len(once)))

@@ -369,6 +369,7 @@ def test_untrained_or_without_perturbation_raises(screen, make_st, tmp_path):
         with pytest.raises(ValueError, match=rf"STTransition is not trained: call \.train\(\) before {name}"):
             call()
     assert not (tmp_path / "st").exists()
+    assert st.predict(target="g1", allow_untrained=True).n_vars == adata.n_vars
     ssl.STTransition.setup_anndata(adata, covariate_keys="dose")
     with pytest.raises(ValueError, match="STTransition needs a perturbation"):
         make_st(adata)

@@ -26,12 +26,12 @@ USUAL = {
     "ST-LoRA": VariantConfig(finetune="lora"),
     "ST-LoRA-mHC": VariantConfig(finetune="lora", mhc=True),
 }
-"""The variants that are compared unless something else is said."""
+"""The variants that are compared by default."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What is alike in all variants, unless one of them says otherwise.
+    """Options of all variants, unless a variant has its own.
 
     Parameters
     ----------
@@ -59,11 +59,11 @@ class Variant:
     Parameters
     ----------
     name
-        What it is called.
+        Its name.
     arguments
         Of :class:`scstate_lora.STTransition`.
     training
-        Arguments of ``train()``; None: it is not trained.
+        Arguments of ``train()``; None if it is not trained.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Variant:
     training: dict[str, Any] | None
 
     def make(self, adata: AnnData, *, seed: int) -> STTransition:
-        """Make the model, not trained yet.
+        """Build the model, not trained yet.
 
         Raises
         ------
         ValueError
-            As :class:`scstate_lora.STTransition`; it is to predict untrained and cannot.
+            As :class:`scstate_lora.STTransition`, and if it is to predict untrained and cannot.
         """
         model = STTransition(adata, **self.arguments, seed=seed)
         if self.training is None and "pretrained" in self.arguments and not model.predicts_untrained:
@@ -90,8 +90,8 @@ class Variant:
     def train(self, model: STTransition, folder: Path | None) -> None:
         """Train it; logs go into ``folder``, or nowhere."""
         if self.training is not None:
-            where: dict[str, Any] = {"logger": False} if folder is None else {"run_folder": folder}
-            model.train(**{**where, **self.training})
+            logs: dict[str, Any] = {"logger": False} if folder is None else {"run_folder": folder}
+            model.train(**{**logs, **self.training})
 
     def predict(self, model: STTransition, target: str) -> AnnData:
         """Predict a perturbation, also by a model that is not to be trained."""
@@ -99,46 +99,46 @@ class Variant:
 
     @property
     def folder_name(self) -> str:
-        """Its name, as that of a folder."""
+        """Its name as the name of a folder."""
         return re.sub(r"[^\w.+-]+", "_", self.name)
 
 
 def variants_of(
     variants: Mapping[str, Any] | Iterable[str] | None, shared: Shared, *, reserved: Iterable[str]
 ) -> list[Variant]:
-    """Bring what the user named to checked variants.
+    """Check the variants that a user named.
 
     Parameters
     ----------
     variants
         Options by name, added to the usual ones (None leaves one out); names of the usual ones; None for all of those.
     shared
-        What is alike in all.
+        Options of all variants.
     reserved
-        Names that stand for something else.
+        Names that are taken.
 
     Raises
     ------
     TypeError
-        Something is of another type.
+        If something is of another type.
     ValueError
-        A name or an option is unknown or not allowed, or no variant is left.
+        If a name or an option is unknown or not allowed, or no variant is left.
     """
     chosen = {name: options for name, options in _chosen(variants).items() if options is not None}
     for name in chosen:
         if not str(name).strip() or name in set(reserved):
-            msg = f"variants: {name!r} is the name of a baseline, or none. Call the variant otherwise."
+            msg = f"variants: {name!r} is the name of a baseline, or empty. Give the variant another name."
             raise ValueError(msg)
-    made = [_variant(str(name), options, shared) for name, options in chosen.items()]
-    if not made:
+    checked = [_variant(str(name), options, shared) for name, options in chosen.items()]
+    if not checked:
         msg = f"variants leaves nothing to compare. The usual ones: {', '.join(USUAL)}."
         raise ValueError(msg)
-    folders = [variant.folder_name.lower() for variant in made]
-    alike = [variant.name for variant, folder in zip(made, folders, strict=True) if folders.count(folder) > 1]
-    if alike:
-        msg = f"variants: {' and '.join(map(repr, alike))} make one name of a folder. Rename one of them."
+    folders = [variant.folder_name.lower() for variant in checked]
+    same = [variant.name for variant, folder in zip(checked, folders, strict=True) if folders.count(folder) > 1]
+    if same:
+        msg = f"variants: {' and '.join(map(repr, same))} share one name of a folder. Rename one of them."
         raise ValueError(msg)
-    return made
+    return checked
 
 
 def _chosen(variants: Mapping[str, Any] | Iterable[str] | None) -> dict[str, Any]:
@@ -158,46 +158,46 @@ def _chosen(variants: Mapping[str, Any] | Iterable[str] | None) -> dict[str, Any
 
 
 def _variant(name: str, options: Any, shared: Shared) -> Variant:
-    what = f"variants[{name!r}]"
-    own = VariantConfig.parse(options, name=what)
+    label = f"variants[{name!r}]"
+    own = VariantConfig.parse(options, name=label)
     pretrained = shared.pretrained if own.pretrained is None else own.pretrained
     finetune = own.finetune or ("lora" if pretrained else "full")
     arguments: dict[str, Any] = {
-        "model": STModelConfig.parse({**shared.model, **own.model}, name=f"{what}: model"),
-        "objective": STObjectiveConfig.parse({**shared.objective, **own.objective}, name=f"{what}: objective"),
+        "model": STModelConfig.parse({**shared.model, **own.model}, name=f"{label}: model"),
+        "objective": STObjectiveConfig.parse({**shared.objective, **own.objective}, name=f"{label}: objective"),
         "finetune": finetune,
     }
     if finetune == "lora":
-        arguments["lora"] = STLoraConfig.parse({**shared.lora, **own.lora}, name=f"{what}: lora")
+        arguments["lora"] = STLoraConfig.parse({**shared.lora, **own.lora}, name=f"{label}: lora")
     elif own.lora:
-        msg = f"{what}: lora gives options of adapters, but finetune={finetune!r} has none."
+        msg = f"{label}: lora gives options of adapters, but finetune={finetune!r} has none."
         raise ValueError(msg)
     if pretrained:
         arguments |= {"pretrained": pretrained, "reuse": own.reuse or shared.reuse}
     elif own.reuse is not None:
-        msg = f"{what}: reuse={own.reuse!r} says what is taken of a pretrained model, and there is none."
+        msg = f"{label}: reuse={own.reuse!r} selects parts of a pretrained model, and there is none."
         raise ValueError(msg)
     if shared.pert_features is not None:
         arguments["pert_features"] = shared.pert_features
     if own.train is False:
         if own.mhc is not False:
-            msg = f"{what}: mhc is added by training, and train=False. Leave one of them out."
+            msg = f"{label}: mhc is added by training, and train=False. Leave one of them out."
             raise ValueError(msg)
         return Variant(name, arguments, None)
-    return Variant(name, arguments, _training({**shared.train, **own.train}, mhc=own.mhc, what=what))
+    return Variant(name, arguments, _training({**shared.train, **own.train}, mhc=own.mhc, label=label))
 
 
-def _training(given: dict[str, Any], *, mhc: MHCConfig | bool, what: str) -> dict[str, Any]:
+def _training(arguments: dict[str, Any], *, mhc: MHCConfig | bool, label: str) -> dict[str, Any]:
     """Arguments of ``train()``, checked before anything is trained."""
     for key in ("mhc", "run_folder", "resume_from"):
-        if key in given:
-            why = "it is an option of the variant itself" if key == "mhc" else "every variant has a place of its own"
-            msg = f"{what}: train has {key!r}, but {why}{'' if key == 'mhc' else ': path='}."
+        if key in arguments:
+            why = "it is an option of the variant itself" if key == "mhc" else "every variant has its own folder"
+            msg = f"{label}: train has {key!r}, but {why}{'' if key == 'mhc' else ': path='}."
             raise ValueError(msg)
-    trainer = {key: value for key, value in given.items() if key not in TRAIN_ARGUMENTS}
+    trainer = {key: value for key, value in arguments.items() if key not in TRAIN_ARGUMENTS}
     try:
         TrainerOptions.parse(trainer, further=TRAIN_ARGUMENTS)
     except (TypeError, ValueError) as error:
-        msg = f"{what}: {error}"
+        msg = f"{label}: {error}"
         raise type(error)(msg) from error
-    return {**given, "mhc": mhc}
+    return {**arguments, "mhc": mhc}
