@@ -49,7 +49,7 @@ def test_hyper_connections_are_on_off_or_options(mhc):
     assert found.model_dump(exclude_none=True)["mhc"] == (
         mhc if isinstance(mhc, bool) else found.mhc.model_dump(exclude_none=True)
     )
-    assert MHCConfig.asked(found.model_dump()["mhc"]) == MHCConfig.asked(mhc)
+    assert MHCConfig.requested(found.model_dump()["mhc"]) == MHCConfig.requested(mhc)
 
 
 @pytest.mark.parametrize(

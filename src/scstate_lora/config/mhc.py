@@ -24,8 +24,8 @@ class MHCConfig(Options):
     """Let the mixing depend on the input."""
 
     @classmethod
-    def asked(cls, mhc: Any) -> Self | None:
-        """Make options of what ``train(mhc=)`` takes: True for the defaults, a mapping, or options; None for False.
+    def requested(cls, mhc: Any) -> Self | None:
+        """Make options of the argument of ``train(mhc=)``: True for the defaults, a mapping, or options; None for False.
 
         Raises
         ------

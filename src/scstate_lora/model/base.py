@@ -1,4 +1,4 @@
-"""What all models share: the AnnData they were made on, the registry, saving, the parameter table."""
+"""Shared by all models: the AnnData they were made on, the registry, saving, the parameter table."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class BaseModel(ABC):
         Raises
         ------
         TypeError, KeyError, ValueError
-            As there; nothing is written then.
+            As in :func:`scstate_lora.setup_anndata`; nothing is written then.
 
         Notes
         -----
@@ -87,9 +87,9 @@ class BaseModel(ABC):
         """Whether the model has been trained."""
         return len(self.history) > 0
 
-    def _require_trained(self, what: str) -> None:
+    def _require_trained(self, action: str) -> None:
         if not self.is_trained:
-            msg = f"{type(self).__name__} is not trained: call .train() before {what}."
+            msg = f"{type(self).__name__} is not trained: call .train() before {action}."
             raise ValueError(msg)
 
     def _bind(self, adata: AnnData | None = None) -> BoundData:
@@ -101,7 +101,7 @@ class BaseModel(ABC):
         """Named parts of the network (None when not built yet) with a note on each."""
 
     def summary(self) -> pd.DataFrame:
-        """Tabulate what is frozen, what is trained, and why the sizes are what they are.
+        """Tabulate the parts of the model: frozen and trained parameters, and notes on the sizes.
 
         Returns
         -------
@@ -138,8 +138,8 @@ class BaseModel(ABC):
         return {f"{name}.csv": getattr(self, name).to_csv(index=False) for name in self._histories}
 
     @abstractmethod
-    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **given: Any) -> None:
-        """Rebuild the network; the registry and the seed are there already. `given`: what ``load()`` takes besides."""
+    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **options: Any) -> None:
+        """Rebuild the network; registry and seed are set already. `options` are further arguments of ``load()``."""
 
     def save(self, path: str | Path) -> None:
         """Save the model as a directory of JSON and safetensors.
@@ -152,11 +152,11 @@ class BaseModel(ABC):
         Raises
         ------
         ValueError
-            The model is not trained.
+            If the model is not trained.
         FileExistsError
-            ``path`` holds something else.
+            If ``path`` holds something else.
         OSError
-            Writing failed; an older save is intact.
+            If writing failed; an older save is intact.
         """
         self._require_trained("save()")
         self._write(path, self._tensors())
@@ -179,16 +179,16 @@ class BaseModel(ABC):
         Raises
         ------
         FileNotFoundError, ValueError
-            The directory is missing, damaged, of a newer format, or holds another kind of model.
+            If the directory is missing, damaged, of a newer format, or holds another kind of model.
         """
         return cls._load(path, adata)
 
     @classmethod
-    def _load(cls, path: str | Path, adata: AnnData | None, **given: Any) -> Self:
+    def _load(cls, path: str | Path, adata: AnnData | None, **options: Any) -> Self:
         metadata, tensors = load_directory(path)
         if metadata.get("model") != cls.__name__:
-            found = str(metadata.get("model"))
-            msg = f"{path} holds a {found}, not a {cls.__name__}. Load it by ssl.{found}.load(...)."
+            stored = str(metadata.get("model"))
+            msg = f"{path} holds a {stored}, not a {cls.__name__}. Load it by ssl.{stored}.load(...)."
             raise ValueError(msg)
         model = cls.__new__(cls)
         model._adata = None if adata is None else check_anndata(adata)
@@ -196,7 +196,7 @@ class BaseModel(ABC):
         model.seed = metadata["seed"]
         for name in cls._histories:
             setattr(model, name, read_history(Path(path) / f"{name}.csv"))
-        model._restore(metadata, tensors, **given)
+        model._restore(metadata, tensors, **options)
         return model
 
 

@@ -1,4 +1,4 @@
-"""From fitted covariates to what the networks need to know of them."""
+"""Sizes of the covariates' encoders, from the fitted covariates."""
 
 from __future__ import annotations
 

@@ -28,11 +28,11 @@ class HyperConnected(ABC):
 
     @abstractmethod
     def _transformer(self) -> nn.Module | None:
-        """Give the transformer whose layers may be wrapped; None while there is none."""
+        """Return the transformer whose layers may be wrapped; None before it is made."""
 
     @abstractmethod
     def _on_some_cells(self) -> Callable[[], object] | None:
-        """Give what computes the transformer on some of the model's own cells; None where it has none."""
+        """Return a call that runs the transformer on some training cells; None for a model without data."""
 
     def mhc_diagnostics(self) -> pd.DataFrame:
         """Look at the hyper-connections' residual mixing H_res, layer by layer.
@@ -51,7 +51,7 @@ class HyperConnected(ABC):
         Raises
         ------
         ValueError
-            The model has no hyper-connections.
+            If the model has no hyper-connections.
 
         References
         ----------
@@ -59,9 +59,9 @@ class HyperConnected(ABC):
         """
         kinds = [layer.kind for layer in mhc_layers(self._wrapped()).values()]
         rows = [
-            {"layer": _number(found), "kind": kind, "size": len(found.matrix)}
-            | {name: getattr(found, name) for name in _MEASURED}
-            for kind, found in zip(kinds, self._diagnose(), strict=True)
+            {"layer": _number(layer), "kind": kind, "size": len(layer.matrix)}
+            | {name: getattr(layer, name) for name in _MEASURED}
+            for kind, layer in zip(kinds, self._diagnose(), strict=True)
         ]
         return pd.DataFrame(rows)
 
@@ -75,9 +75,9 @@ class HyperConnected(ABC):
         Raises
         ------
         ValueError
-            The model has no hyper-connections.
+            If the model has no hyper-connections.
         """
-        return {_number(found): found.matrix.numpy() for found in self._diagnose()}
+        return {_number(layer): layer.matrix.numpy() for layer in self._diagnose()}
 
     def _wrapped(self) -> nn.Module:
         transformer = self._transformer()
@@ -93,27 +93,27 @@ class HyperConnected(ABC):
 
 
 def describe_mhc(mhc: MHCConfig) -> str:
-    """Say in a few words what hyper-connections are."""
+    """Describe hyper-connections in a few words."""
     mixed = f"{mhc.n_streams} streams" if mhc.kind == "streams" else "mixed features"
     where = "all layers" if mhc.layer_indices is None else f"layers {', '.join(map(str, mhc.layer_indices))}"
     by_input = ", by the input" if mhc.dynamic else ""
     return f"{mixed}{by_input}, around {where}, {mhc.sinkhorn_iters} Sinkhorn iterations"
 
 
-def refuse_other(asked: MHCConfig, there: MHCConfig) -> None:
-    """Raise a ValueError when hyper-connections are asked for that differ from those there are."""
+def refuse_other(requested: MHCConfig, existing: MHCConfig) -> None:
+    """Raise a ValueError if the requested hyper-connections differ from the existing ones."""
     differing = [
-        f"{name}={getattr(there, name)!r} there, {getattr(asked, name)!r} asked for"
-        for name in type(asked).model_fields
-        if getattr(asked, name) != getattr(there, name)
+        f"{name}={getattr(existing, name)!r} exists, {getattr(requested, name)!r} is requested"
+        for name in type(requested).model_fields
+        if getattr(requested, name) != getattr(existing, name)
     ]
     if differing:
         msg = (
-            f"mhc: there are hyper-connections already, with other options: {'; '.join(differing)}. Leave mhc out to "
-            "train them further."
+            f"mhc: the model already has hyper-connections with other options: {'; '.join(differing)}. Leave mhc out "
+            "to train them further."
         )
         raise ValueError(msg)
 
 
-def _number(found: MHCDiagnostics) -> int:
-    return int(found.layer.rpartition(".")[2])
+def _number(diagnostics: MHCDiagnostics) -> int:
+    return int(diagnostics.layer.rpartition(".")[2])

@@ -313,7 +313,8 @@ def test_diagnostics_one_row_a_layer(connected, make):
 def test_asked_for_again(connected, make):
     model, _, _ = connected
     with pytest.raises(
-        ValueError, match=r"already, with other options: kind='streams' there, 'features' asked for.*Leave mhc out"
+        ValueError,
+        match=r"already has hyper-connections with other options: kind='streams' exists, 'features' is requested.*Leave mhc out",
     ):
         model.train(**SHORT, mhc={"kind": "features"})
     again = make()

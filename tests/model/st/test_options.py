@@ -141,7 +141,7 @@ def test_connections_change_nothing_at_first_and_stay_as_they_are(screen):
     wrapped.train(max_epochs=1, mhc={"kind": "features"}, lr=1e-9, weight_decay=0.0, **QUICK)
     plain.train(max_epochs=1, lr=1e-9, weight_decay=0.0, **QUICK)
     np.testing.assert_allclose(wrapped.predict(target="A").X, plain.predict(target="A").X, atol=1e-4)
-    with pytest.raises(ValueError, match="kind='features' there, 'streams' asked for"):
+    with pytest.raises(ValueError, match="kind='features' exists, 'streams' is requested"):
         wrapped.train(max_epochs=1, mhc=True, **QUICK)
     wrapped.train(max_epochs=1, **QUICK)
     assert wrapped.mhc is not None

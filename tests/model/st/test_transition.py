@@ -294,7 +294,7 @@ def test_wrong_requests_raises(screened):
         st.predict(target="g4")
     with pytest.raises(ValueError, match="target='none' is the control"):
         st.predict(target="none")
-    with pytest.raises(ValueError, match=r"target names no perturbation. There are: 'g1', 'g2', 'g3'"):
+    with pytest.raises(ValueError, match=r"target names no perturbation. Choose from 'g1', 'g2', 'g3'"):
         st.predict(target=[])
     with pytest.raises(KeyError, match=r"adata\.obs\['celltype'\] does not exist. Did you mean 'cell_type'"):
         st.predict(target="g1", contexts={"celltype": "A"})

@@ -36,7 +36,7 @@ class Base(Protocol):
 
     @property
     def encoder(self) -> SEEncoder | None:
-        """The network, which adapters go on; None where there is only an embedding."""
+        """The network that adapters are put on; None for an embedding."""
 
     @property
     def dim(self) -> int:
@@ -46,7 +46,7 @@ class Base(Protocol):
         """Embed cells without any adapter, float32 ``(n_cells, n_columns)``."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors to be saved; none where there is no network."""
+        """Tensors to be saved; none for an embedding."""
 
     def sha256(self) -> str:
         """Hash of all values: the identity of the base."""
@@ -55,7 +55,7 @@ class Base(Protocol):
         """JSON-able description, from which :func:`restore_base` finds it again."""
 
     def note(self) -> str:
-        """Say in the model's summary what it is."""
+        """Describe it in the model's summary."""
 
 
 def restore_base(

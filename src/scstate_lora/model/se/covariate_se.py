@@ -50,7 +50,7 @@ _SHOWN_TOKENS = 2**14
 
 
 class LoRACovariateSE(HyperConnected, BaseModel):
-    """Cell embeddings that know the experimental condition, and what they would be under another one.
+    """Embeddings of cells conditioned on covariates, under their own condition or another one.
 
     A STATE embedding network (SE), frozen, with LoRA adapters on its attention; its embedding is joined with an
     encoding of the cell's covariates and projected to unit length.
@@ -80,14 +80,14 @@ class LoRACovariateSE(HyperConnected, BaseModel):
     Raises
     ------
     KeyError
-        ``adata`` was not set up.
+        If ``adata`` was not set up.
     ValueError
-        There is no covariate, an option is not allowed, the base is damaged or holds code, or under 10 % of the genes
-        are known to it.
+        If no covariate was set up, an option is not allowed, the base is damaged or holds code, or it knows under 10 %
+        of the genes.
     FileNotFoundError
-        There is no base at the path given.
+        If no base is found at the path.
     TypeError
-        ``adata`` is not an AnnData, or ``base`` neither a path nor an ``SEBase``.
+        If ``adata`` is not an AnnData, or ``base`` neither a path nor an ``SEBase``.
 
     References
     ----------
@@ -118,7 +118,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             )
             raise ValueError(msg)
         if base is not None and self.registry.embed_key is not None:
-            msg = f"base= and embed_key={self.registry.embed_key!r} are both given; each is a base. Leave one out."
+            msg = f"base= and embed_key={self.registry.embed_key!r} each name a base. Leave one out."
             raise ValueError(msg)
         self.lora = None if lora is False else SELoraConfig.parse(lora, name="lora")
         self.conditioning = ConditioningConfig.parse(conditioning, name="conditioning")
@@ -264,9 +264,9 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         Raises
         ------
         ValueError
-            The model has a base already, an option is not allowed, or the cells are too few.
+            If the model has a base already, an option is not allowed, or the cells are too few.
         TypeError
-            An option is unknown.
+            If an option is unknown.
 
         Notes
         -----
@@ -311,14 +311,13 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             that are computed once, which costs little. Without adapters this is the only stage, and by default there
             are as many passes as make those steps.
         lr, weight_decay, warmup_steps
-            Of AdamW; the learning rate rises over the warm-up and then falls along a cosine.
+            Options of AdamW; the learning rate rises over the warm-up and then falls along a cosine.
         batch_size
-            Cells a step.
+            Cells per step.
         mhc
-            Put hyper-connections around the base's layers, and train them with the adapter they then belong to: True,
-            or options, see :class:`scstate_lora.config.MHCConfig`. At first they change nothing. Further training
-            keeps those there are, whether or not it is asked for them again. The plain embedding of the base stays
-            without them.
+            Put hyper-connections around the base's layers, and train them with the adapter, to which they belong:
+            True, or options, see :class:`scstate_lora.config.MHCConfig`. They start as a no-op. Later training keeps
+            them, whether or not they are requested again. The plain embedding of the base is computed without them.
         trainer
             Device, files and further options: ``accelerator``, ``devices``, ``strategy``, ``precision``,
             ``accumulate_grad_batches``, ``gradient_checkpointing``, ``early_stopping``, ``logger``, ``resume_from`` and
@@ -327,15 +326,14 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         Raises
         ------
         ValueError
-            An accelerator is asked for that is absent, an option is not allowed, adapters are merged, or
-            hyper-connections are asked for where the adapter has others, or where the base is an embedding. Before any
-            training.
+            If the requested accelerator is absent, an option is not allowed, adapters are merged, or hyper-connections
+            are requested although the adapter has others or the base is an embedding. Nothing is trained then.
         TypeError
-            An option is unknown.
+            If an option is unknown.
 
         Notes
         -----
-        Extends ``.history``. Trains a compact base first where there is no base (``.base_history``).
+        Extends ``.history``. Without a base, a compact one is trained first (``.base_history``).
         """
         options = TrainerOptions.parse(trainer, further=(*TRAIN_ARGUMENTS, "mhc"))
         check_schedule(
@@ -387,7 +385,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         sentences: bool,
         title: str,
     ) -> None:
-        """Train what is switched on, for some epochs, or as many as make some steps."""
+        """Train the active parameters for a number of epochs, or for as many as make a number of steps."""
         objective = self.objective
 
         def batches(rows: np.ndarray, seed: int, withheld: float) -> SEBatches:
@@ -422,7 +420,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
 
     def _new_connections(self, mhc: Any) -> MHCConfig | None:
         """Check the hyper-connections requested by ``train(mhc=)``; None where none are to be added."""
-        requested = MHCConfig.asked(mhc)
+        requested = MHCConfig.requested(mhc)
         if requested is None:
             return None
         if self.registry.embed_key is not None:
@@ -471,18 +469,18 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         covariates: Mapping[str, Any] | pd.DataFrame | None = None,
         key_added: str | None = OBSM_SE,
     ) -> np.ndarray:
-        """Embed cells under their own covariates, or under others.
+        """Embed cells under their own covariates, or under counterfactual ones.
 
         Parameters
         ----------
         adata
             Cells; the model's own by default. Another AnnData is matched by gene names and must hold the covariates.
         covariates
-            Counterfactual values: a mapping from covariate to one value for all cells, or a DataFrame with one row a
+            Counterfactual values: a mapping from covariate to one value for all cells, or a DataFrame with one row per
             cell; None, or a missing value, withholds a covariate. Covariates not named keep the cells' own values.
         key_added
-            Where the embedding is written in ``adata.obsm``; None to write nothing. A counterfactual embedding is
-            written only when a key is given that differs from the default.
+            Key of ``adata.obsm`` that the embedding is written to; None writes nothing. A counterfactual embedding is
+            written only under a key other than the default.
 
         Returns
         -------
@@ -491,21 +489,21 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         Raises
         ------
         ValueError
-            The model is not trained, or a value of a covariate was never seen in training.
+            If the model is not trained, or a value of a covariate was never seen in training.
         KeyError
-            A covariate is unknown or missing.
+            If a covariate is unknown or missing.
         TypeError
-            An argument is of the wrong type.
+            If an argument is of the wrong type.
 
         Warns
         -----
         UserWarning
-            A counterfactual number lies outside of the range seen in training.
+            If a counterfactual number lies outside the range seen in training.
 
         Notes
         -----
         Adds ``adata.obsm["X_scstate_lora"]``, the conditioned embedding, and ``adata.obsm["X_scstate_base"]``, the
-        plain embedding of the base; nothing but the key asked for with `covariates`.
+        plain embedding of the base; with `covariates`, `key_added` alone.
         """
         self._require_trained("get_latent_representation()")
         adata = self.adata if adata is None else adata
@@ -531,7 +529,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             ("projection", conditioning.conditioner, "concat(base, covariates) to the embedding"),
             ("covariate heads", conditioning.heads, "read the covariates back, in training"),
         ]
-        note = "not active; what it has on the base not counted"
+        note = "not active; its LoRA on the base is not counted"
         return parts + [(f"adapter {a.name!r}", a.conditioning, note) for a in self._adapters if a is not active]
 
     def _transformer(self) -> nn.Module | None:
@@ -582,16 +580,16 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             Directory. A model saved there before is replaced, once the new one is complete.
         save_base
             Save the base's weights too. By default only those of a base that was trained here: one that was loaded
-            is found again by its path or hub id, and recognised by its hash.
+            is read again from its path or hub id, and recognised by its hash.
 
         Raises
         ------
         ValueError
-            The model is not trained, or its base would be lost.
+            If the model is not trained, or its base would be lost.
         FileExistsError
-            ``path`` holds something else.
+            If ``path`` holds something else.
         OSError
-            Writing failed; an older save is intact.
+            If writing failed; an older save is intact.
         """
         self._require_trained("save()")
         tensors, source = self._tensors(), self.adapters.base.source
@@ -620,12 +618,12 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         Raises
         ------
         FileNotFoundError, ValueError
-            The directory is missing, damaged, of a newer format, or holds another kind of model; its base is missing
+            If the directory is missing, damaged, of a newer format, or holds another kind of model; its base is missing
             or another one.
         """
         return cls._load(path, adata, saved_at=path, base=base)
 
-    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **given: Any) -> None:
+    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **options: Any) -> None:
         self.lora = None if metadata["lora"] is None else SELoraConfig.parse(metadata["lora"], name="lora")
         self.conditioning = ConditioningConfig.parse(metadata["conditioning"], name="conditioning")
         self.compact = CompactBaseConfig.parse(metadata["compact"], name="compact")
@@ -634,13 +632,13 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         base = restore_base(
             metadata["base"],
             tensors.get("base"),
-            path=given["saved_at"],
-            replacement=given["base"],
+            path=options["saved_at"],
+            replacement=options["base"],
             registry=self.registry,
             adata=self._adata,
         )
-        for name, options in metadata["adapters"].items():
-            lora = None if options is None else SELoraConfig.parse(options, name="lora")
+        for name, lora_options in metadata["adapters"].items():
+            lora = None if lora_options is None else SELoraConfig.parse(lora_options, name="lora")
             if self._adapters is None:
                 self._adapters = self._adapter_set(base, lora, first=name)
             else:
@@ -650,7 +648,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
                 name,
                 tensors,
                 mhc=None if mhc is None else MHCConfig.parse(mhc, name="mhc"),
-                history=read_history(Path(given["saved_at"]) / f"history.{name}.csv"),
+                history=read_history(Path(options["saved_at"]) / f"history.{name}.csv"),
             )
         self.set_adapter(metadata["active"])
         logger.info("Loaded a LoRACovariateSE on %s.", metadata["base"]["name"])
@@ -683,6 +681,6 @@ class _Stage:
 
 
 def _before(options: TrainerOptions, name: str) -> TrainerOptions:
-    """Options for what is trained before the adapters: loggers and callbacks of the user's are meant for these."""
+    """Options for a stage before the adapters': a user's own loggers and callbacks are meant for the adapters."""
     own = isinstance(options.logger, (bool, str))
     return replace(options.part(name), logger=options.logger if own else False, callbacks=(), compile=False)

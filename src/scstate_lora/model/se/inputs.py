@@ -1,4 +1,4 @@
-"""What LoRACovariateSE reads of cells besides expression: covariates with the batch among them, labels, groups."""
+"""Inputs of LoRACovariateSE beside expression: covariates including the batch, labels, conditions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from scstate_lora.data.bound import BoundData
     from scstate_lora.data.registry import Registry
 
-# A number with more values than a handful is cut into this many groups of equal size to find cells to compare.
+# Continuous covariates are cut into this many groups of equal size to find cells of like condition.
 _BINS = 4
 
 
 def extra_batch(registry: Registry) -> CategoricalCovariate | None:
-    """Return the batch where it is not among the covariates: an input that no user asks counterfactuals of."""
+    """Return the batch if it is an input but not a declared covariate, so that no counterfactual can name it."""
     named = {c.name for c in registry.covariates}
     return None if registry.batch is None or registry.batch.name in named else registry.batch
 
 
 def inputs_of(registry: Registry) -> list[Covariate]:
-    """All inputs of the conditioning: the covariates, and the batch."""
+    """List the inputs of the conditioning: the covariates and the batch."""
     batch = extra_batch(registry)
     return [*registry.covariates, *([] if batch is None else [batch])]
 
@@ -40,7 +40,7 @@ def encode_inputs(cells: BoundData, *, with_batch: bool = True) -> dict[str, np.
     cells
         Cells of an experiment.
     with_batch
-        Whether the batch is given to the network; otherwise it is withheld.
+        Whether the network receives the batch; otherwise it is withheld.
 
     Returns
     -------
@@ -72,11 +72,11 @@ def conditions(registry: Registry, encoded: Mapping[str, np.ndarray]) -> np.ndar
 
 
 def _bins(values: np.ndarray) -> np.ndarray:
-    """Give every value a number where there are few, else cut them into groups; unknown ones are a group too."""
-    known = values[~np.isnan(values)]
-    levels = np.unique(known)
+    """Assign values to groups: one per value if they are few, else quantiles; unknown values form their own."""
+    present = values[~np.isnan(values)]
+    levels = np.unique(present)
     if len(levels) > HANDFUL:
-        levels = np.unique(np.quantile(known, np.linspace(0, 1, _BINS + 1)[:-1]))
+        levels = np.unique(np.quantile(present, np.linspace(0, 1, _BINS + 1)[:-1]))
     return np.where(np.isnan(values), -1, np.searchsorted(levels, values, side="right")).astype(np.int64)
 
 
@@ -90,12 +90,12 @@ def contrastive_labels(cells: BoundData, conditions: np.ndarray, on: str) -> np.
     conditions
         From :func:`conditions`.
     on
-        ``"cell_type"``, ``"covariates"``, or ``"auto"``: the first where there is one.
+        ``"cell_type"``, ``"covariates"``, or ``"auto"``: the cell type if one was set up, else the covariates.
 
     Raises
     ------
     ValueError
-        The cell type is asked for, and there is none.
+        If the cell type is requested and none was set up.
     """
     has_types = cells.cell_types is not None
     if on == "cell_type" and not has_types:
@@ -108,7 +108,7 @@ def contrastive_labels(cells: BoundData, conditions: np.ndarray, on: str) -> np.
 
 
 def describe_cells(cells: BoundData, *, contrastive_on: str) -> dict[str, Any]:
-    """Describe cells to :class:`~scstate_lora.training.se.batches.SECells`, but for what the base makes of them."""
+    """Collect fields of :class:`~scstate_lora.training.se.batches.SECells` that do not depend on the base."""
     registry = cells.registry
     covariates = encode_inputs(cells)
     combinations = conditions(registry, covariates)
@@ -130,7 +130,7 @@ def active_weights(objective: SEObjectiveConfig, registry: Registry, *, reads: b
     Parameters
     ----------
     objective
-        What is asked for.
+        The requested terms.
     registry
         The experiment.
     reads
@@ -139,7 +139,7 @@ def active_weights(objective: SEObjectiveConfig, registry: Registry, *, reads: b
     Raises
     ------
     ValueError
-        None of the terms asked for can be computed.
+        If none of the requested terms can be computed.
     """
     absent = [] if reads else ["reconstruction"]
     if not registry.covariates:
@@ -148,7 +148,7 @@ def active_weights(objective: SEObjectiveConfig, registry: Registry, *, reads: b
         absent.append("batch")
     weights = {name: w for name, w in objective.weights.items() if w and name not in absent}
     if not weights:
-        asked = ", ".join(name for name, w in objective.weights.items() if w)
-        msg = f"The objective asks for {asked} only, and this experiment has nothing to compute it from."
+        requested = ", ".join(name for name, w in objective.weights.items() if w)
+        msg = f"The objective has weights for {requested} only, which this experiment has no data for."
         raise ValueError(msg)
     return weights

@@ -39,7 +39,7 @@ class ObsmBase:
         Raises
         ------
         ValueError
-            All training cells have the same embedding.
+            If all training cells have the same embedding.
         """
         key = cells.registry.embed_key
         values = cells.embedding[cells.rows("train")].astype(np.float64)
@@ -65,7 +65,7 @@ class ObsmBase:
     encoder: ClassVar[None] = None
 
     def note(self) -> str:
-        """Say in a model's summary what it is."""
+        """Describe it in a model's summary."""
         return f"{self.name}, {self.dim} columns"
 
     def tensors(self) -> dict[str, Tensor]:

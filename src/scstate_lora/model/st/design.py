@@ -1,4 +1,4 @@
-"""What is decided about a transition model before its network is made: sizes, genes, perturbation vectors, sets."""
+"""Design of a transition model, decided before its network is made: sizes, genes, perturbation vectors, sets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class STDesign:
     options
         Options; those that a published model decides are its own.
     sizes
-        Of the network when it is made.
+        Sizes of the network when it is made.
     perts
         Perturbation vectors.
     genes, gene_note

@@ -61,9 +61,10 @@ class STTransition(HyperConnected, BaseModel):
 
     Control cells of one context (cell type and covariates) and a perturbation enter a transformer over the set.
     Prediction = control + shift of the perturbation in the context + the cell's own deviation, in log1p expression or
-    in an embedding; an untrained model says exactly "no change". The shift is solved for: the mean shift, and what
-    contexts alike showed besides. The rest is trained by the energy distance between predicted and real
-    cells of the same context; deviations are held back as far as differences between the contexts are noise.
+    in an embedding; an untrained model predicts exactly "no change". The shift is solved for in closed form: the mean
+    shift, and a Gaussian process over contexts for what similar contexts showed beyond it. The deviations are trained
+    on the energy distance between predicted and real cells of the same context, and penalised as far as differences
+    between contexts are noise.
 
     Parameters
     ----------
@@ -75,35 +76,36 @@ class STTransition(HyperConnected, BaseModel):
         Weights of the loss terms, see :class:`scstate_lora.config.STObjectiveConfig`.
     pretrained
         A published ST model to start from: its folder, or its id on the Hugging Face hub. Its form, sizes and genes
-        (matched by name) then go before ``model``. It predicts as it is, where it knows the perturbations; for others
-        it is given a new encoder.
+        (matched by name) then take precedence over ``model``. If it knows the perturbations it predicts without further
+        training; for others it receives a new encoder.
     reuse
-        ``"all"`` of it, or the ``"backbone"`` alone, with new encoders and head: for data of other sizes.
+        ``"all"``: the whole published model. ``"backbone"``: its transformer alone, with new encoders and head, for
+        data of other sizes.
     finetune
-        ``"full"``: all of the backbone trains. ``"lora"``: adapters on its attention do. ``"frozen"``: nothing of it.
+        ``"full"``: the whole backbone trains. ``"lora"``: adapters on its attention do. ``"frozen"``: none of it does.
         Encoders and head always train. None: adapters on a pretrained backbone, all of a new one.
     lora
         Options of the adapters, see :class:`scstate_lora.config.STLoraConfig`; with ``finetune="lora"``.
     pert_features
-        What describes perturbations, for instance embeddings of genes or drugs: a DataFrame of numbers indexed by their
-        names. Any in it can be predicted, seen in training or not, and so can combinations (``"A+B"``). None: one-hot;
-        then combinations of perturbations that were seen can be predicted as the sum of their parts.
+        Features of the perturbations, for instance embeddings of genes or drugs: a DataFrame of numbers indexed by
+        perturbation. Any perturbation in it can be predicted, seen in training or not, and so can combinations
+        (``"A+B"``). None: one-hot vectors; combinations of trained perturbations are then sums of their parts.
     seed
         Seed of initialisation, of the drawn sets and of training.
 
     Raises
     ------
     KeyError
-        ``adata`` was not set up.
+        If ``adata`` was not set up.
     TypeError
-        ``pert_features`` is not a DataFrame of numbers.
+        If ``pert_features`` is not a DataFrame of numbers.
     ValueError
-        It was set up without ``pert_key``, an option is not allowed, no context has enough training cells,
-        ``cell_set_len`` is larger than any of them, a perturbation of the training cells has no features, or one has no
-        training cells and there are no features. A pretrained model's sizes or genes are not those of the data; it is
-        damaged or holds code.
+        If ``adata`` was set up without ``pert_key``, an option is not allowed, no context has enough training cells,
+        ``cell_set_len`` exceeds the largest context, a perturbation of the training cells has no features, or, without
+        features, one has no training cells. If a pretrained model is damaged, holds code, or has sizes or genes other
+        than those of the data.
     FileNotFoundError
-        There is no pretrained model at the path.
+        If no pretrained model is found at the path.
 
     References
     ----------
@@ -200,30 +202,30 @@ class STTransition(HyperConnected, BaseModel):
         max_epochs
             Epochs of at least 20 steps each; 10 of them by default, and 5 for a pretrained model.
         lr, weight_decay, warmup_steps
-            Of AdamW; the learning rate rises over the warm-up and then falls along a cosine. By default 1e-3 after 20
-            steps, and for a pretrained model 5e-5 after 100.
+            Options of AdamW; the learning rate rises over the warm-up and then falls along a cosine. By default 1e-3
+            after 20 steps, and for a pretrained model 5e-5 after 100.
         batch_size
-            Sets a step; by default as many as make 512 cells on a CPU, and 16 on a GPU.
+            Sets per step; by default as many as make 512 cells on a CPU, and 16 on a GPU.
         mhc
             Give the backbone hyper-connections before it is trained: True or options, see
-            :class:`scstate_lora.config.MHCConfig`. At first they change nothing. Those that are there stay, and train
-            further, when False.
+            :class:`scstate_lora.config.MHCConfig`. They start as a no-op. False keeps existing ones, and trains them
+            further.
         trainer
             Options for Lightning, see :class:`~scstate_lora.training.runner.TrainerOptions`.
 
         Raises
         ------
         ValueError
-            An accelerator is asked for that is absent, an option is not allowed, or there are other hyper-connections
-            already. Before any training.
+            If the requested accelerator is absent, an option is not allowed, or the model has other hyper-connections.
+            Nothing is trained then.
         TypeError
-            An option is unknown.
+            If an option is unknown.
         KeyError
-            There is no velocity of that name.
+            If the velocity does not exist.
         FileNotFoundError, FileExistsError
-            There is no checkpoint to resume from; the run's folder holds another run.
+            If the checkpoint to resume from does not exist, or the run's folder holds another run.
         KeyboardInterrupt
-            Ctrl-C was pressed. The model keeps the best weights so far and their history, and ``resume_from`` goes on.
+            If Ctrl-C is pressed. The model keeps the best weights so far and their history; ``resume_from`` continues.
 
         Notes
         -----
@@ -238,7 +240,7 @@ class STTransition(HyperConnected, BaseModel):
         check_schedule(
             max_epochs=max_epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps
         )
-        requested = MHCConfig.asked(mhc)
+        requested = MHCConfig.requested(mhc)
         if requested is not None and self.mhc is not None:
             refuse_other(requested, self.mhc)
         set_len = self.design.set_len
@@ -311,7 +313,7 @@ class STTransition(HyperConnected, BaseModel):
         return cells.embedding if self.options.space == "embedding" else cells.logged_genes(self.genes)
 
     def _training_data(self, cells: BoundData) -> SetData:
-        """Read the cells, and what only training needs."""
+        """Read the cells, with the arrays that only training needs."""
         registry, config, objective = self.registry, self.network.config, self.objective
         trained = training_groups(cells) + split_groups(cells, "val", min_cells=2)
         perts = np.zeros((len(registry.perturbations), self.perts.dim), dtype=np.float32)
@@ -375,7 +377,7 @@ class STTransition(HyperConnected, BaseModel):
             Cells whose controls are taken; the model's own by default. Genes are matched by name. Without the
             perturbation's column all cells count as controls.
         target
-            Perturbation, or several. With ``pert_features`` any that these name; combinations are written ``"A+B"``.
+            Perturbation, or several; with ``pert_features`` any that has features. Combinations are written ``"A+B"``.
         contexts
             Take only control cells with these values, for instance ``{"cell_type": ["B cells", "NK cells"]}``.
         covariates
@@ -383,24 +385,24 @@ class STTransition(HyperConnected, BaseModel):
         device
             ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None: CUDA where there is one, else the CPU.
         allow_untrained
-            Predict by the random start of a model that was not trained, for comparison.
+            Predict with the random start of an untrained model, for comparison.
 
         Returns
         -------
         AnnData of predicted cells, ``X`` float32 ``(n_cells, n_genes)`` as log1p of counts per 10,000. Of a model that
-        works in an embedding, ``obsm`` has the predicted one under its key, and ``X`` is decoded from it; without a
-        gene decoder there are no genes. ``obs``: the control cell's name (``control_cell``), the target under the name
-        of the perturbation's column, the context columns and covariates, and with a confidence token the loss that
+        works in an embedding, ``obsm`` holds the predicted one under its key, and ``X`` is decoded from it; without a
+        gene decoder the result has no genes. ``obs``: the control cell's name (``control_cell``), the target under the
+        name of the perturbation's column, the context columns and covariates, and with a confidence token the loss that
         the model expects of the cell's set (``expected_loss``). ``uns["scstate_lora"]["predict"]``: scale, pert_key,
         control, target (a list) and space.
 
         Raises
         ------
         ValueError
-            The model is not trained, a target has neither been seen nor features, a level was never seen, no
+            If the model is not trained, a target has neither training cells nor features, a level was never seen, no
             control cell is left, or the device is absent.
         KeyError
-            A column is missing.
+            If a column is missing.
         """
         if not allow_untrained:
             self._require_ready("predict()")
@@ -408,7 +410,7 @@ class STTransition(HyperConnected, BaseModel):
         registry = self.registry
         targets = names_of(target)
         if not targets:
-            msg = f"target names no perturbation. There are: {', '.join(map(repr, self.perts.names[1:]))}."
+            msg = f"target names no perturbation. Choose from {', '.join(map(repr, self.perts.names[1:]))}."
             raise ValueError(msg)
         if registry.control in targets:
             msg = f"target={registry.control!r} is the control, from which cells are predicted. Leave it out."
@@ -456,14 +458,14 @@ class STTransition(HyperConnected, BaseModel):
         Raises
         ------
         ValueError
-            The model is not trained, a level was never seen in training, or the device is absent.
+            If the model is not trained, a level was never seen in training, or the device is absent.
         KeyError
-            A column is missing.
+            If a column is missing.
 
         Notes
         -----
         Adds ``adata.obsm["X_scstate_st"]``. A cell's representation depends on the set it is in: cells of its context
-        and perturbation. So it was told both, and finding the cell type in it is no evidence.
+        and perturbation. Both enter the network, so finding the cell type in it is no evidence.
         """
         self._require_ready("get_latent_representation()")
         on = ComputeOptions(device=device).resolved_device()
@@ -494,8 +496,10 @@ class STTransition(HyperConnected, BaseModel):
 
     def _parts(self) -> list[tuple[str, nn.Module | None, str]]:
         n, o, s = self.network, self.options, self.network.config
-        known = len(self.perts.names) - 1
-        perts = f"features of {known} perturbations" if self.perts.from_features else f"{known} perturbations, one-hot"
+        n_perts = len(self.perts.names) - 1
+        perts = f"{n_perts} perturbations, one-hot"
+        if self.perts.from_features:
+            perts = f"features of {n_perts} perturbations"
         cells = self.design.gene_note if o.space == "genes" else f"adata.obsm[{self.registry.embed_key!r}]"
         parts: list[tuple[str, nn.Module | None, str]] = [
             ("perturbation encoder", n.pert_encoder, perts),
@@ -554,16 +558,16 @@ class STTransition(HyperConnected, BaseModel):
         path
             Directory. A model saved there before is replaced, once the new one is complete.
         save_base
-            Save what was not trained of a pretrained model, too. Without it that is read again from where it was.
+            Save the frozen weights of a pretrained model, too; otherwise they are read again from its source.
 
         Raises
         ------
         ValueError
-            The model is not trained.
+            If the model is not trained.
         FileExistsError
-            ``path`` holds something else.
+            If ``path`` holds something else.
         OSError
-            Writing failed; an older save is intact.
+            If writing failed; an older save is intact.
         """
         self._require_trained("save()")
         tensors = self._tensors()
@@ -588,32 +592,32 @@ class STTransition(HyperConnected, BaseModel):
         Raises
         ------
         FileNotFoundError, ValueError
-            The directory is missing, damaged, of a newer format, or holds another kind of model; the pretrained model
-            is missing or another one.
+            If the directory is missing, damaged, of a newer format, or holds another kind of model, or if the
+            pretrained model is missing or another one.
         """
         return cls._load(path, adata, pretrained=pretrained)
 
-    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **given: Any) -> None:
+    def _restore(self, metadata: dict[str, Any], tensors: dict[str, dict[str, Tensor]], **options: Any) -> None:
         self.objective = STObjectiveConfig.parse(metadata["objective"], name="objective")
         self.finetune = metadata["finetune"]
         self.lora = STLoraConfig.parse(metadata["lora"], name="lora")
         self.mhc = None if metadata["mhc"] is None else MHCConfig.parse(metadata["mhc"], name="mhc")
         perts = PerturbationTable.from_dict(metadata["perturbations"], tensors["perturbations"]["values"].numpy())
-        options = STModelConfig.parse(metadata["options"], name="model")
-        self.design = STDesign.from_dict(metadata, options, perts)
+        model = STModelConfig.parse(metadata["options"], name="model")
+        self.design = STDesign.from_dict(metadata, model, perts)
         self.prior_note = metadata["prior_note"]
         stored = tensors["weights"]
         self.network = self._make_network()
         expected = self.network.state_dict()
         frozen = {name for name, p in self.network.named_parameters() if not p.requires_grad}
         if self.origin is not None and frozen and not frozen & set(stored):
-            self.network = self._make_network(self.origin.read_again(given["pretrained"]))
+            self.network = self._make_network(self.origin.read_again(options["pretrained"]))
             expected = {name: tensor for name, tensor in expected.items() if name not in frozen}
         check_state(expected, stored, source="the network")
         self.network.load_state_dict(stored, strict=False)  # names and shapes were compared
 
 
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        msg = f"{name}={value!r} is unknown. {did_you_mean(str(value), known)}"
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        msg = f"{name}={value!r} is unknown. {did_you_mean(str(value), choices)}"
         raise ValueError(msg)
