@@ -25,7 +25,7 @@ class MHCConfig(Options):
 
     @classmethod
     def requested(cls, mhc: Any) -> Self | None:
-        """Make options of the argument of ``train(mhc=)``: True for the defaults, a mapping, or options; None for False.
+        """Make options of the argument of ``train(mhc=)``: True for defaults, a mapping, or options; None for False.
 
         Raises
         ------

@@ -314,7 +314,7 @@ def test_asked_for_again(connected, make):
     model, _, _ = connected
     with pytest.raises(
         ValueError,
-        match=r"already has hyper-connections with other options: kind='streams' exists, 'features' is requested.*Leave mhc out",
+        match=r"with other options: kind='streams' exists, 'features' is requested.*Leave mhc out",
     ):
         model.train(**SHORT, mhc={"kind": "features"})
     again = make()
