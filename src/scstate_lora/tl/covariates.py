@@ -147,7 +147,7 @@ def covariate_information(
     assert se.base is not None  # a trained model has one
     bound = se.registry.bind(used)
     plain = se.base.embed(bound)
-    conditioned = ConditionedCells(se, bound, plain=plain)
+    conditioned = ConditionedCells(se.adapters, bound, plain=plain)
     shared = [
         _Embedding(PCA, NOTHING, *_pca(se, used, train, test, n_pcs=n_pcs, seed=seed)),
         _Embedding(BASE, NOTHING, plain[train], plain[test]),

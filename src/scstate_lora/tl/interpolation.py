@@ -123,7 +123,7 @@ def interpolate(
         "base": "" if se.base is None else se.base.name,
         "adapter": se.active_adapter,
     }
-    conditioned = ConditionedCells(se, se.registry.bind(embedded))
+    conditioned = ConditionedCells(se.adapters, se.registry.bind(embedded))
     n = embedded.n_obs
     interpolated: np.ndarray | None = None
     for i, value in enumerate(requested):

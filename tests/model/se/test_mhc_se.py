@@ -145,7 +145,9 @@ def test_without_lora_cells_go_through_the_connections(make):
     from scstate_lora.model.se.conditioned_cells import ConditionedCells
 
     np.testing.assert_allclose(
-        ConditionedCells(model, model.registry.bind(model.adata)).under({"condition": "burn"}), moved, atol=1e-6
+        ConditionedCells(model.adapters, model.registry.bind(model.adata)).under({"condition": "burn"}),
+        moved,
+        atol=1e-6,
     )
     with pytest.raises(ValueError, match="has no LoRA: there is nothing to merge"):
         model.merge_adapter()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scstate_lora.data.bound import BoundData
-    from scstate_lora.model.se.covariate_se import LoRACovariateSE
+    from scstate_lora.model.se.adapters import AdapterSet
 
 
 class ConditionedCells:
@@ -26,8 +26,8 @@ class ConditionedCells:
 
     Parameters
     ----------
-    se
-        A model with a base.
+    adapters
+        The adapters on a base, of which the active one embeds.
     cells
         The cells.
     plain
@@ -35,10 +35,10 @@ class ConditionedCells:
         base as it is.
     """
 
-    def __init__(self, se: LoRACovariateSE, cells: BoundData, *, plain: np.ndarray | None = None) -> None:
-        self.network, self.cells = se.adapters.network, cells
-        base = se.adapters.base
-        if se.adapts_base and isinstance(base, SEBase):
+    def __init__(self, adapters: AdapterSet, cells: BoundData, *, plain: np.ndarray | None = None) -> None:
+        self.network, self.cells = adapters.network, cells
+        base = adapters.base
+        if adapters.active.adapts_base and isinstance(base, SEBase):
             blocks = embed_cells(base.encoder, base.reader(cells))
             self.adapted = np.concatenate([block for _, block in blocks])
         else:

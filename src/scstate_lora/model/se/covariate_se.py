@@ -511,7 +511,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         inputs = encode_inputs(cells)  # refuses values before any long work
         is_own = covariates is None
         plain = self._plain_embedding(cells) if is_own or not self.adapts_base else None
-        embedding = ConditionedCells(self, cells, plain=plain).condition(inputs)
+        embedding = ConditionedCells(self.adapters, cells, plain=plain).condition(inputs)
         if key_added is not None and (is_own or key_added != OBSM_SE):
             adata.obsm[key_added] = embedding
         if key_added is not None and is_own and self.adapters.base.encoder is not None:
