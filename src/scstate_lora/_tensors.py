@@ -1,8 +1,10 @@
-"""Compare named tensors with those that a network expects, before anything is copied into it."""
+"""Tensors of networks: compared with those that a network expects, and aligned in memory."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -12,6 +14,18 @@ if TYPE_CHECKING:
 
     ExpectedTensors = Callable[[Mapping[str, Any]], Mapping[str, Tensor]]
     """Gives the state dict of a network of these sizes; on the meta device, as only names, shapes and types count."""
+
+_ALIGNMENT = 64
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Copy a tensor unless it is contiguous and starts at a multiple of 64 bytes, as torch allocates them.
+
+    A tensor that is mapped from a file may start anywhere, and matrix products then round differently.
+    """
+    if tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def compare_tensors(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list[str]:

@@ -317,7 +317,7 @@ def test_base_that_moved_is_named(call, conditioned, model, tmp_path):
     command = ("embed", conditioned / "cells.h5ad", "--model", tmp_path / "model", "--out", tmp_path / "out.npy")
     code, _, err = call(*command)
     assert code == 2
-    assert "Name where it is: --base" in err
+    assert "Say where it is: --base" in err
     code, _, err = call(*command, "--base", ARC / "ckpt_embedded" / "model.ckpt")
     assert code == 2
     assert "was trained on another base" in err

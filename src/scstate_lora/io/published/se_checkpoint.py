@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from scstate_lora._logging import logger
+from scstate_lora._tensors import aligned
 from scstate_lora.io.published.contents import Contents, find_se_file, latest_weights, open_contents, require_se
 from scstate_lora.io.published.proteins import find_proteins, stack_proteins
 from scstate_lora.io.published.se_tensors import take_arc_state
@@ -96,7 +97,7 @@ def read_se_checkpoint(
 ) -> SECheckpoint:
     """Read an SE checkpoint without running code in it.
 
-    float32 weights stay mapped from the disk; others are cast.
+    float32 weights stay mapped from the disk if they are aligned, as in a ``.ckpt``; others are copied.
 
     Parameters
     ----------
@@ -122,7 +123,9 @@ def read_se_checkpoint(
     file = find_se_file(path)
     contents = open_contents(file)
     require_se(contents)
-    sizes, state = take_arc_state(contents.state, expected_tensors, source=str(file))
+    # Aligned before they are split, so that a model embeds the same from any format of its file.
+    stored = {name: aligned(tensor) for name, tensor in contents.state.items()}
+    sizes, state = take_arc_state(stored, expected_tensors, source=str(file))
     sizes = complete_sizes(sizes, contents, *find_config(contents, config))
     proteins, source = find_proteins(contents, protein_embeddings, beside_first=Path(path).is_dir())
     genes, gene_tokens = stack_proteins(proteins, sizes["token_dim"], source=source)

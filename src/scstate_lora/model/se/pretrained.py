@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from scstate_lora._logging import logger
+from scstate_lora._tensors import aligned
 from scstate_lora.data.genes import GeneMatch, match_vocabulary
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import Tokenizer, cell_seeds
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from scstate_lora.data.registry import Registry
 
 _TOKENS = "gene_tokens"
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,7 @@ class SEBase:
     @classmethod
     def restore(cls, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SEBase:
         """Rebuild a base from :meth:`metadata` and :meth:`tensors`, each checked by name and shape."""
-        # A tensor read from a file may start anywhere in memory; once aligned, it rounds as the original does.
-        tensors = {name: _aligned(tensor) for name, tensor in tensors.items()}
+        tensors = {name: aligned(tensor) for name, tensor in tensors.items()}
         gene_tokens = tensors.pop(_TOKENS)
         encoder = _encoder(SEConfig(**metadata["config"]), gene_tokens, from_arc_names(tensors), source="the base")
         fields = {key: metadata[key] for key in ("name", "licence", "seed")}
@@ -253,7 +252,7 @@ class SEBase:
         except FileNotFoundError as error:
             msg = (
                 f"{path} holds adapters only; their base {metadata['name']!r} was at {source}, but no longer is. "
-                f"Give its place: load(..., base=...). ({error})"
+                f"Say where it is: load(..., base=...). ({error})"
             )
             raise FileNotFoundError(msg) from error
         base.check_is(metadata, path)
@@ -326,9 +325,3 @@ def _encoder(config: SEConfig, gene_tokens: Tensor, state: dict[str, Tensor], *,
     check_state(encoder.state_dict(), state, source=source)
     encoder.load_state_dict(state, assign=True)
     return encoder.requires_grad_(requires_grad=False).eval()
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    if tensor.data_ptr() % _ALIGNMENT == 0 and tensor.is_contiguous():
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
