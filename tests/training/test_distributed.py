@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -232,6 +233,27 @@ if __name__ == "__main__":
     assert history["best"].tolist() == its["best"].tolist()
     print(f"process {place()[0]} agrees")
 """
+
+
+@pytest.mark.slow  # starts an interpreter
+@pytest.mark.skipif(sys.platform == "win32", reason="has no fork")
+def test_forked_processes_do_not_wait_for_threads_left_in_the_caller(tmp_path):
+    parallel = "torch.ones(1_000_000).exp()"  # needs OpenMP's second thread, which a forked process does not have
+    script = tmp_path / "script.py"
+    text = SCRIPT.replace("def train(", f"{parallel}\n\ndef train(").replace("z = ", f"{parallel}; z = ")
+    script.write_text(text)
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    run = subprocess.run(
+        [sys.executable, script, "ddp_fork"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("agrees") == 1
 
 
 @pytest.mark.slow  # up to seven interpreters are started

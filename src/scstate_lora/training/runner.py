@@ -407,6 +407,14 @@ class _Handover(L.Callback):
         self.record = record
         self.caller = os.getpid()
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Compute on one thread in a forked process.
+
+        OpenMP's other threads stay behind in the caller, and who has used them there would wait for them forever.
+        """
+        if trainer.strategy.launcher.is_interactive_compatible:  # it forks, which is all that a notebook can do
+            torch.set_num_threads(1)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write it in the first process, unless that is the caller's own."""
         if trainer.is_global_zero and os.getpid() != self.caller:
