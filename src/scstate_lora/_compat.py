@@ -6,8 +6,11 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from torch import Tensor
 
 
 def open_zarr(path: Path, mode: str) -> Any:
@@ -20,8 +23,8 @@ def open_zarr(path: Path, mode: str) -> Any:
 
 
 def zarr_path(stored: Any) -> str:
-    """Path of an array's or group's zarr store."""
-    return str(stored.store_path if hasattr(stored, "store_path") else stored.store.path)  # zarr 3, zarr 2
+    """Path of a zarr array or group."""
+    return str(stored.store_path) if hasattr(stored, "store_path") else f"{stored.store.path}/{stored.path}"  # zarr 2
 
 
 def mudata_without_pull() -> AbstractContextManager[Any]:
@@ -48,4 +51,13 @@ def safe_resume() -> dict[str, bool]:
     """Options of ``Trainer.fit`` for a checkpoint that must hold no code; before Lightning 2.6 there are none."""
     import lightning as L
 
-    return {} if L.__version__.startswith(("2.4", "2.5")) else {"weights_only": True}
+    return {} if L.__version__.startswith("2.5.") else {"weights_only": True}
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Compute the Euclidean norm of all tensors' values together."""
+    import torch
+
+    if hasattr(torch.nn.utils, "get_total_norm"):  # from torch 2.6 on
+        return torch.nn.utils.get_total_norm(tensors)
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]))

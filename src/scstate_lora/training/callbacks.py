@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from scstate_lora._compat import total_norm
 from scstate_lora._logging import logger
 from scstate_lora._utils import progress_bar
 
@@ -87,7 +88,7 @@ class History(L.Callback):
         """Measure the gradient before it is clipped, and note the learning rate before the schedule moves it."""
         self._lr = optimizer.param_groups[0]["lr"]
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        self._grad_norm = float(total_norm(gradients))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
