@@ -85,7 +85,7 @@ def test_predictions_that_do_not_belong_together_raise():
         tl.ensemble([one, _prediction(_values(1), target="other")])
     with pytest.raises(ValueError, match=r"predictions\[1\] has the space 'X_own', the first one 'genes'"):
         tl.ensemble([one, _prediction(_values(1), embedding=_values(2))])
-    with pytest.raises(ValueError, match=r"predictions\[2\] has other cells than the first one \(4, 4 there\)"):
+    with pytest.raises(ValueError, match=r"predictions\[2\] has other cells than the first one \(4 and 4\)"):
         tl.ensemble([one, one, one[::-1]])
-    with pytest.raises(ValueError, match=r"predictions\[1\] has other genes than the first one \(2, 3 there\)"):
+    with pytest.raises(ValueError, match=r"predictions\[1\] has other genes than the first one \(2 and 3\)"):
         tl.ensemble([one, one[:, :2]])

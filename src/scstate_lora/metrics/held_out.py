@@ -71,8 +71,8 @@ def held_out_categorical_probe(
     names, sizes = np.unique(known, return_counts=True)
     scored = [str(name) for name in names[sizes >= FEWEST_HELD_OUT]]
     if len(scored) < 2:
-        found = ", ".join(f"'{name}' ({size})" for name, size in zip(names, sizes, strict=True))
-        msg = f"two classes with {FEWEST_HELD_OUT} held-out cells each are needed; found {found or 'none'}"
+        sizes_text = ", ".join(f"'{name}' ({size})" for name, size in zip(names, sizes, strict=True))
+        msg = f"two classes with {FEWEST_HELD_OUT} held-out cells each are needed; found {sizes_text or 'none'}"
         raise ValueError(msg)
     absent = sorted(set(scored) - set(train))
     if absent:

@@ -23,9 +23,9 @@ _COLUMNS = ("embedding", "covariate", "conditioned_on", "metric", "value", "low"
 _ROWS = {
     ("PCA", "nothing"): "PCA of expression",
     ("base", "nothing"): "base, plain",
-    ("model", "nothing"): "model, on nothing",
-    ("model", "others"): "model, on the others",
-    ("model", "all"): "model, on all",
+    ("model", "nothing"): "model, given nothing",
+    ("model", "others"): "model, given the others",
+    ("model", "all"): "model, given all",
 }
 _LONGEST_NAME = 40
 _VERDICT_WIDTH = 48
@@ -101,7 +101,9 @@ def _panel(ax: Axes, part: pd.DataFrame) -> None:
             linestyle="", zorder=3,
         )  # fmt: skip
     _draw_baseline(ax, part)
-    names = [textwrap.shorten(_ROWS.get(key, f"{key[0]}, on {key[1]}"), _LONGEST_NAME, placeholder="…") for key in keys]
+    names = [
+        textwrap.shorten(_ROWS.get(key, f"{key[0]}, given {key[1]}"), _LONGEST_NAME, placeholder="…") for key in keys
+    ]
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     name = textwrap.shorten(str(part["covariate"].iloc[0]), _LONGEST_NAME, placeholder="…")

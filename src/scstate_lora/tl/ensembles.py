@@ -76,22 +76,22 @@ def ensemble(predictions: Sequence[AnnData]) -> AnnData:
 def _check_same(first: AnnData, other: AnnData, number: int) -> None:
     """Raise unless two predictions are of the same cells, targets, genes and space."""
     expected, actual = read_prediction(first), read_prediction(other)
-    for what, wanted, value in (
+    for field, first_value, value in (
         ("target", ", ".join(expected.targets), ", ".join(actual.targets)),
         ("space", expected.space, actual.space),
         ("scale", expected.scale, actual.scale),
     ):
-        if wanted != value:
-            msg = f"predictions[{number}] has the {what} {value!r}, the first one {wanted!r}. "
+        if first_value != value:
+            msg = f"predictions[{number}] has the {field} {value!r}, the first one {first_value!r}. "
             msg += "Predict the same with every model."
             raise ValueError(msg)
-    for what, names, others in (
+    for axis, names, others in (
         ("cells", first.obs_names, other.obs_names),
         ("genes", first.var_names, other.var_names),
     ):
         if not names.equals(others):
-            msg = f"predictions[{number}] has other {what} than the first one ({len(others)}, {len(names)} there), "
-            msg_0 = f"{msg}or in another order. Predict the same {what} with every model."
+            msg = f"predictions[{number}] has other {axis} than the first one ({len(others)} and {len(names)}), "
+            msg_0 = f"{msg}or in another order. Predict the same {axis} with every model."
             raise ValueError(msg_0)
 
 

@@ -92,9 +92,9 @@ def read_inputs(
         ("control", controls, is_control, [prediction.control]),
     ):
         if not chosen.any():
-            wanted = " or ".join(map(repr, levels[:5]))
-            held = ", ".join(map(repr, sorted(set(cells.perturbations))[:10]))
-            msg = f"{argument}.obs[{key!r}] has no cell {wanted}; it holds {held}."
+            required = " or ".join(map(repr, levels[:5]))
+            present = ", ".join(map(repr, sorted(set(cells.perturbations))[:10]))
+            msg = f"{argument}.obs[{key!r}] has no cell {required}; it holds {present}."
             raise ValueError(msg)
     measured, controls = measured.at(is_target), controls.at(is_control)
     contexts = common_contexts(predicted, measured, controls)
@@ -195,9 +195,9 @@ def _warn_of_overlap(real: pd.Index, train: pd.Index, targets: Sequence[str]) ->
     """Warn if measured cells are training cells; two frames below a public function."""
     shared = len(set(real) & set(train))
     if shared:
-        what = f"cells {targets[0]!r}" if len(targets) == 1 else "perturbed cells"
+        label = f"cells {targets[0]!r}" if len(targets) == 1 else "perturbed cells"
         warnings.warn(
-            f"{shared} {what} are in both real and train, by name: the scores are not of held-out cells.",
+            f"{shared} {label} are in both real and train, by name: the scores are not of held-out cells.",
             UserWarning,
             stacklevel=4,
         )
