@@ -19,6 +19,7 @@ import scstate_lora as ssl
 from scstate_lora import cli
 from scstate_lora.config import DataConfig, MHCConfig, RunConfig, SERunConfig, STRunConfig, TrainConfig, load_run
 from scstate_lora.config.options import Options
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.registry import Registry
 from scstate_lora.data.split_files import SplitFile
 from scstate_lora.data.splits import SplitRules, make_split
@@ -96,7 +97,7 @@ def test_split_file_splits_the_simulated_wound(wound):
     registry = Registry.create(
         wound.copy(), DataConfig(pert_key="condition", control="sham", cell_type_key="cell_type")
     )
-    split = make_split(registry.bind(wound), SplitRules.of(DataConfig(split=FOLDER / "splits_example.toml")))
+    split = make_split(BoundData(registry, wound), SplitRules.of(DataConfig(split=FOLDER / "splits_example.toml")))
     types, burned = wound.obs["cell_type"].astype(str), wound.obs["condition"] == "burn"
     expected = types.map({"macrophage": "test", "T cell": "val"}).fillna("train")
     expected[burned & (types == "fibroblast")] = "test"

@@ -7,6 +7,7 @@ from scipy import sparse
 
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.embedding import read_embedding
 
 VALUES = np.random.default_rng(0).normal(size=(48, 5))
@@ -41,19 +42,19 @@ def test_the_registry_knows_key_and_width(adata):
     registry = Registry.create(adata, DataConfig(embed_key="X_mine"))
     assert (registry.embed_key, registry.embed_width) == ("X_mine", 5)
     assert Registry.from_json(registry.to_json()) == registry
-    np.testing.assert_array_equal(registry.bind(adata[:7]).embedding, VALUES[:7].astype(np.float32))
+    np.testing.assert_array_equal(BoundData(registry, adata[:7]).embedding, VALUES[:7].astype(np.float32))
     new = adata.copy()
     new.obsm["X_mine"] = VALUES[:, :4]
     with pytest.raises(ValueError, match=r"adata\.obsm\['X_mine'\] has 4 columns; the model was set up on 5"):
-        _ = registry.bind(new).embedding
+        _ = BoundData(registry, new).embedding
     del new.obsm["X_mine"]
     with pytest.raises(KeyError, match=r"adata\.obsm\['X_mine'\] does not exist"):
-        _ = registry.bind(new).embedding
+        _ = BoundData(registry, new).embedding
 
 
 def test_without_an_embedding_raises(adata):
     with pytest.raises(ValueError, match=r"setup_anndata\(adata, embed_key="):
-        _ = Registry.create(adata, DataConfig()).bind(adata).embedding
+        _ = BoundData(Registry.create(adata, DataConfig()), adata).embedding
 
 
 @pytest.mark.parametrize(

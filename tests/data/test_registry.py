@@ -11,6 +11,7 @@ from scipy import sparse
 
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry, expression, storage, stream
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate
 
 KEYS = {
@@ -44,9 +45,9 @@ def test_what_was_found_is_recorded_and_nothing_written(adata):
 
 def test_contexts_default_to_cell_type_and_grouping_covariates(adata):
     registry = _create(adata)
-    assert registry.bind(adata).contexts[:2].tolist() == ["B | 10", "T | 10"]
-    assert _create(adata, context_keys="cell_type").bind(adata).contexts[:2].tolist() == ["B", "T"]
-    assert set(_create(adata, context_keys=[]).bind(adata).contexts) == {"all"}
+    assert BoundData(registry, adata).contexts[:2].tolist() == ["B | 10", "T | 10"]
+    assert BoundData(_create(adata, context_keys="cell_type"), adata).contexts[:2].tolist() == ["B", "T"]
+    assert set(BoundData(_create(adata, context_keys=[]), adata).contexts) == {"all"}
     few_times = _create(adata, covariate_keys={"day": "continuous"})
     assert few_times.context_keys == ["cell_type", "day"]
 
@@ -58,7 +59,7 @@ def test_survives_the_file(adata, tmp_path):
     adata.write_h5ad(tmp_path / "a.h5ad")
     read = ad.read_h5ad(tmp_path / "a.h5ad")
     assert Registry.from_adata(read) == registry
-    assert (Registry.from_adata(read).bind(read).contexts == registry.bind(adata).contexts).all()
+    assert (BoundData(Registry.from_adata(read), read).contexts == BoundData(registry, adata).contexts).all()
 
 
 def test_json_holds_plain_values_whatever_the_user_gave(adata):
@@ -108,7 +109,7 @@ def test_backed_anndata_is_set_up(adata, tmp_path):
     registry = _create(backed)
     registry.write(backed)
     assert Registry.from_adata(backed) == _create(adata)
-    assert (registry.bind(backed).matrix != adata.X).nnz == 0
+    assert (BoundData(registry, backed).matrix != adata.X).nnz == 0
     backed.file.close()
 
 
@@ -199,19 +200,19 @@ def test_empty_anndata_raises(adata):
         with pytest.raises(ValueError, match="The AnnData is empty"):
             _create(empty)
         with pytest.raises(ValueError, match="The AnnData is empty"):
-            _ = _create(adata).bind(empty).matrix
+            _ = BoundData(_create(adata), empty).matrix
 
 
 def test_new_data_is_aligned_by_gene_name(adata):
     registry = _create(adata)
     expected = adata.X.toarray()
     order = np.random.default_rng(0).permutation(30)
-    assert (registry.bind(adata[::-1, order]).matrix.toarray() == expected[::-1]).all()
+    assert (BoundData(registry, adata[::-1, order]).matrix.toarray() == expected[::-1]).all()
     names = [f"other{i}" for i in range(30)] + list(adata.var_names)
     more = ad.AnnData(sparse.hstack([adata.X, adata.X], format="csr"), var=pd.DataFrame(index=names))
-    assert (registry.bind(more).matrix.toarray() == expected).all()
-    logged = registry.bind(adata).logged.toarray()
-    assert (registry.bind(adata).logged_genes(["G7", "G2"]).toarray() == logged[:, [7, 2]]).all()
+    assert (BoundData(registry, more).matrix.toarray() == expected).all()
+    logged = BoundData(registry, adata).logged.toarray()
+    assert (BoundData(registry, adata).logged_genes(["G7", "G2"]).toarray() == logged[:, [7, 2]]).all()
 
 
 def test_absent_genes_are_zero_and_warns(adata):
@@ -219,7 +220,7 @@ def test_absent_genes_are_zero_and_warns(adata):
     with pytest.warns(
         UserWarning, match=r"20 of the model's 30 genes are not in the data and count as 0: G10, G11, G12, …"
     ):
-        read = registry.bind(adata[:, :10]).matrix
+        read = BoundData(registry, adata[:, :10]).matrix
     assert (read.toarray()[:, :10] == adata.X.toarray()[:, :10]).all()
     assert read.shape == adata.shape
     assert read[:, 10:].nnz == 0
@@ -229,7 +230,7 @@ def test_foreign_genes_raises(adata):
     registry = _create(adata)
     mouse = ad.AnnData(adata.X, obs=adata.obs, var=pd.DataFrame(index=[f"g{i}" for i in range(30)]))
     with pytest.raises(ValueError, match=r"Only 0\.0% of the model's 30 genes.*Ignoring case 100%"):
-        _ = registry.bind(mouse).matrix
+        _ = BoundData(registry, mouse).matrix
 
 
 def test_new_data_of_another_scale_raises(adata):
@@ -237,9 +238,9 @@ def test_new_data_of_another_scale_raises(adata):
     logged = adata.copy()
     logged.X = adata.X.log1p()
     with pytest.raises(ValueError, match=r"adata\.X looks like log1p values .*set up on counts"):
-        _ = registry.bind(logged).matrix
+        _ = BoundData(registry, logged).matrix
     with pytest.raises(ValueError, match=r"adata\.X looks like counts .*set up on log1p"):
-        _ = _create(logged).bind(adata).matrix
+        _ = BoundData(_create(logged), adata).matrix
 
 
 def test_the_registered_layer_and_gene_column_are_read(adata):
@@ -250,28 +251,28 @@ def test_the_registered_layer_and_gene_column_are_read(adata):
     new = adata[:, ::-1].copy()
     new.var_names = [f"anything{i}" for i in range(30)]
     assert registry.var_names[:2] == ["S0", "S1"]
-    assert (registry.bind(new).matrix.toarray() == adata.layers["raw"].toarray()).all()
+    assert (BoundData(registry, new).matrix.toarray() == adata.layers["raw"].toarray()).all()
     del new.layers["raw"]
     with pytest.raises(KeyError, match=r"adata\.layers\['raw'\] does not exist"):
-        _ = registry.bind(new).matrix
+        _ = BoundData(registry, new).matrix
 
 
 def test_log_expression(adata):
     counts = adata.X.toarray()
     expected = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
-    np.testing.assert_allclose(_create(adata).bind(adata).logged.toarray(), expected, rtol=1e-5)
+    np.testing.assert_allclose(BoundData(_create(adata), adata).logged.toarray(), expected, rtol=1e-5)
     adata.X = adata.X.log1p()
-    assert (_create(adata).bind(adata).logged != adata.X).nnz == 0
+    assert (BoundData(_create(adata), adata).logged != adata.X).nnz == 0
 
 
 def test_encode(adata):
     registry = _create(adata)
-    encoded = registry.bind(adata).encode()
+    encoded = BoundData(registry, adata).encode()
     assert list(encoded) == ["condition", "day", "dose"]
     assert encoded["condition"].tolist() == [1] * 24 + [0] * 24
     assert encoded["day"][:6].tolist() == [0, 0, 1, 1, 2, 2]
     assert encoded["dose"].dtype == np.float32
-    assert list(registry.bind(adata).encode(without="condition")) == ["day", "dose"]
+    assert list(BoundData(registry, adata).encode(without="condition")) == ["day", "dose"]
 
 
 def test_unknown_stands_for_a_missing_value(adata):
@@ -283,19 +284,19 @@ def test_unknown_stands_for_a_missing_value(adata):
     unknown = registry.unknown()
     assert list(unknown) == ["condition", "day", "dose"]
     assert (unknown["condition"], unknown["day"]) == (2, 3)
-    encoded = registry.bind(adata).encode()
+    encoded = BoundData(registry, adata).encode()
     assert encoded["day"][:3].tolist() == [0, 0, 3]
     np.testing.assert_array_equal(np.isnan(encoded["dose"]), adata.obs_names == "cell1")
     assert Registry.from_json(registry.to_json()) == registry
-    contexts = registry.bind(adata).contexts
+    contexts = BoundData(registry, adata).contexts
     assert contexts[2] == f"{adata.obs['cell_type'].iloc[2]} | (missing)"
-    assert (registry.bind(adata).labels("day") == "(missing)").sum() == 1
+    assert (BoundData(registry, adata).labels("day") == "(missing)").sum() == 1
 
 
 def test_a_missing_value_raises_unless_the_call_allows_it(adata):
     registry = _create(adata)
     adata.obs = adata.obs.assign(day=None)
-    cells = registry.bind(adata)
+    cells = BoundData(registry, adata)
     with pytest.raises(ValueError, match="48 missing values of 48"):
         cells.encode()
     with pytest.raises(ValueError, match="48 missing values of 48"):
@@ -341,7 +342,7 @@ def test_registry_of_an_earlier_version_is_read():
     )
     assert (registry.batch_key, registry.batch, registry.embed_key) == ("mouse", None, None)
     cell = ad.AnnData(np.ones((1, 1)), obs=pd.DataFrame({"condition": ["sham"], "day": [16]}, index=["c"]))
-    encoded = registry.bind(cell).encode()
+    encoded = BoundData(registry, cell).encode()
     assert (encoded["condition"].tolist(), encoded["day"].tolist()) == ([1], [2.0])
     assert Registry.from_json(registry.to_json()) == registry
 
@@ -350,14 +351,14 @@ def test_encode_without_a_column_raises(adata):
     registry = _create(adata)
     adata.obs = adata.obs.rename(columns={"day": "days"})
     with pytest.raises(KeyError, match=r"adata\.obs\['day'\] does not exist, and the model.*'days'"):
-        registry.bind(adata).encode()
+        BoundData(registry, adata).encode()
 
 
 def test_encode_of_an_unseen_category_raises(adata):
     registry = _create(adata)
     adata.obs = adata.obs.assign(day=12)
     with pytest.raises(ValueError, match=r"adata\.obs\['day'\] holds '12', which the model has never seen"):
-        registry.bind(adata).encode()
+        BoundData(registry, adata).encode()
 
 
 def test_covariate_by_name(adata):

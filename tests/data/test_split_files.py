@@ -9,6 +9,7 @@ import pytest
 
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.split_files import FewShot, SplitFile
 from scstate_lora.data.splits import SplitRules, make_split
 
@@ -73,7 +74,7 @@ def write(tmp_path):
 
 def _split(adata, registry, sections, *, seed=0, **rules):
     config = DataConfig(split=sections, **{"val_size": 0, **rules})
-    return make_split(registry.bind(adata), SplitRules.of(config, seed=seed))
+    return make_split(BoundData(registry, adata), SplitRules.of(config, seed=seed))
 
 
 def test_a_published_file_is_read(write):

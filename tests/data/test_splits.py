@@ -9,6 +9,7 @@ import pytest
 
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.splits import SplitRules, make_split, read_split, split_table, write_split, write_split_table
 
 
@@ -22,7 +23,7 @@ def _rules(*, seed=0, **options):
 
 
 def _split(adata, registry, **rules):
-    return make_split(registry.bind(adata), _rules(**rules))
+    return make_split(BoundData(registry, adata), _rules(**rules))
 
 
 def _large(n=2000, seed=0):
@@ -58,7 +59,7 @@ def test_split_is_the_same_for_a_seed():
 
 @pytest.mark.parametrize("size", [0.5, 0.99])
 def test_every_stratum_keeps_a_training_cell(adata, registry, size):
-    strata = registry.bind(adata).contexts + registry.bind(adata).labels("condition")
+    strata = BoundData(registry, adata).contexts + BoundData(registry, adata).labels("condition")
     for seed in range(5):
         split = _split(adata, registry, test_size=size, val_size=size, seed=seed)
         assert set(strata[split == "train"]) == set(strata)
@@ -195,7 +196,7 @@ def test_split_table_counts_every_cell_once(adata):
     registry = Registry.create(some, DataConfig(pert_key="condition", control="sham", cell_type_key="cell_type"))
     split = _split(some, registry, holdout={"cell_type": "B", "condition": "burn"}, val_size=0)
     write_split(some, split)
-    table = split_table(registry.bind(some))
+    table = split_table(BoundData(registry, some))
     assert table.columns.tolist() == ["context", "condition", "train", "val", "test"]
     assert table.to_numpy().tolist() == [["B", "burn", 0, 0, 12], ["B", "sham", 12, 0, 0], ["T", "sham", 12, 0, 0]]
 
@@ -203,7 +204,7 @@ def test_split_table_counts_every_cell_once(adata):
 def test_split_table_without_perturbation(adata):
     registry = Registry.create(adata, DataConfig())
     write_split(adata, _split(adata, registry))
-    table = split_table(registry.bind(adata))
+    table = split_table(BoundData(registry, adata))
     assert table["context"].tolist() == ["all"]
     assert table[["train", "val", "test"]].to_numpy().sum() == 48
 
@@ -245,13 +246,13 @@ def test_table_and_rules_survive_the_file(adata, registry, tmp_path, rules, sour
     adata.obs["s"] = np.resize(["train", "test", "train", "val"], 48)
     rules = _rules(**rules)
     registry.write(adata)
-    write_split(adata, make_split(registry.bind(adata), rules))
-    write_split_table(registry.bind(adata), rules)
+    write_split(adata, make_split(BoundData(registry, adata), rules))
+    write_split_table(BoundData(registry, adata), rules)
     adata.write_h5ad(tmp_path / "a.h5ad")
     read = ad.read_h5ad(tmp_path / "a.h5ad")
     assert Registry.from_adata(read) == registry
     record = read.uns["scstate_lora"]["split"]
-    pd.testing.assert_frame_equal(record["table"].reset_index(drop=True), split_table(registry.bind(adata)))
+    pd.testing.assert_frame_equal(record["table"].reset_index(drop=True), split_table(BoundData(registry, adata)))
     pd.testing.assert_frame_equal(record["table"], adata.uns["scstate_lora"]["split"]["table"])
     assert record["source"] == source
     assert json.loads(record["rules"]) == stored

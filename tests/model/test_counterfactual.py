@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate
 from scstate_lora.data.registry import Registry
 
@@ -31,7 +32,7 @@ def registry():
 
 
 def _bind(registry, obs=OBS):
-    return registry.bind(ad.AnnData(np.ones((3, 1)), obs=obs))
+    return BoundData(registry, ad.AnnData(np.ones((3, 1)), obs=obs))
 
 
 def _encoded(registry, covariates, obs=OBS):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import scstate_lora as ssl
+from scstate_lora.data.bound import BoundData
 from scstate_lora.model import SEBase
 from tests.builders import QUICK
 
@@ -28,7 +29,7 @@ def test_loaded_embedding_model_gives_equal_bits(trained, saved):
             se.get_latent_representation(covariates=covariates, key_added=None),
         )
     np.testing.assert_array_equal(
-        loaded.base.embed(loaded.registry.bind(adata)), se.base.embed(se.registry.bind(adata))
+        loaded.base.embed(BoundData(loaded.registry, adata)), se.base.embed(BoundData(se.registry, adata))
     )
     assert loaded.registry == se.registry
     assert (loaded.lora, loaded.compact, loaded.objective) == (se.lora, se.compact, se.objective)

@@ -12,6 +12,7 @@ import scstate_lora as ssl
 from scstate_lora._compat import mudata_without_pull
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.register import register
 from scstate_lora.model.st.inputs import split_groups
 from tests.builders import QUICK
@@ -209,7 +210,7 @@ def test_no_test_cell_can_be_drawn_into_a_set(adata, setup, make_st, rules):
     split = adata.obs["scstate_split"].to_numpy()
     control = (adata.obs["condition"] == "sham").to_numpy()
     assert (split == "test").any()
-    cells = make_st(adata).registry.bind(adata)
+    cells = BoundData(make_st(adata).registry, adata)
     for by_type in (False, True):
         groups = split_groups(cells, "train", min_cells=2, by_type=by_type)
         assert groups
@@ -339,7 +340,7 @@ def test_a_configuration_sets_up_what_the_arguments_do(adata):
     held_out = (adata.obs["scstate_split"] == "test").to_numpy()
     expected = (adata.obs["time_days"] == 19) & (adata.obs["cell_type"] == "macrophage")
     assert (held_out == expected.to_numpy()).all()
-    assert np.isnan(registry.bind(adata).encode()["dose"]).sum() == 9
+    assert np.isnan(BoundData(registry, adata).encode()["dose"]).sum() == 9
 
 
 def test_a_batch_alone_is_registered(adata):
@@ -374,8 +375,8 @@ def test_missing_values_form_a_context(adata, setup):
     keys = {**setup, "covariate_keys": ["condition", site], "context_keys": "site"}
     ssl.STTransition.setup_anndata(adata, **keys)
     registry = Registry.from_adata(adata)
-    assert set(registry.bind(adata).contexts) == {"a", "b", "(missing)"}
-    assert (registry.bind(adata).encode()["site"][::2] == 2).all()
+    assert set(BoundData(registry, adata).contexts) == {"a", "b", "(missing)"}
+    assert (BoundData(registry, adata).encode()["site"][::2] == 2).all()
 
 
 @pytest.fixture
@@ -484,7 +485,7 @@ def test_any_kind_of_matrix_is_read_alike_and_left_alone(wound, setup, make_se, 
     model.train(max_epochs=1, **QUICK)
     model.get_latent_representation()
     np.testing.assert_array_equal(
-        adata.obsm["X_scstate_base"], reference.base.embed(reference.registry.bind(trained[0]))
+        adata.obsm["X_scstate_base"], reference.base.embed(BoundData(reference.registry, trained[0]))
     )
     assert (fingerprint(adata.X), {name: fingerprint(layer) for name, layer in adata.layers.items()}) == before
 
@@ -533,7 +534,7 @@ def test_log_values_are_taken_as_they_are(wound, setup, make_se, make_st):
     ssl.setup_anndata(adata, **setup)
     se, st = make_se(adata), make_st(adata)
     assert se.registry.scale == "log1p"
-    np.testing.assert_array_equal(se.registry.bind(adata).logged.toarray(), adata.X.toarray())
+    np.testing.assert_array_equal(BoundData(se.registry, adata).logged.toarray(), adata.X.toarray())
     se.train(max_epochs=1, **QUICK)
     st.train(max_epochs=1, **QUICK)
     assert np.isfinite(se.get_latent_representation()).all()

@@ -13,6 +13,7 @@ from scipy import sparse
 
 import scstate_lora as ssl
 from scstate_lora import tl
+from scstate_lora.data.bound import BoundData
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "arc" / "folder"
 TOLERANCE = 1e-6
@@ -150,5 +151,5 @@ def test_a_model_of_cells_with_ensembl_ids_finds_the_symbols_by_gene_key(cells, 
     adata.var["symbol"] = base.genes
     adata.var_names = _ensembl(60)
     model = ssl.setup_anndata(adata, covariate_keys="day", base=base, gene_key="symbol").se
-    np.testing.assert_array_equal(model.base.embed(model.registry.bind(adata)), expected)
+    np.testing.assert_array_equal(model.base.embed(BoundData(model.registry, adata)), expected)
     np.testing.assert_array_equal(tl.embed(adata, model, progress_bar=False), expected)

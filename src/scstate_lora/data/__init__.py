@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.registry import Registry
 from scstate_lora.data.results import REGISTRY, is_predicted, read_result
 from scstate_lora.data.stream import read_matrix
@@ -29,4 +30,4 @@ def log_expression(adata: AnnData) -> sparse.csr_matrix:
     """
     if is_predicted(adata) and read_result(adata, REGISTRY) is None:
         return read_matrix(adata)
-    return Registry.from_adata(adata).bind(adata).logged
+    return BoundData(Registry.from_adata(adata), adata).logged

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class BoundData:
-    """An AnnData bound to a registry, made by :meth:`Registry.bind`.
+    """An AnnData bound to a registry.
 
     Everything is read when it is first used, checked then, and kept for as long as this object lives; make a new one
     for cells that may have changed.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean
 from scstate_lora.config.data import declared_covariates
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.fields import CategoricalCovariate
 from scstate_lora.data.modalities import Borrowed, borrow
 from scstate_lora.data.registry import Registry
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scstate_lora.config import DataConfig
-    from scstate_lora.data.bound import BoundData
 
 
 def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
@@ -88,13 +88,13 @@ def register(data: AnnData | MuData, config: DataConfig, *, seed: int = 0) -> Bo
         for name, column in borrowed.items():
             adata.obs[name] = column.values.array
         registry = Registry.create(adata, config.model_copy(update={"covariate_keys": list(declared.values())}))
-        cells = registry.bind(adata)
+        cells = BoundData(registry, adata)
         assigned = make_split(cells, rules)
         _check_levels_are_trained(cells, assigned)
         registry = registry.of_trained_batches(adata, assigned == "train")
         registry.write(adata)
         write_split(adata, assigned)
-        cells = registry.bind(adata)
+        cells = BoundData(registry, adata)
         table = write_split_table(cells, rules)
     logger.info("%s is taken as %s: %s.", matrix_name(config.layer), registry.scale, registry.scale_reason)
     kinds = ", ".join(f"{c.name} ({c.kind})" for c in registry.covariates) or "none"

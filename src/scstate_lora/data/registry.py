@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scstate_lora.config import DataConfig
-    from scstate_lora.data.bound import BoundData
 
 
 @dataclass(frozen=True)
@@ -151,12 +150,6 @@ class Registry:
                 return covariate
         msg = f"{name!r} is not a covariate of this model. {did_you_mean(name, [c.name for c in self.covariates])}"
         raise KeyError(msg)
-
-    def bind(self, adata: AnnData) -> BoundData:
-        """Read an AnnData by this registry: the registered data, or new data with the same columns."""
-        from scstate_lora.data.bound import BoundData  # it knows the registry
-
-        return BoundData(self, adata)
 
     @property
     def may_miss(self) -> set[str]:

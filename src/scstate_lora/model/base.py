@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from scstate_lora._utils import did_you_mean
 from scstate_lora.config import DataConfig
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.register import register
 from scstate_lora.data.registry import Registry
 from scstate_lora.io.save_load import load_directory, save_directory
@@ -18,8 +19,6 @@ from scstate_lora.io.save_load import load_directory, save_directory
 if TYPE_CHECKING:
     from mudata import MuData
     from torch import Tensor, nn
-
-    from scstate_lora.data.bound import BoundData
 
 
 class BaseModel(ABC):
@@ -94,7 +93,7 @@ class BaseModel(ABC):
 
     def _bind(self, adata: AnnData | None = None) -> BoundData:
         """Read cells by the model's registry; its own cells by default."""
-        return self.registry.bind(self.adata if adata is None else check_anndata(adata))
+        return BoundData(self.registry, self.adata if adata is None else check_anndata(adata))
 
     @abstractmethod
     def _parts(self) -> list[tuple[str, nn.Module | None, str]]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from scstate_lora import pl
 from scstate_lora._constants import OBS_SPLIT, OBSM_BASE, OBSM_SE, OBSM_ST
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.results import EVALUATE, EVALUATE_PERTURBATION, read_prediction, read_result
 from scstate_lora.data.splits import split_table
 from scstate_lora.metrics.baselines import CEILING
@@ -76,7 +77,7 @@ def split_section(adata: AnnData, registry: Registry) -> Section:
             f"No split is stored in adata.obs[{OBS_SPLIT!r}]: no model was trained on these cells."
         )
         return section
-    counts = split_table(registry.bind(adata))
+    counts = split_table(BoundData(registry, adata))
     totals = {name: int(counts[name].sum()) for name in ("train", "val", "test")}
     groups = [c for c in counts.columns if c not in totals]
     section.paragraphs.append(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scstate_lora._constants import OBS_SPLIT
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.fields import ContinuousCovariate, Covariate, as_labels, obs_column
 from scstate_lora.data.results import COVARIATE_INFORMATION, write_result
 from scstate_lora.data.splits import read_split
@@ -145,7 +146,7 @@ def covariate_information(
             _check_classes(covariate.name, targets[covariate.name], train, test)
 
     assert se.base is not None  # a trained model has one
-    bound = se.registry.bind(used)
+    bound = BoundData(se.registry, used)
     plain = se.base.embed(bound)
     conditioned = ConditionedCells(se.adapters, bound, plain=plain)
     shared = [
@@ -245,7 +246,7 @@ def _pca(
     se: LoRACovariateSE, adata: AnnData, train: np.ndarray, test: np.ndarray, *, n_pcs: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates on the first components of the training cells' log1p expression, ``(n, n_components)`` each."""
-    expression = se.registry.bind(adata).logged
+    expression = BoundData(se.registry, adata).logged
     pca = sparse_pca((len(train), expression.shape[1]), n_pcs, seed=seed).fit(expression[train])
     return pca.transform(expression[train]), pca.transform(expression[test])
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scstate_lora._constants import OBSM_SE
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate, label_of
 from scstate_lora.data.results import INTERPOLATE, as_uns, write_result
 from scstate_lora.tl.conditioned import chosen_cells, require_trained
@@ -123,7 +124,7 @@ def interpolate(
         "base": "" if se.base is None else se.base.name,
         "adapter": se.active_adapter,
     }
-    conditioned = ConditionedCells(se.adapters, se.registry.bind(embedded))
+    conditioned = ConditionedCells(se.adapters, BoundData(se.registry, embedded))
     n = embedded.n_obs
     interpolated: np.ndarray | None = None
     for i, value in enumerate(requested):
@@ -217,7 +218,9 @@ def _describe(
     registry = se.registry
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*goes to", category=UserWarning)  # warned of while embedding
-        condition = registry.bind(cells).under(covariates).covariate_values.drop(columns=covariate, errors="ignore")
+        condition = (
+            BoundData(registry, cells).under(covariates).covariate_values.drop(columns=covariate, errors="ignore")
+        )
     keys = [k for k in (registry.cell_type_key, registry.batch_key) if k is not None and k in cells.obs]
     once = pd.DataFrame(index=pd.RangeIndex(cells.n_obs))
     once[SOURCE_CELL] = np.asarray(cells.obs_names, dtype=object)

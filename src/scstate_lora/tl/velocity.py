@@ -9,13 +9,13 @@ import pandas as pd
 
 from scstate_lora.config import STObjectiveConfig
 from scstate_lora.data import Registry, log_expression
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.results import VELOCITY_ALIGNMENT, read_prediction, write_result
 from scstate_lora.model.st.inputs import read_velocity
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scstate_lora.data.bound import BoundData
 
 _CHUNK = 4096  # cells at a time: velocities are dense
 
@@ -55,7 +55,7 @@ def velocity_alignment(adata: AnnData, predicted: AnnData, *, velocity_key: str 
         If `predicted` is not a prediction, or has neither genes nor an embedding with a velocity.
     """
     prediction = read_prediction(predicted)
-    bound = Registry.from_adata(adata).bind(adata)
+    bound = BoundData(Registry.from_adata(adata), adata)
     rows = adata.obs_names.get_indexer(predicted.obs["control_cell"])
     if (rows < 0).any():
         name = predicted.obs["control_cell"].iloc[int(np.flatnonzero(rows < 0)[0])]

@@ -11,6 +11,7 @@ import pandas as pd
 from scstate_lora import tl
 from scstate_lora._constants import OBS_SPLIT
 from scstate_lora._logging import logger
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.results import (
     EVALUATE,
     EVALUATE_PERTURBATION,
@@ -114,7 +115,7 @@ def _predict_and_score(st: STTransition, adata: AnnData, features: pd.DataFrame 
     registry = st.registry
     # Few held-out cells share all of a context's keys; the cell type alone makes groups large enough to score.
     keys = [registry.cell_type_key] if registry.cell_type_key is not None else registry.context_keys
-    cells = HeldOutCells(registry.bind(adata), genes=st.genes, context_keys=keys, pert_features=features)
+    cells = HeldOutCells(BoundData(registry, adata), genes=st.genes, context_keys=keys, pert_features=features)
     predictions = []
     for target in registry.targets:
         predicted = st.predict(target=target)

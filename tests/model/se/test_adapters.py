@@ -9,6 +9,7 @@ import torch
 
 import scstate_lora as ssl
 from scstate_lora.config import SELoraConfig
+from scstate_lora.data.bound import BoundData
 from scstate_lora.model.se.adapters import Adapter
 from scstate_lora.nn.conditioning import Conditioning
 from scstate_lora.nn.covariates import CovariateSpec
@@ -55,7 +56,7 @@ def test_every_adapter_keeps_what_it_learned(several):
         model.set_adapter(name)
         assert model.active_adapter == name
         np.testing.assert_array_equal(latent(model), embeddings[name])
-        np.testing.assert_allclose(model.base.embed(model.registry.bind(model.adata)), model._plain[1], atol=1e-6)
+        np.testing.assert_allclose(model.base.embed(BoundData(model.registry, model.adata)), model._plain[1], atol=1e-6)
 
 
 def test_every_adapter_has_a_history_of_its_own(several):

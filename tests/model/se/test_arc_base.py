@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from scipy import sparse
 
 import scstate_lora as ssl
+from scstate_lora.data.bound import BoundData
 from scstate_lora.io.pickle.reader import load_torch
 from scstate_lora.nn.lora import adapters_off
 from tests.builders import QUICK, latent
@@ -78,7 +79,7 @@ def on_moveable(cells, moveable):
 
 
 def _base_of(model):
-    return model.base.embed(model.registry.bind(model.adata))
+    return model.base.embed(BoundData(model.registry, model.adata))
 
 
 @pytest.mark.parametrize("path", [FOLDER, CKPT, ARC / "safetensors", ARC / "no_dataset" / "model.ckpt"])

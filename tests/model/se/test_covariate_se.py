@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import scstate_lora as ssl
+from scstate_lora.data.bound import BoundData
 from scstate_lora.model import SEBase
 from tests.builders import QUICK
 
@@ -103,7 +104,7 @@ def test_embedding_is_returned_and_written(trained):
     assert z.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
     np.testing.assert_array_equal(adata.obsm["X_scstate_lora"], z)
-    np.testing.assert_array_equal(adata.obsm["X_scstate_base"], se.base.embed(se.registry.bind(adata)))
+    np.testing.assert_array_equal(adata.obsm["X_scstate_base"], se.base.embed(BoundData(se.registry, adata)))
     np.testing.assert_array_equal(se.get_latent_representation(adata, key_added="X_mine"), adata.obsm["X_mine"])
 
 
@@ -192,9 +193,9 @@ def test_base_meets_data_of_another_gene_order(trained, wound, setup, make_se):
     ssl.LoRACovariateSE.setup_anndata(adata, **setup)
     se = make_se(adata, base=reference.base)
     assert se.base.genes == reference.base.genes != se.registry.var_names
-    plain = reference.base.embed(reference.registry.bind(source))
+    plain = reference.base.embed(BoundData(reference.registry, source))
     # The same sentences, whose genes are summed in another order.
-    np.testing.assert_allclose(se.base.embed(se.registry.bind(adata)), plain, atol=1e-5)
+    np.testing.assert_allclose(se.base.embed(BoundData(se.registry, adata)), plain, atol=1e-5)
     se.train(max_epochs=1, **QUICK)
     assert np.isfinite(se.get_latent_representation()).all()
 

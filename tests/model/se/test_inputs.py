@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 import scstate_lora as ssl
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.registry import Registry
 from scstate_lora.model.se.inputs import (
     cell_type_codes,
@@ -54,43 +55,43 @@ def test_the_batch_is_an_input_of_its_own_unless_it_is_a_covariate(cells):
 
 def test_batches_are_coded_and_those_never_seen_are_unknown(cells):
     registry = _registry(cells, batch_key="mouse")
-    assert registry.bind(cells).batch_codes.tolist() == [0] * 8 + [1] * 8 + [2] * 8
-    assert encode_inputs(registry.bind(cells), with_batch=False)["mouse"].tolist() == [3] * N
+    assert BoundData(registry, cells).batch_codes.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert encode_inputs(BoundData(registry, cells), with_batch=False)["mouse"].tolist() == [3] * N
     new = cells.copy()
     new.obs["mouse"] = ["m2", "m9", None] * 8
-    assert registry.bind(new).batch_codes[:3].tolist() == [1, -1, -1]
-    assert encode_inputs(registry.bind(new))["mouse"][:3].tolist() == [1, 3, 3]
+    assert BoundData(registry, new).batch_codes[:3].tolist() == [1, -1, -1]
+    assert encode_inputs(BoundData(registry, new))["mouse"][:3].tolist() == [1, 3, 3]
     del new.obs["mouse"]
-    assert registry.bind(new).batch_codes.tolist() == [-1] * N
-    assert encode_inputs(registry.bind(new))["mouse"].tolist() == [3] * N
-    assert _registry(cells).bind(cells).batch_codes.tolist() == [-1] * N
+    assert BoundData(registry, new).batch_codes.tolist() == [-1] * N
+    assert encode_inputs(BoundData(registry, new))["mouse"].tolist() == [3] * N
+    assert BoundData(_registry(cells), cells).batch_codes.tolist() == [-1] * N
 
 
 def test_inputs_are_encoded_under_own_and_other_values(cells):
     registry = _registry(cells, batch_key="mouse")
-    own = encode_inputs(registry.bind(cells))
+    own = encode_inputs(BoundData(registry, cells))
     burn = registry.covariates[0].categories.index("burn")
     assert own["condition"].tolist() == [1 - burn, burn] * (N // 2)
-    moved = encode_inputs(registry.bind(cells).under({"condition": "burn"}))
+    moved = encode_inputs(BoundData(registry, cells).under({"condition": "burn"}))
     assert moved["condition"].tolist() == [burn] * N
     np.testing.assert_array_equal(moved["mouse"], own["mouse"])
-    assert encode_inputs(registry.bind(cells).under({"condition": None}))["condition"].tolist() == [2] * N
+    assert encode_inputs(BoundData(registry, cells).under({"condition": None}))["condition"].tolist() == [2] * N
 
 
 def test_conditions_are_the_combinations_that_occur(cells):
     keys = {"condition": "categorical", "day": "continuous"}
     registry = _registry(cells, covariate_keys=keys, batch_key="mouse")
-    codes = conditions(registry, encode_inputs(registry.bind(cells)))
+    codes = conditions(registry, encode_inputs(BoundData(registry, cells)))
     groups = cells.obs.groupby(["condition", "day"], observed=True).ngroup()
     assert len(set(codes)) == 6  # the mouse does not count
     assert len(set(zip(codes, groups, strict=True))) == 6
     only_batch = _registry(cells, covariate_keys=[], batch_key="mouse")
-    assert conditions(only_batch, encode_inputs(only_batch.bind(cells))).tolist() == [0] * N
+    assert conditions(only_batch, encode_inputs(BoundData(only_batch, cells))).tolist() == [0] * N
 
 
 def test_a_number_with_many_values_is_cut_into_groups_of_equal_size(cells):
     registry = _registry(cells, covariate_keys={"dose": "continuous"})
-    encoded = encode_inputs(registry.bind(cells))
+    encoded = encode_inputs(BoundData(registry, cells))
     codes = conditions(registry, encoded)
     assert np.bincount(codes).tolist() == [6, 6, 6, 6]
     order = np.argsort(encoded["dose"])
@@ -103,8 +104,8 @@ def test_a_number_with_many_values_is_cut_into_groups_of_equal_size(cells):
 
 
 def test_cell_types_are_coded_and_all_one_without(cells):
-    assert cell_type_codes(_registry(cells, cell_type_key="cell_type").bind(cells)).tolist() == [0, 0, 1] * 8
-    assert cell_type_codes(_registry(cells).bind(cells)).tolist() == [0] * N
+    assert cell_type_codes(BoundData(_registry(cells, cell_type_key="cell_type"), cells)).tolist() == [0, 0, 1] * 8
+    assert cell_type_codes(BoundData(_registry(cells), cells)).tolist() == [0] * N
 
 
 def test_contrastive_labels_are_what_was_asked_for(cells):
@@ -118,9 +119,9 @@ def test_contrastive_labels_are_what_was_asked_for(cells):
         ("auto", untyped, combinations),
         ("covariates", untyped, combinations),
     ):
-        np.testing.assert_array_equal(contrastive_labels(registry.bind(cells), combinations, on), expected)
+        np.testing.assert_array_equal(contrastive_labels(BoundData(registry, cells), combinations, on), expected)
     with pytest.raises(ValueError, match=r"contrastive_on='cell_type', but no cell_type_key was set up"):
-        contrastive_labels(untyped.bind(cells), combinations, "cell_type")
+        contrastive_labels(BoundData(untyped, cells), combinations, "cell_type")
 
 
 def test_a_batch_without_training_cells_is_unknown(wound, setup):
@@ -132,5 +133,5 @@ def test_a_batch_without_training_cells_is_unknown(wound, setup):
     registry = Registry.from_adata(adata)
     assert held not in registry.batch.categories
     assert len(registry.batch.categories) == adata.obs["mouse_id"].nunique() - 1
-    codes = registry.bind(adata).batch_codes
+    codes = BoundData(registry, adata).batch_codes
     assert set(codes[(adata.obs["mouse_id"] == held).to_numpy()]) == {-1}

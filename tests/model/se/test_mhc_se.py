@@ -9,6 +9,7 @@ import torch
 
 import scstate_lora as ssl
 from scstate_lora.config import MHCConfig
+from scstate_lora.data.bound import BoundData
 from scstate_lora.nn.hyper_connections import mhc_layers, mhc_parameters
 from tests.builders import NO_DROPOUT, QUICK, Stop, latent
 
@@ -85,18 +86,18 @@ def _names(model):
 def test_at_first_it_embeds_as_without_them(make, mhc):
     model = make()
     model.train(**SHORT)
-    before, plain = latent(model), model.base.embed(model.registry.bind(model.adata))
+    before, plain = latent(model), model.base.embed(BoundData(model.registry, model.adata))
     with model.adapters.connected(MHCConfig.parse(mhc, name="mhc")):
         assert len(mhc_layers(model.base.encoder)) == 2
         np.testing.assert_allclose(latent(model), before, atol=1e-5)
-        np.testing.assert_array_equal(model.base.embed(model.registry.bind(model.adata)), plain)
+        np.testing.assert_array_equal(model.base.embed(BoundData(model.registry, model.adata)), plain)
 
 
 @pytest.mark.parametrize("kind", ["streams", "features"])
 @pytest.mark.parametrize("lora", [NO_DROPOUT, False], ids=["adapters", "none"])
 def test_all_of_them_learn_and_sums_stay_one(make, kind, lora):
     model, watch = make(lora=lora), Watch()
-    sha256, plain = model.base.sha256(), model.base.embed(model.registry.bind(model.adata))
+    sha256, plain = model.base.sha256(), model.base.embed(BoundData(model.registry, model.adata))
     model.train(**{**SHORT, "max_epochs": 7}, mhc={"kind": kind}, callbacks=watch)
     assert model.history["step"].max() >= 21
     parameters = mhc_parameters(model.network)
@@ -113,7 +114,7 @@ def test_all_of_them_learn_and_sums_stay_one(make, kind, lora):
     assert table[["row_error", "column_error"]].to_numpy().max() < 1e-3
     assert table["composite_forward_gain"].to_numpy() == pytest.approx(1, abs=1e-3)
     assert model.base.sha256() == sha256
-    np.testing.assert_array_equal(model.base.embed(model.registry.bind(model.adata)), plain)
+    np.testing.assert_array_equal(model.base.embed(BoundData(model.registry, model.adata)), plain)
 
 
 def test_the_base_stays_without_them(connected, base):
@@ -122,7 +123,9 @@ def test_the_base_stays_without_them(connected, base):
     assert model.base.sha256() == base.sha256()
     model.get_latent_representation()
     np.testing.assert_array_equal(model.adata.obsm["X_scstate_lora"], after)
-    np.testing.assert_array_equal(model.adata.obsm["X_scstate_base"], base.embed(model.registry.bind(model.adata)))
+    np.testing.assert_array_equal(
+        model.adata.obsm["X_scstate_base"], base.embed(BoundData(model.registry, model.adata))
+    )
     copied = model.base.copy()
     assert not mhc_layers(copied.encoder)
     assert copied.sha256() == base.sha256()
@@ -145,7 +148,7 @@ def test_without_lora_cells_go_through_the_connections(make):
     from scstate_lora.model.se.conditioned_cells import ConditionedCells
 
     np.testing.assert_allclose(
-        ConditionedCells(model.adapters, model.registry.bind(model.adata)).under({"condition": "burn"}),
+        ConditionedCells(model.adapters, BoundData(model.registry, model.adata)).under({"condition": "burn"}),
         moved,
         atol=1e-6,
     )

@@ -7,6 +7,7 @@ import pytest
 from scipy import sparse
 
 import scstate_lora as ssl
+from scstate_lora.data.bound import BoundData
 from scstate_lora.model.se.obsm_embedding import ObsmBase
 from tests.builders import QUICK
 
@@ -33,7 +34,7 @@ def test_training_cells_are_centred_and_of_unit_length_on_average(wound):
     adata = _with_pca(wound)
     model = ssl.LoRACovariateSE(adata)
     train = (adata.obs["scstate_split"] == "train").to_numpy()
-    z = model.base.embed(model.registry.bind(adata))
+    z = model.base.embed(BoundData(model.registry, adata))
     assert z.dtype == np.float32
     np.testing.assert_allclose(z[train].mean(0), 0, atol=1e-5)
     assert (z[train] ** 2).sum(1).mean() == pytest.approx(1, abs=1e-4)

@@ -10,6 +10,7 @@ import pytest
 import scstate_lora as ssl
 from scstate_lora import tl
 from scstate_lora.data import Registry, log_expression
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.results import PREDICT, Prediction, write_result
 from scstate_lora.metrics.baselines import reference_names
 from scstate_lora.tl.scoring.held_out import HeldOutCells
@@ -47,7 +48,7 @@ def predicted(cells) -> ad.AnnData:
 
 @pytest.fixture
 def held_out(cells) -> HeldOutCells:
-    bound = Registry.from_adata(cells).bind(cells)
+    bound = BoundData(Registry.from_adata(cells), cells)
     return HeldOutCells(bound, genes=list(cells.var_names), context_keys=["type"])
 
 

@@ -17,6 +17,7 @@ from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean
 from scstate_lora.config.compare import Thresholds
 from scstate_lora.data import Registry
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.results import COMPARE, write_result
 from scstate_lora.data.splits import split_table
 from scstate_lora.metrics.baselines import reference_names
@@ -152,7 +153,7 @@ def compare(
         train=dict(train_kwargs or {}),
     )
     chosen = variants_of(variants, shared, reserved=(*reference_names(), ALL))
-    bound = registry.bind(adata)
+    bound = BoundData(registry, adata)
     tested = set(bound.perturbations[bound.rows("test")])
     targets = choose_targets(target, registry, [name for name in registry.targets if name in tested])
     keys = _context_keys(adata, registry, context_key)

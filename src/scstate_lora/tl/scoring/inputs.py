@@ -10,6 +10,7 @@ import numpy as np
 
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data import Registry
+from scstate_lora.data.bound import BoundData
 from scstate_lora.data.contexts import join_labels
 from scstate_lora.data.perturbations import PerturbationTable
 from scstate_lora.data.results import is_predicted, read_prediction
@@ -174,7 +175,7 @@ def _read_cells(
         if key not in adata.obs:
             msg = f"{argument}.obs[{key!r}] does not exist. {did_you_mean(key, adata.obs.columns)}"
             raise KeyError(msg)
-    bound = registry.bind(adata)
+    bound = BoundData(registry, adata)
     contexts = join_labels([bound.labels(key) for key in context_keys], len(bound))
     if is_predicted(adata):
         return Cells(read_matrix(adata), contexts, bound.labels(pert_key))
