@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 import pytest
 import yaml
 
 from scstate_lora.config.compare import CompareConfig, Thresholds, load_compare
+from scstate_lora.config.load import shipped
 from tests.builders import wound as simulate
 
-SHIPPED = Path(__file__).parents[2] / "configs" / "compare.yaml"
+SHIPPED = shipped()["compare"]
 SMALL = ["st.model.hidden=16", "st.model.n_layers=1", "st.model.n_heads=2", "st.train.max_epochs=1", "accelerator=cpu"]
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import scstate_lora as ssl
-from scstate_lora.cli.experiment import _split
+from scstate_lora.cli.shared import split_file
 from scstate_lora.training.checkpoints import Checkpoints
 from tests.builders import SMALL_ST, wound
 
@@ -62,7 +62,7 @@ def stop_after_epoch(monkeypatch):
         written = Checkpoints.on_train_epoch_end
 
         def press(self, trainer, pl_module):
-            self.stop_asked = type(pl_module).__name__ == plan and trainer.current_epoch == epoch
+            self.stop_requested = type(pl_module).__name__ == plan and trainer.current_epoch == epoch
             written(self, trainer, pl_module)
 
         monkeypatch.setattr(Checkpoints, "on_train_epoch_end", press)
@@ -248,7 +248,7 @@ def test_interrupted_training_goes_on_to_the_same_result(call, config, tmp_path,
     code, printed, err = call(*command)
     assert code == 130
     assert printed == ""
-    assert f"The same command with --resume goes on with the run in {out}" in err
+    assert f"The same command with --resume continues the run in {out}" in err
     assert "Traceback" not in err
     assert (out / "models" / "base").is_dir()
     code, _, err = call(*command)
@@ -388,7 +388,7 @@ def _set(section, **values):
         (lambda options: options.update(file="nowhere.h5ad"), "There is no file nowhere.h5ad"),
         (lambda options: options.update(st={}), "the perturbation model, needs a perturbation"),
         (_set("se.train", run_folder="mine"), "se.train.run_folder"),
-        (_set("se.train", accelerator="cdua"), "se.train: accelerator='cdua' is unknown. Did you mean 'cuda'?"),
+        (_set("se.train", accelerator="cdua"), "accelerator='cdua' is not allowed. Did you mean 'cuda'?"),
     ],
 )
 @pytest.mark.usefixtures("no_training")
@@ -424,7 +424,7 @@ def test_override_that_cannot_be_raises(call, config, tmp_path, override, messag
     [
         ("se: [1", "line 1 cannot be read as YAML"),
         ("- a\n- b", "holds a list"),
-        ("data: {covariates: [a]}\nse: {}\nse: {}\n", "line 3 cannot be read as YAML: 'se' stands there twice"),
+        ("data: {covariates: [a]}\nse: {}\nse: {}\n", "line 3 cannot be read as YAML: 'se' is given twice"),
         (None, "There is no configuration {config}. Did you mean 'mine.yml'?"),
     ],
 )
@@ -441,8 +441,8 @@ def test_file_that_is_no_configuration_raises(call, tmp_path, text, message):
 def test_file_is_told_from_options(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a=b.h5ad").touch()
-    assert _split(None, None) == (None, [])
-    assert _split("cells.h5ad", ["seed=1"]) == ("cells.h5ad", ["seed=1"])
-    assert _split("se.train.lr=1", ["seed=1"]) == (None, ["se.train.lr=1", "seed=1"])
-    assert _split("a=b.h5ad", None) == ("a=b.h5ad", [])
-    assert _split("../k=3/cells.h5ad", None) == ("../k=3/cells.h5ad", [])
+    assert split_file(None, None) == (None, [])
+    assert split_file("cells.h5ad", ["seed=1"]) == ("cells.h5ad", ["seed=1"])
+    assert split_file("se.train.lr=1", ["seed=1"]) == (None, ["se.train.lr=1", "seed=1"])
+    assert split_file("a=b.h5ad", None) == ("a=b.h5ad", [])
+    assert split_file("../k=3/cells.h5ad", None) == ("../k=3/cells.h5ad", [])

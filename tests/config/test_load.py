@@ -96,5 +96,5 @@ def test_empty_file_holds_no_options(tmp_path):
 
 
 def test_key_that_stands_twice_in_an_assignment_raises():
-    with pytest.raises(ValueError, match="'lr' stands there twice"):
+    with pytest.raises(ValueError, match="'lr' is given twice"):
         with_overrides({}, ["se.train={lr: 1, lr: 2}"])

@@ -1,10 +1,8 @@
-"""The configurations in configs/: each loads, names nothing but options, and says what is true."""
+"""The configurations that come with the package: each loads, names nothing but options, and says what is true."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import inspect
 import io
 import sys
 import tomllib
@@ -17,15 +15,24 @@ import yaml
 
 import scstate_lora as ssl
 from scstate_lora import cli
-from scstate_lora.config import DataConfig, MHCConfig, RunConfig, SERunConfig, STRunConfig, TrainConfig, load_run
+from scstate_lora.config import (
+    DataConfig,
+    MHCConfig,
+    RunConfig,
+    SERunConfig,
+    STRunConfig,
+    TrainConfig,
+    TrainOptions,
+    load_run,
+)
+from scstate_lora.config.load import shipped
 from scstate_lora.config.options import Options
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.registry import Registry
 from scstate_lora.data.split_files import SplitFile
 from scstate_lora.data.splits import SplitRules, make_split
-from scstate_lora.training.runner import TrainerOptions
 
-FOLDER = Path(__file__).parents[2] / "configs"
+FOLDER = Path(str(shipped()["st_lora"])).parent
 SHIPPED = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "compare")  # of a command of its own
 
 
@@ -132,11 +139,8 @@ def test_st_file_has_the_defaults_but_for_the_adapters():
     st, default = load_run(FOLDER / "st_lora.yaml").st, STRunConfig()
     assert (st.finetune, default.finetune) == ("lora", None)
     assert (st.lora.r, st.lora.alpha, st.lora.dropout) == (16, 32, 0.05)
-    # What train() takes by itself where the file says nothing.
-    arguments = {p.name: p.default for p in inspect.signature(ssl.STTransition.train).parameters.values()}
-    arguments |= {field.name: field.default for field in dataclasses.fields(TrainerOptions)}
-    train = {name: value for name, value in st.train.model_dump().items() if value is not None}
-    assert train == {name: arguments[name] for name in train}
+    train = st.train.model_dump(exclude_none=True)
+    assert train == TrainOptions().model_dump(include=set(train))
     assert st.model_copy(update={"finetune": None, "train": default.train}) == default
 
 

@@ -1,28 +1,13 @@
 from __future__ import annotations
 
-import inspect
-from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
-import scstate_lora as ssl
-from scstate_lora.config import MHCConfig, TrainConfig
-from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions
-
-NOT_IN_A_FILE = {"logger", "callbacks", "progress_bar"}
+from scstate_lora.config import MHCConfig, TrainConfig, TrainerOptions, TrainOptions
 
 
-def test_every_option_of_train_that_a_file_can_hold_is_an_option_here():
-    options = {field.name for field in fields(TrainerOptions)} - NOT_IN_A_FILE
-    assert set(TrainConfig.model_fields) == options | set(TRAIN_ARGUMENTS) | {"mhc"}
-
-
-@pytest.mark.parametrize("model", [ssl.LoRACovariateSE, ssl.STTransition])
-def test_train_takes_them_by_name(model):
-    assert set(TRAIN_ARGUMENTS) <= set(inspect.signature(model.train).parameters)
-
-
-def test_what_is_set_makes_trainer_options():
+def test_what_a_file_sets_makes_options():
     given = {
         "accelerator": "cpu",
         "devices": 2,
@@ -37,9 +22,9 @@ def test_what_is_set_makes_trainer_options():
         "run_folder": "runs/mine",
         "resume_from": "runs/mine/checkpoints/last.ckpt",
     }
-    found = TrainConfig.parse(given, name="train").model_dump(exclude_none=True)
-    assert found == given
-    assert TrainerOptions(**found).early_stopping is True
+    found = TrainConfig.parse(given, name="train")
+    assert found.model_dump(mode="json", exclude_none=True) == given
+    assert TrainerOptions(**found.model_dump(exclude_none=True)).early_stopping is True
     assert TrainConfig.parse({"early_stopping": 3}, name="train").early_stopping == 3
 
 
@@ -52,18 +37,73 @@ def test_hyper_connections_are_on_off_or_options(mhc):
     assert MHCConfig.requested(found.model_dump()["mhc"]) == MHCConfig.requested(mhc)
 
 
+@pytest.mark.parametrize("options", [TrainConfig, TrainOptions])
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("given", "message"),
     [
         ({"mhc": {"knd": "streams"}}, "mhc.knd.*Did you mean 'kind'"),
         ({"mhc": {"n_streams": 1}}, "mhc.n_streams=1 is not allowed"),
-        ({"precision": "bf16"}, "precision='bf16' is not allowed"),
+        ({"accelerator": "gpuu"}, "accelerator='gpuu' is not allowed. .*'gpu'"),
+        ({"precision": "bf16"}, "precision='bf16' is not allowed. .*'bf16-mixed'"),
         ({"early_stoping": 3}, "Did you mean 'early_stopping'"),
+        ({"early_stopping": -2}, "early_stopping=-2 is not allowed"),
+        ({"early_stopping": "never"}, "early_stopping='never' is not allowed"),
         ({"gradient_clip_val": -1}, "gradient_clip_val=-1 is not allowed"),
         ({"accumulate_grad_batches": 0}, "accumulate_grad_batches=0 is not allowed"),
+        ({"max_epochs": 0}, "max_epochs=0 is not allowed: .*greater than or equal to 1"),
+        ({"max_epochs": 1.5}, r"max_epochs=1\.5 is not allowed"),
+        ({"batch_size": -4}, "batch_size=-4 is not allowed"),
+        ({"lr": 0}, "lr=0 is not allowed: .*greater than 0"),
+        ({"lr": float("nan")}, "lr=nan is not allowed"),
+        ({"lr": "much"}, "lr='much' is not allowed"),
         ({"weight_decay": -0.1}, r"weight_decay=-0\.1 is not allowed"),
+        ({"warmup_steps": -1}, "warmup_steps=-1 is not allowed"),
     ],
 )
-def test_what_makes_no_sense_raises(options, message):
+def test_what_makes_no_sense_raises(options, given, message):
     with pytest.raises(ValueError, match=message):
-        TrainConfig.parse(options, name="train")
+        options.parse(given, name="train")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"logger": "wandbb"}, r"train\(\): logger: 'wandbb' is unknown. Give True"),
+        ({"logger": False, "run_folder": "x"}, "logger=False writes nothing, but run_folder='x'"),
+    ],
+)
+def test_loggers_that_make_no_sense_raises(given, message):
+    with pytest.raises(ValueError, match=message):
+        TrainerOptions.of_call(given, function="train()")
+
+
+def test_unknown_keyword_suggests_the_right_one_raises():
+    with pytest.raises(TypeError, match=r"train\(\) has no argument 'acelerator'.*'accelerator'"):
+        TrainerOptions.of_call({"acelerator": "cpu"}, function="train()")
+    with pytest.raises(TypeError, match=r"'epochs'.*'max_epochs'"):
+        TrainOptions.of_call({"epochs": 3}, function="train()")
+    with pytest.raises(TypeError, match="'max_epochs'"):
+        TrainerOptions.of_call({"max_epochs": 3}, function="train_base()")
+
+
+def test_none_takes_the_default():
+    assert TrainOptions.of_call({"lr": None, "logger": None}, function="train()") == TrainOptions()
+    choice = {"lr": 0.1, "warmup_steps": 7}
+    assert TrainOptions().schedule(**choice) == {**choice, "weight_decay": 0.01}
+    assert TrainOptions(lr=0.2, warmup_steps=0).schedule(**choice) == {
+        "lr": 0.2,
+        "weight_decay": 0.01,
+        "warmup_steps": 0,
+    }
+
+
+def test_weights_and_biases_where_it_is_not_installed_raises(monkeypatch):
+    monkeypatch.setattr("scstate_lora.config.training.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"logger='wandb' needs Weights & Biases, .* pip install wandb"):
+        TrainerOptions(logger="wandb")
+
+
+def test_options_of_a_part_start_anew_in_a_folder_of_their_own():
+    part = TrainerOptions(accelerator="cpu", run_folder="runs", resume_from="x").part("base")
+    assert (part.run_folder, part.resume_from, part.accelerator) == (Path("runs/base"), None, "cpu")
+    assert TrainerOptions().part("base").run_folder is None

@@ -11,9 +11,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from scstate_lora import settings
+from scstate_lora.config import TrainerOptions
 from scstate_lora.training.checkpoints import find_checkpoint, read_checkpoint
 from scstate_lora.training.plans import Plan
-from scstate_lora.training.runner import TrainerOptions, fit
+from scstate_lora.training.runner import TrainingRun
 
 OPTIONS = {"accelerator": "cpu", "progress_bar": False}
 MEASURED = ["seconds", "peak_memory_mb"]
@@ -66,17 +67,14 @@ class CtrlC(L.Callback):
 
 
 def _fit(plan, *, max_epochs=4, val=True, source=None, seed=0, keep=None, history=None, **options):
-    return fit(
-        plan,
-        source or Numbers(),
-        Numbers(shift=0.5) if val else None,
-        max_epochs=max_epochs,
-        options=TrainerOptions(**{**OPTIONS, **options}),
-        title="Small plan",
-        seed=seed,
-        keep=keep,
-        history=history,
-    )
+    options = TrainerOptions(**{**OPTIONS, **options})
+    run = TrainingRun(plan, options=options, title="Small plan", seed=seed, history=history)
+    try:
+        run.fit(source or Numbers(), Numbers(shift=0.5) if val else None, max_epochs=max_epochs)
+    finally:
+        if keep is not None:
+            keep(run.history)
+    return run.history
 
 
 def _assert_same(plan, other):
@@ -164,7 +162,9 @@ def test_weights_of_the_epoch_with_the_lowest_validation_loss_are_taken(tmp_path
         # What is learnt later makes the validation worse.
         options = TrainerOptions(**OPTIONS, **options)
         target = Numbers(shift=3)
-        history = fit(plan, Numbers(shift=9), target, max_epochs=max_epochs, options=options, title="t", seed=0)
+        run = TrainingRun(plan, options=options, title="t", seed=0)
+        run.fit(Numbers(shift=9), target, max_epochs=max_epochs)
+        history = run.history
         return plan, history
 
     plan, history = run(run_folder=tmp_path)
@@ -189,8 +189,9 @@ def test_weights_of_the_epoch_with_the_lowest_validation_loss_are_taken(tmp_path
 
 def test_best_weights_of_before_the_interruption_are_taken_in_a_resumed_run(tmp_path):
     def run(plan, **options):
-        arguments = {"max_epochs": 6, "title": "t", "seed": 0}
-        return fit(plan, Numbers(shift=9), Numbers(shift=3), options=TrainerOptions(**OPTIONS, **options), **arguments)
+        training = TrainingRun(plan, options=TrainerOptions(**OPTIONS, **options), title="t", seed=0)
+        training.fit(Numbers(shift=9), Numbers(shift=3), max_epochs=6)
+        return training.history
 
     whole, plan = SmallPlan(lr=0.08), SmallPlan(lr=0.08)
     history = run(whole, logger=False)
@@ -248,11 +249,11 @@ def test_checkpoint_of_another_run_names_what_differs_raises(tmp_path):
         (OtherPlan(), {}, "a checkpoint of SmallPlan; this is OtherPlan"),
         (SmallPlan(width=5), {}, r"shape: linear\.weight is .*4.*, expected .*5"),
         (SmallPlan(base=1), {}, "another base: the frozen weights differ"),
-        (SmallPlan(lr=0.01), {}, r"other options: lr=0\.05 there, 0\.01 here"),
-        (SmallPlan(), {"seed": 3}, "seed=0 there, 3 here"),
-        (SmallPlan(), {"source": Numbers(n=6)}, "batch_size=8 there, 6 here"),
-        (SmallPlan(), {"accumulate_grad_batches": 2}, "accumulate_grad_batches=1 there, 2 here"),
-        (SmallPlan(), {"max_epochs": 2}, "has 2 epochs behind it: nothing is left of max_epochs=2"),
+        (SmallPlan(lr=0.01), {}, r"other options: lr=0\.05 then, 0\.01 now"),
+        (SmallPlan(), {"seed": 3}, "seed=0 then, 3 now"),
+        (SmallPlan(), {"source": Numbers(n=6)}, "batch_size=8 then, 6 now"),
+        (SmallPlan(), {"accumulate_grad_batches": 2}, "accumulate_grad_batches=1 then, 2 now"),
+        (SmallPlan(), {"max_epochs": 2}, "has completed 2 epochs already; max_epochs=2 leaves nothing"),
     ]
     for plan, changed, message in cases:
         state = {name: tensor.clone() for name, tensor in plan.state_dict().items()}

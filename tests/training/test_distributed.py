@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from scstate_lora.config import TrainerOptions
 from scstate_lora.losses import supervised_contrastive
 from scstate_lora.training.batches import make_loader
 from scstate_lora.training.distributed import alone, gather, mean_over_processes, place, rows_of, share
 from scstate_lora.training.plans import Plan
-from scstate_lora.training.runner import TrainerOptions, fit
+from scstate_lora.training.runner import TrainingRun
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
 
@@ -161,8 +162,12 @@ def _train(n_cells=8, kept=None, **options):
     options = TrainerOptions(accelerator="cpu", progress_bar=False, **options)
     # Five validation cells: a number that two processes cannot share.
     sources = _Pairs(n_cells), _Pairs(5, start=1)
-    fit(plan, *sources, max_epochs=3, options=options, title="pairs", seed=0, keep=kept.append)
-    return plan, kept[-1]
+    run = TrainingRun(plan, options=options, title="pairs", seed=0)
+    try:
+        run.fit(*sources, max_epochs=3)
+    finally:
+        kept.append(run.history)
+    return plan, run.history
 
 
 TWO = {"devices": 2, "strategy": "ddp_fork"}
@@ -187,7 +192,7 @@ def test_what_two_processes_began_one_can_finish(tmp_path, same_training):
     kept = []
     with pytest.raises(Exception, match="stopped here"):
         _train(run_folder=tmp_path, callbacks=Stop(), kept=kept, **TWO)
-    assert not kept  # the weights are gone with the processes, so there is no history of them either
+    assert kept[0].empty  # the weights are gone with the processes, so there is no history of them either
     same_training(_train(logger=False), _train(resume_from=tmp_path))
 
 
@@ -203,7 +208,8 @@ import numpy as np, torch
 from torch import nn
 from scstate_lora.training.distributed import gather, place
 from scstate_lora.training.plans import Plan
-from scstate_lora.training.runner import TrainerOptions, fit
+from scstate_lora.config import TrainerOptions
+from scstate_lora.training.runner import TrainingRun
 
 class Cells:
     steps_per_epoch = 2
@@ -222,8 +228,9 @@ class Spread(Plan):
 def train(**options):
     plan = Spread()
     options = TrainerOptions(accelerator="cpu", progress_bar=False, logger=False, **options)
-    history = fit(plan, Cells(), Cells(), max_epochs=2, options=options, title="t", seed=0)
-    return plan.linear.weight.detach(), history
+    run = TrainingRun(plan, options=options, title="t", seed=0)
+    run.fit(Cells(), Cells(), max_epochs=2)
+    return plan.linear.weight.detach(), run.history
 
 if __name__ == "__main__":
     two, its = train(devices=2, strategy=sys.argv[1])

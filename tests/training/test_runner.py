@@ -13,8 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
+from scstate_lora.config import TrainerOptions
 from scstate_lora.training.plans import Plan
-from scstate_lora.training.runner import TrainerOptions, check_accelerator, check_schedule, fit
+from scstate_lora.training.runner import TrainingRun
 from tests.builders import QUICK
 
 COLUMNS = ["phase", "epoch", "step", "loss", "size", "fit", "grad_norm", "lr", "seconds", "peak_memory_mb", "best"]
@@ -50,10 +51,11 @@ class LinearPlan(Plan):
         return {"size": self.linear.weight.square().sum(), "fit": (predicted - batch["y"]).square().mean()}
 
 
-def _fit(plan=None, *, options=OPTIONS, max_epochs=2, val=True, **kwargs):
+def _fit(plan=None, *, options=OPTIONS, max_epochs=2, val=True):
     plan = plan or LinearPlan()
-    val = Numbers() if val else None
-    return fit(plan, Numbers(), val, max_epochs=max_epochs, options=options, title="test", seed=0, **kwargs), plan
+    run = TrainingRun(plan, options=options, title="test", seed=0)
+    run.fit(Numbers(), Numbers() if val else None, max_epochs=max_epochs)
+    return run.history, plan
 
 
 def test_history_has_a_row_a_step_and_a_row_a_validation_epoch():
@@ -106,7 +108,9 @@ def test_training_is_reproducible_and_leaves_the_random_state_alone():
 def test_second_run_continues_history_and_batches():
     history, plan = _fit()
     source = Numbers()
-    longer = fit(plan, source, None, max_epochs=1, options=OPTIONS, title="test", seed=0, history=history)
+    run = TrainingRun(plan, options=OPTIONS, title="test", seed=0, history=history)
+    run.fit(source, max_epochs=1)
+    longer = run.history
     pd.testing.assert_frame_equal(longer.iloc[:10], history)
     assert longer["epoch"].iloc[10:].tolist() == [2] * 4
     assert longer["step"].iloc[10:].tolist() == [9, 10, 11, 12]
@@ -141,8 +145,9 @@ def test_early_stopping_ends_training_that_no_longer_helps():
     options = TrainerOptions(**QUICK, early_stopping=2)
     plan = LinearPlan()
     # What is learnt makes the validation worse.
-    history = fit(plan, Numbers(shift=50), Numbers(shift=-50), max_epochs=30, options=options, title="t", seed=0)
-    assert history["epoch"].max() == 2
+    run = TrainingRun(plan, options=options, title="t", seed=0)
+    run.fit(Numbers(shift=50), Numbers(shift=-50), max_epochs=30)
+    assert run.history["epoch"].max() == 2
 
 
 def test_a_logger_receives_losses(tmp_path):
@@ -227,74 +232,6 @@ def test_an_error_in_a_callback_passes_through_raises():
     with pytest.raises(SystemExit) as left:
         _fit(options=TrainerOptions(**QUICK, callbacks=Leave()))
     assert left.value.code == 3
-
-
-def test_unknown_option_suggests_the_right_one_raises():
-    with pytest.raises(TypeError, match=r"train\(\) has no option 'acelerator'.*'accelerator'"):
-        TrainerOptions.parse({"acelerator": "cpu"})
-    with pytest.raises(TypeError, match=r"'epochs'.*'max_epochs'"):
-        TrainerOptions.parse({"epochs": 3}, further=("max_epochs", "lr"))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches=0 must be a whole number, at least 1"),
-        ({"gradient_clip_val": -1}, "gradient_clip_val=-1 must be a number of at least 0"),
-        ({"early_stopping": -2}, "early_stopping=-2"),
-        ({"early_stopping": "yes"}, "early_stopping='yes'"),
-        ({"precision": "bf16-mixd"}, "precision='bf16-mixd' is unknown. Did you mean 'bf16-mixed'"),
-        ({"logger": "wandbb"}, "logger='wandbb' is unknown. Give True"),
-        ({"logger": False, "run_folder": "x"}, "logger=False writes nothing, but run_folder='x'"),
-        ({"accelerator": "gpuu"}, "accelerator='gpuu' is unknown. Did you mean 'gpu'"),
-    ],
-)
-def test_options_out_of_range_raises(options, message):
-    with pytest.raises(ValueError, match=message):
-        TrainerOptions.parse(options)
-
-
-def test_weights_and_biases_where_it_is_not_installed_raises(monkeypatch):
-    monkeypatch.setattr("scstate_lora.training.runner.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"logger='wandb' needs Weights & Biases, .* pip install wandb"):
-        TrainerOptions(logger="wandb")
-
-
-def test_options_of_a_part_start_anew_in_a_folder_of_their_own(tmp_path):
-    part = TrainerOptions(**{**QUICK, "logger": True}, run_folder=tmp_path, resume_from="x").part("base")
-    assert (part.run_folder, part.resume_from, part.accelerator) == (tmp_path / "base", None, "cpu")
-    assert TrainerOptions(**QUICK).part("base").run_folder is None
-
-
-@pytest.mark.parametrize(
-    ("number", "message"),
-    [
-        ({"max_epochs": 0}, "max_epochs=0 must be a whole number, at least 1"),
-        ({"max_epochs": 1.5}, r"max_epochs=1\.5"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": -4}, "batch_size=-4"),
-        ({"lr": 0}, "lr=0 must be a number above 0"),
-        ({"lr": -1e-3}, r"lr=-0\.001"),
-        ({"lr": float("nan")}, "lr=nan"),
-        ({"lr": "1e-3"}, "lr='1e-3'"),
-        ({"weight_decay": -1}, "weight_decay=-1"),
-        ({"warmup_steps": -1}, "warmup_steps=-1"),
-    ],
-)
-def test_numbers_that_make_no_sense_raises(number, message):
-    good = {"max_epochs": 1, "batch_size": None, "lr": 1e-3, "weight_decay": 0, "warmup_steps": 0}
-    check_schedule(**good)
-    with pytest.raises(ValueError, match=message):
-        check_schedule(**{**good, **number})
-
-
-@pytest.mark.parametrize("accelerator", ["gpu", "cuda", "mps"])
-def test_absent_accelerator_raises(accelerator, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=f"accelerator='{accelerator}', but PyTorch sees no such device"):
-        check_accelerator(accelerator)
-    check_accelerator("cpu")
 
 
 @pytest.mark.parametrize("options", [{"strategy": "nosuch"}, {"devices": 0}])

@@ -11,12 +11,28 @@ import typer
 
 from scstate_lora.cli.checkpoints import convert, inspect
 from scstate_lora.cli.compare import compare
+from scstate_lora.cli.configurations import config
 from scstate_lora.cli.embed import embed
 from scstate_lora.cli.experiment import demo, run, train
 from scstate_lora.cli.predict import predict
+from scstate_lora.config import DataConfig, TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from scstate_lora.config.options import Options
+
+
+def _listed(kind: type[Options], *, heading: str) -> str:
+    """List the options of a class, a paragraph each, for the end of a command's help."""
+    options = [
+        f"{name}: {(field.description or '').replace(chr(10), ' ')}" for name, field in kind.model_fields.items()
+    ]
+    return "\n\n".join([heading, *options])
+
+
+_TRAINING = _listed(TrainConfig, heading="Options of training, as se.train.NAME=VALUE or st.train.NAME=VALUE:")
+_DATA = _listed(DataConfig, heading="Options of the data, as data.NAME=VALUE:")
 
 app = typer.Typer(
     add_completion=False,
@@ -24,12 +40,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Adapt pretrained STATE models of single-cell biology to your own experiment.",
 )
-for _command in (run, train, embed, predict, compare, inspect, convert, demo):
+app.command(epilog=_TRAINING)(run)
+app.command(epilog=f"{_DATA}\n\n{_TRAINING}")(train)
+for _command in (embed, predict, compare, config, inspect, convert, demo):
     app.command()(_command)
 
 
 def main() -> None:
-    """Run the command line; an error of the input is one message, not a traceback."""
+    """Run the command line; an error of the user is one message, not a traceback."""
     try:
         with plain_warnings():
             app()
@@ -44,7 +62,7 @@ def main() -> None:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Within this context a warning to the user is its message, without a line of code."""
+    """Within this context a warning to the user is shown as its message alone, without a line of code."""
     default = warnings.formatwarning
 
     def plain(message: Any, category: Any, *where: Any, **line: Any) -> str:

@@ -15,7 +15,7 @@ def inspect(
     *,
     traceback: Traceback = False,
 ) -> None:
-    """Say what a model file or folder is, its sizes, genes and licence, and what it can be used for."""
+    """Describe a model file or folder: its kind, sizes, genes and licence, and what it can be used for."""
     from scstate_lora.io.published.inspect import inspect_path
     from scstate_lora.model.se.pretrained import se_tensors
     from scstate_lora.model.st.published import st_tensors
@@ -31,7 +31,7 @@ def convert(
     protein_embeddings: Proteins = None,
     traceback: Traceback = False,
 ) -> None:
-    """Convert a published SE checkpoint to safetensors and JSON, which hold no code and load fastest."""
+    """Convert a published SE checkpoint to safetensors and JSON, which contain no code and load fastest."""
     check_base(base)
     from scstate_lora.model import SEBase
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scstate_lora.cli.experiment import _Config, _Out, _Overrides, _places, _split
-from scstate_lora.cli.shared import Traceback, read_cells
+from scstate_lora.cli.shared import Config, Out, Overrides, Traceback, check_paths, read_cells, split_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,21 +21,21 @@ def compare(
     file: Annotated[
         str | None, typer.Argument(help="Cells x genes, an .h5ad (or an .h5mu).", show_default=False)
     ] = None,
-    overrides: _Overrides = None,
+    overrides: Overrides = None,
     *,
-    config: _Config = None,
-    out: _Out = None,
+    config: Config = None,
+    out: Out = None,
     traceback: Traceback = False,
 ) -> None:
-    """Train variants of the perturbation model on one split, score them beside naive baselines, and say what helps.
+    """Train variants of the perturbation model on one split, score them beside naive baselines, and show what helps.
 
     The configuration is that of train, with a section compare: seeds, variants, time_key, markers, thresholds.
     """
     from scstate_lora.config.compare import load_compare
 
-    given_file, overrides = _split(file, overrides)
-    options = load_compare(config, given={} if given_file is None else {"file": given_file}, overrides=overrides)
-    path, folder = _places(options, out)
+    file, overrides = split_file(file, overrides)
+    options = load_compare(config, given={} if file is None else {"file": file}, overrides=overrides)
+    path, folder = check_paths(options, out)
     cells = read_cells(path, options.data.modality)
 
     import matplotlib as mpl
@@ -58,6 +57,7 @@ def _compare(cells: Any, options: CompareRunConfig, folder: Path) -> Comparison:
     from scstate_lora import tl
     from scstate_lora._logging import logger
     from scstate_lora.config import STRunConfig
+    from scstate_lora.config.training import SharedTraining
     from scstate_lora.data.register import register
     from scstate_lora.workflow.features import read_features
 
@@ -66,16 +66,16 @@ def _compare(cells: Any, options: CompareRunConfig, folder: Path) -> Comparison:
         raise ValueError(msg)
     st = options.st or STRunConfig()
     if st.finetune is not None or st.train.mhc is not None:
-        logger.info("st.finetune and st.train.mhc are not used: it is in them that the usual variants differ.")
+        logger.info("st.finetune and st.train.mhc are not used: the usual variants differ in them.")
     adata = register(cells, options.data, seed=options.seed).adata
-    shared = {name: getattr(options, name) for name in ("accelerator", "precision", "early_stopping")}
-    asked = options.compare
+    shared = options.model_dump(include=set(SharedTraining.model_fields))
+    chosen = options.compare
     return tl.compare(
         adata,
-        variants=_plain(asked.variants),
-        seeds=asked.seeds,
-        target=asked.target,
-        context_key=asked.context_key,
+        variants=_plain(chosen.variants),
+        seeds=chosen.seeds,
+        target=chosen.target,
+        context_key=chosen.context_key,
         model=st.model.model_dump(exclude_unset=True),
         objective=st.objective.model_dump(exclude_unset=True),
         lora=st.lora.model_dump(exclude_unset=True),
@@ -83,15 +83,15 @@ def _compare(cells: Any, options: CompareRunConfig, folder: Path) -> Comparison:
         reuse=st.reuse,
         pert_features=None if st.pert_features is None else read_features(st.pert_features),
         train_kwargs={**shared, **st.train.model_dump(exclude_none=True, exclude={"mhc"})},
-        time_key=asked.time_key,
-        markers=asked.markers,
-        thresholds=asked.thresholds,
+        time_key=chosen.time_key,
+        markers=chosen.markers,
+        thresholds=chosen.thresholds,
         path=folder,
     )
 
 
 def _plain(variants: Any) -> Any:
-    """Options of the variants as they were given, so that what was not said is not taken for said."""
+    """Options of the variants as they were given, without defaults, which would look like choices."""
     if not isinstance(variants, dict):
         return variants
     return {name: None if v is None else v.model_dump(exclude_unset=True) for name, v in variants.items()}
@@ -111,7 +111,7 @@ def _draw(result: Comparison, folder: Path) -> None:
 
 
 def _show(result: Comparison, folder: Path) -> None:
-    """Print the table, the criteria and where the rest is."""
+    """Print the table, the criteria, and where to find the rest."""
     summary = result.summary()
     typer.echo("\n" + summary.drop(columns="reason").to_string(index=False, float_format="{:.3g}".format, na_rep="-"))
     failed = result.training[result.training["parameters"].isna()]

@@ -15,8 +15,11 @@ from scstate_lora.cli.shared import (
     Traceback,
     check_base,
     covariate_values,
+    load_model,
     read_cells,
+    takes,
 )
+from scstate_lora.config import EmbedOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,16 +29,20 @@ if TYPE_CHECKING:
 _COUNTERFACTUAL = "X_scstate_counterfactual"
 
 
+@takes(EmbedOptions, into="options")
 def embed(
     file: Annotated[Path, typer.Argument(help="Cells x genes, an .h5ad file or a .zarr directory.")],
     *,
     base: Annotated[
         str | None,
-        typer.Option(help=f"{BASE} It embeds as it is; with --model, this is where the model's base is now."),
+        typer.Option(help=f"{BASE} It embeds as it is; with --model, the new location of that model's base."),
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="Directory of a saved LoRACovariateSE: it embeds under the cells' covariates."),
+        typer.Option(
+            help="Directory of a saved LoRACovariateSE, or folder of results of its run: it embeds under the cells' "
+            "covariates."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The same kind of file with the embedding added, or an .npy of it alone.")],
     covariates: Annotated[
@@ -54,57 +61,24 @@ def embed(
             f"{_COUNTERFACTUAL} under --covariates."
         ),
     ] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer of the expression; X by default.")] = None,
-    input_scale: Annotated[
-        str | None, typer.Option(help="counts or log1p; decided from the values by default.")
-    ] = None,
-    gene_key: Annotated[
-        str | None, typer.Option(help="Column of var with gene names; the best match by default.")
-    ] = None,
-    n_tokens: Annotated[
-        str | None,
-        typer.Option(help="Tokens a cell, the model's own by default; 'expressed' leaves unexpressed genes out."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of ties and padding.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Cells at a time; chosen by default.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; CUDA where there is one.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on CUDA, else fp32.")] = None,
-    n_workers: Annotated[int | None, typer.Option(help="Threads that read and tokenise; 1 by default.")] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the transformer first.")] = False,
-    arc_per_cell_scale: Annotated[
-        bool, typer.Option("--arc-per-cell-scale", help="Guess counts or log1p cell by cell, as Arc's tool does.")
-    ] = False,
+    options: dict[str, Any],
     traceback: Traceback = False,
 ) -> None:
     """Embed the cells of a file, by a base model as it is (--base) or by a trained model (--model).
 
-    Interrupted with a base, the same command goes on where it was.
+    If interrupted with a base, the same command resumes where it stopped.
     """
     if base is None and model is None:
-        msg = "By what? Name a base model by --base, or a saved LoRACovariateSE by --model."
+        msg = "Name the model: a base model by --base, or a saved LoRACovariateSE by --model."
         raise ValueError(msg)
     if base is not None:
         check_base(base)
-    of_base = {
-        "layer": layer,
-        "input_scale": input_scale,
-        "gene_key": gene_key,
-        "n_tokens": int(n_tokens) if n_tokens is not None and n_tokens.removeprefix("-").isdigit() else n_tokens,
-        "seed": seed,
-        "batch_size": batch_size,
-        "device": device,
-        "precision": precision,
-        "n_workers": n_workers,
-        "compile": compile or None,
-        "arc_per_cell_scale": arc_per_cell_scale or None,
-    }
-    options: dict[str, Any] = {name: value for name, value in of_base.items() if value is not None}
     if covariates is not None and model is None:
-        msg = "--covariates are for a trained model, named by --model; a base model knows none."
+        msg = "--covariates are for a trained model, named by --model; a base model takes none."
         raise ValueError(msg)
     if options and model is not None:
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in options)
-        msg = f"{given}: not with --model, which reads cells as it did in training. Leave that out."
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+        msg = f"{flags}: not with --model, which reads cells as it did in training. Leave that out."
         raise ValueError(msg)
     if base is None and (config is not None or protein_embeddings is not None):
         msg = "--config and --protein-embeddings belong to a checkpoint, named by --base."
@@ -116,37 +90,23 @@ def embed(
 
         base_model = SEBase.load(base, config=config, protein_embeddings=protein_embeddings)
     if model is not None:
-        key = _embed_conditioned(file, _load_model(model, base_model), out, key_added, covariates, source=str(model))
+        from scstate_lora.model import LoRACovariateSE
+
+        trained = load_model(LoRACovariateSE, model, part="se", keyword="base", moved_to=base_model)
+        key = _embed_conditioned(file, trained, out, key_added, covariates, source=str(model))
     else:
         from scstate_lora import tl
 
         key = key_added or OBSM_STATE
         tl.embed_file(file, base_model, out=out, key_added=key, **options)
-    where = "the embedding" if out.suffix == ".npy" else f"the cells, with the embedding in obsm[{key!r}]"
-    typer.echo(f"Wrote {out}: {where}.")
-
-
-def _load_model(model: Path, base: Any) -> LoRACovariateSE:
-    from scstate_lora.model import LoRACovariateSE
-
-    if not model.is_dir():
-        there = "is a file" if model.exists() else "does not exist"
-        msg = (
-            f"--model {model} {there}; it names the directory of a saved LoRACovariateSE, such as runs/mine/models/se."
-        )
-        raise FileNotFoundError(msg)
-    try:
-        return LoRACovariateSE.load(model, base=base)
-    except FileNotFoundError as error:
-        if base is None and "load(..., base=...)" in str(error):
-            raise FileNotFoundError(str(error).replace("load(..., base=...)", "--base")) from error
-        raise
+    content = "the embedding" if out.suffix == ".npy" else f"the cells, with the embedding in obsm[{key!r}]"
+    typer.echo(f"Wrote {out}: {content}.")
 
 
 def _embed_conditioned(
     file: Path, model: LoRACovariateSE, out: Path, key_added: str | None, covariates: list[str] | None, *, source: str
 ) -> str:
-    """Embed under the cells' own covariates or others, and write; gives the key."""
+    """Embed under the cells' own covariates or others, and write; return the key."""
     from scstate_lora.data.results import EMBED, as_uns
     from scstate_lora.io.cells_file import write_embedding
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from scstate_lora.config.compare import CompareConfig, CompareRunConfig, Thresholds, VariantConfig
 from scstate_lora.config.data import ContinuousEncoderConfig, CovariateConfig, DataConfig
+from scstate_lora.config.embed import ComputeOptions, EmbedOptions
 from scstate_lora.config.load import load_run, to_yaml, with_overrides
 from scstate_lora.config.lora import SELoraConfig, STLoraConfig
 from scstate_lora.config.mhc import MHCConfig
 from scstate_lora.config.run import RunConfig, SERunConfig, STRunConfig
 from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, SEObjectiveConfig
 from scstate_lora.config.st import STModelConfig, STObjectiveConfig
-from scstate_lora.config.training import TrainConfig
+from scstate_lora.config.training import TrainConfig, TrainerOptions, TrainOptions
 
 __all__ = [
     "CompactBaseConfig",
     "CompareConfig",
     "CompareRunConfig",
+    "ComputeOptions",
     "ConditioningConfig",
     "ContinuousEncoderConfig",
     "CovariateConfig",
     "DataConfig",
+    "EmbedOptions",
     "MHCConfig",
     "RunConfig",
     "SELoraConfig",
@@ -31,6 +34,8 @@ __all__ = [
     "STRunConfig",
     "Thresholds",
     "TrainConfig",
+    "TrainOptions",
+    "TrainerOptions",
     "VariantConfig",
     "load_run",
     "to_yaml",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,18 @@ from scstate_lora.config.run import RunConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from importlib.resources.abc import Traversable
 
     from scstate_lora.config.options import Options
 
-# Two names of one option: what comes later replaces what stands under either of them.
-_SAME = {("data", "covariates"): "covariate_keys"}
+# Aliases; the later value wins whichever name it uses.
+_ALIASES = {("data", "covariates"): "covariate_keys"}
+
+
+def shipped() -> dict[str, Traversable]:
+    """Find the configurations that come with the package, by name."""
+    folder = resources.files("scstate_lora.config") / "shipped"
+    return {file.name.partition(".")[0]: file for file in sorted(folder.iterdir(), key=lambda file: file.name)}
 
 
 def load_run(
@@ -26,14 +34,14 @@ def load_run(
     given: Mapping[str, Any] | None = None,
     overrides: Iterable[str] = (),
 ) -> RunConfig:
-    """Make the options of a run: those of a file, and on top of them those of a command line.
+    """Make the options of a run from a file and a command line, which takes precedence.
 
     Parameters
     ----------
     path
         YAML file; None for none.
     absent
-        Top-level options to their values where the file has none.
+        Defaults of top-level options that the file leaves out.
     given
         Options by dotted name, for instance ``{"data.pert_key": "condition"}``.
     overrides
@@ -42,15 +50,15 @@ def load_run(
     Raises
     ------
     FileNotFoundError
-        There is no such file; near names are suggested.
+        If there is no such file; near names are suggested.
     ValueError
-        The file is not YAML, names an option twice or not by name, an assignment is none, an option is unknown (near
-        ones are suggested) or a value is not allowed; the file is named where it is to blame.
+        If the file is not YAML or names an option twice, an assignment is none, an option is unknown (near ones are
+        suggested), or a value is not allowed; the message names the file if the fault is there.
     """
     loaded = {} if path is None else read_yaml(path)
     merged = _one_name({**(absent or {}), **loaded})
     for name, value in (given or {}).items():
-        _assign(merged, name, value, said=name)
+        _assign(merged, name, value, source=name)
     merged = with_overrides(merged, overrides)
     if path is None:
         return RunConfig.parse(merged, name="options")
@@ -64,7 +72,7 @@ def load_run(
 
 
 def _complaint(options: Mapping[str, Any]) -> str | None:
-    """Say what is wrong with options, wherever they stand; None for nothing."""
+    """Describe the first fault of options; None without any."""
     name = "options"
     try:
         RunConfig.parse(_one_name(options), name=name)
@@ -79,14 +87,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     FileNotFoundError
-        There is no such file; near names are suggested.
+        If there is no such file; near names are suggested.
     ValueError
-        It is a folder, not YAML, not a mapping, or names an option twice.
+        If it is a folder, not YAML, not a mapping, or names an option twice.
     """
     path = Path(path)
     if not path.exists():
-        there = [file.name for pattern in ("*.yaml", "*.yml") for file in sorted(path.parent.glob(pattern))]
-        msg = f"There is no configuration {path}." + (f" {did_you_mean(path.name, there)}" if there else "")
+        present = [file.name for pattern in ("*.yaml", "*.yml") for file in sorted(path.parent.glob(pattern))]
+        msg = f"There is no configuration {path}." + (f" {did_you_mean(path.name, present)}" if present else "")
         raise FileNotFoundError(msg)
     if not path.is_file():
         msg = f"{path} is a folder; a configuration is a YAML file."
@@ -94,9 +102,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         options = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where, what = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
-        line = "" if where is None else f", line {where.line + 1}"
-        msg = f"{path}{line} cannot be read as YAML: {what}."
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        msg = f"{path}{line} cannot be read as YAML: {problem}."
         raise ValueError(msg) from error
     if options is None:
         return {}
@@ -107,13 +115,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuse a key that stands twice in one section; plain YAML keeps the last and says nothing."""
+    """Refuse a duplicate key in one section; plain YAML silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands there twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
         return super().construct_mapping(node, deep)
 
@@ -131,7 +139,7 @@ def with_overrides(options: Mapping[str, Any], overrides: Iterable[str]) -> dict
     Raises
     ------
     ValueError
-        An assignment has no ``=``, or its value is not valid YAML.
+        If an assignment has no ``=``, or its value is not valid YAML.
     """
     merged = _one_name(options)
     for assignment in overrides:
@@ -142,14 +150,14 @@ def with_overrides(options: Mapping[str, Any], overrides: Iterable[str]) -> dict
         try:
             value = yaml.load(text, Loader=_UniqueKeys)
         except yaml.YAMLError as error:
-            what = getattr(error, "problem", None) or str(error)
-            msg = f"{assignment!r}: the value is not valid YAML: {what}."
+            problem = getattr(error, "problem", None) or str(error)
+            msg = f"{assignment!r}: the value is not valid YAML: {problem}."
             raise ValueError(msg) from error
-        _assign(merged, path, value, said=assignment)
+        _assign(merged, path, value, source=assignment)
     return merged
 
 
-def _assign(options: dict[str, Any], path: str, value: Any, *, said: str) -> None:
+def _assign(options: dict[str, Any], path: str, value: Any, *, source: str) -> None:
     """Set an option by its dotted name, in place."""
     *parents, key = path.split(".")
     section = options
@@ -158,15 +166,15 @@ def _assign(options: dict[str, Any], path: str, value: Any, *, said: str) -> Non
             section[parent] = {}
         section = section[parent]
         if not isinstance(section, dict):
-            msg = f"{said!r}: {parent!r} is a value, not a section."
+            msg = f"{source!r}: {parent!r} is a value, not a section."
             raise ValueError(msg)
-    section[_SAME.get((*parents, key), key)] = value  # type: ignore[arg-type]  # of any length
+    section[_ALIASES.get((*parents, key), key)] = value  # type: ignore[arg-type]  # of any length
 
 
 def _one_name(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy nested options, with one name for what has two; both at once are left to be refused."""
+    """Copy nested options, replacing an alias unless both names are given, which is refused later."""
     copied = _copy(options)
-    for (name, also), key in _SAME.items():
+    for (name, also), key in _ALIASES.items():
         section = copied.get(name)
         if isinstance(section, dict) and also in section and key not in section:
             copied[name] = {key if k == also else k: v for k, v in section.items()}

@@ -30,9 +30,9 @@ class MHCConfig(Options):
         Raises
         ------
         TypeError
-            Something else was given.
+            If it is anything else.
         ValueError
-            A key is unknown (near ones are suggested) or a value is not allowed.
+            If a key is unknown (near ones are suggested) or a value is not allowed.
         """
         if mhc is False or mhc is None:
             return None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, get_args
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from scstate_lora._utils import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
 
 
 class Options(BaseModel):
@@ -28,9 +32,9 @@ class Options(BaseModel):
         Raises
         ------
         TypeError
-            Something else was given.
+            If it is anything else.
         ValueError
-            A key is unknown (near ones are suggested) or a value is not allowed.
+            If a key is unknown (near ones are suggested) or a value is not allowed.
         """
         if isinstance(options, cls):
             return options
@@ -46,8 +50,33 @@ class Options(BaseModel):
             raise ValueError(msg_0) from error
 
     @classmethod
+    def of_call(cls, arguments: Mapping[str, Any], *, function: str) -> Self:
+        """Make options from the keywords of a call; None takes the default.
+
+        Parameters
+        ----------
+        arguments
+            Keywords.
+        function
+            What was called, for messages.
+
+        Raises
+        ------
+        TypeError
+            If a keyword is unknown; near ones are suggested.
+        ValueError
+            If a value is not allowed.
+        """
+        known = list(cls.model_fields)
+        for name in arguments:
+            if name not in known:
+                msg = f"{function} has no argument {name!r}. {did_you_mean(name, known, limit=len(known))}"
+                raise TypeError(msg)
+        return cls.parse({name: value for name, value in arguments.items() if value is not None}, name=function)
+
+    @classmethod
     def _explain(cls, error: ValidationError) -> str:
-        """Say what is wrong first, with near names for an unknown key."""
+        """Describe the first error, with near names for an unknown key or value."""
         first = error.errors()[0]
         names, section = cls._place(first["loc"])
         key = ".".join(names)
@@ -59,6 +88,9 @@ class Options(BaseModel):
             return f"there is no option {'.'.join([*names, last])!r}. {did_you_mean(last, known)}"
         if first["type"] == "missing":
             return f"the option {key!r} is missing."
+        if first["type"] == "literal_error" and isinstance(first["input"], str):
+            allowed = re.findall(r"'(.*?)'", first["ctx"]["expected"])
+            return f"{key}={first['input']!r} is not allowed. {did_you_mean(first['input'], allowed)}"
         return f"{key}={first['input']!r} is not allowed: {first['msg']}."
 
     @classmethod
@@ -71,10 +103,16 @@ class Options(BaseModel):
                 names.append(str(part))
             elif section is not None and part in section.model_fields:
                 names.append(part)
-                annotation = section.model_fields[part].annotation
-                classes = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
-                section = next((a for a in classes if issubclass(a, Options)), None)  # also of "Section | None"
+                section = next(_sections(section.model_fields[part].annotation), None)
         return names, section
+
+
+def _sections(annotation: Any) -> Iterator[type[Options]]:
+    """Classes of options in an annotation such as ``Section | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Options):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
 
 
 def check_heads(name: str, width: int, n_heads: int) -> None:
@@ -82,3 +120,21 @@ def check_heads(name: str, width: int, n_heads: int) -> None:
     if width % n_heads:
         msg = f"{name}={width} is not divisible by n_heads={n_heads}."
         raise ValueError(msg)
+
+
+def as_written_in_a_file(options: type[Options], *, without: Collection[str] = ()) -> Any:
+    """Derive the class of the same options as a file holds them: None, which is the default of each, chooses nothing.
+
+    Parameters
+    ----------
+    options
+        The class with the real defaults.
+    without
+        Options that no file can hold.
+    """
+    fields: dict[str, Any] = {}
+    for name in [name for name in options.model_fields if name not in without]:
+        field = options.model_fields[name]
+        limits = [Field(), *field.metadata]  # Annotated takes no empty list
+        fields[name] = (Annotated[field.annotation, *limits] | None, Field(default=None, description=field.description))
+    return create_model(options.__name__, __base__=Options, __module__=options.__module__, **fields)

@@ -11,7 +11,7 @@ from scstate_lora.config.lora import SELoraConfig, STLoraConfig
 from scstate_lora.config.options import Options
 from scstate_lora.config.se import CompactBaseConfig, ConditioningConfig, SEObjectiveConfig
 from scstate_lora.config.st import STModelConfig, STObjectiveConfig
-from scstate_lora.config.training import Precision, TrainConfig
+from scstate_lora.config.training import SharedTraining, TrainConfig
 
 
 class SERunConfig(Options):
@@ -66,7 +66,7 @@ class STRunConfig(Options):
         return self
 
 
-class RunConfig(Options):
+class RunConfig(SharedTraining):
     """A whole run: data, both models, the device, the seed."""
 
     file: str | None = None
@@ -79,11 +79,5 @@ class RunConfig(Options):
     """Perturbation model, where there is a perturbation; null for none."""
     base: str | None = None
     """SE checkpoint, hub id or directory of a saved model whose base is taken; null trains a compact one."""
-    accelerator: str = "auto"
-    """Device, as in Lightning; that of a model's own `train` goes first, here and in the next two."""
-    precision: Precision | None = None
-    """`32-true`, `16-mixed` or `bf16-mixed`; null chooses by device."""
-    early_stopping: bool | int = False
-    """Stop after this many epochs without a lower validation loss; true means 10."""
     seed: int = 0
     """Seed of everything random."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from scstate_lora._logging import logger
-from scstate_lora._utils import did_you_mean, progress_bar
+from scstate_lora._utils import progress_bar
+from scstate_lora.config import ComputeOptions
 from scstate_lora.inference.arrays import take, to_tensors
+from scstate_lora.inference.devices import autocast, choose_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,15 +26,13 @@ if TYPE_CHECKING:
     from scstate_lora.nn.conditioned_se import ConditionedSE
     from scstate_lora.nn.se_encoder import SEConfig, SEEncoder
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Numbers between two layers of a batch on the CPU: what fits its caches, and what the C library does not give back to
-# the system after every use.
-_CPU_NUMBERS = 2**20
-# Tokens in a block, the unit of reading and of what is kept after an interruption.
+# Activations per batch on CPU: fits in cache, and stays below malloc's threshold for returning memory to the OS.
+_CPU_ACTIVATIONS = 2**20
+# Tokens per block, the unit of reading and of what survives an interruption.
 _BLOCK_TOKENS = 2**17
 _MAX_BATCH = 512
-# Numbers alive at a time in the expression head.
-_PAIR_NUMBERS = 2**25
+# Activations alive at a time in the expression head.
+_PAIR_ACTIVATIONS = 2**25
 _CONDITIONED_AT_ONCE = 4096
 
 
@@ -43,83 +43,6 @@ class CellReader(Protocol):
 
     def __call__(self, start: int, stop: int) -> Sentences:
         """Tokenise cells ``start`` to ``stop``."""
-
-
-@dataclass(frozen=True)
-class ComputeOptions:
-    """How an embedding is computed. None of it changes the result by more than rounding.
-
-    Parameters
-    ----------
-    batch_size
-        Cells at a time; None: as many as suit the caches of a CPU or the free memory of a GPU.
-    device
-        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None: CUDA where there is one, else the CPU.
-    precision
-        ``"fp32"``, ``"bf16"`` or ``"fp16"``; None: ``"bf16"`` on CUDA, ``"fp32"`` elsewhere.
-    n_workers
-        Threads that read and tokenise.
-    compile
-        Compile the transformer by ``torch.compile``: slow to start, for many cells.
-
-    Raises
-    ------
-    ValueError
-        A number is out of range, a precision is unknown, or the device is absent.
-    """
-
-    batch_size: int | None = None
-    device: str | None = None
-    precision: str | None = None
-    n_workers: int = 1
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "n_workers"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int | np.integer) or value < 1):
-                msg = f"{name}={value!r} must be a whole number, at least 1."
-                raise ValueError(msg)
-        if self.precision is not None and self.precision not in _DTYPES:
-            msg = f"precision={self.precision!r} is unknown. {did_you_mean(self.precision, _DTYPES)}"
-            raise ValueError(msg)
-        if self.device is not None:
-            _check_device(self.device)
-
-    def resolved_device(self) -> torch.device:
-        """Choose the device."""
-        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-    def resolved_precision(self, device: torch.device) -> str:
-        """Choose the precision."""
-        return self.precision or ("bf16" if device.type == "cuda" else "fp32")
-
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """Context of the precision."""
-        precision = self.resolved_precision(device)
-        return torch.autocast(device.type, dtype=_DTYPES[precision], enabled=precision != "fp32")
-
-    def resolved_batch_size(self, config: SEConfig, device: torch.device, n_tokens: int) -> int:
-        """Choose the number of cells in a batch."""
-        if self.batch_size is not None:
-            return int(self.batch_size)
-        if device.type != "cuda":
-            return max(1, _CPU_NUMBERS // (n_tokens * (config.d_model + config.d_hid)))
-        free, _ = torch.cuda.mem_get_info(device)
-        a_cell = 32 * n_tokens * (config.d_model + config.d_hid)  # bytes of all that is alive within a layer
-        return int(min(_MAX_BATCH, max(1, 0.8 * free // a_cell)))
-
-
-def _check_device(device: str) -> None:
-    """Raise a ValueError when a device is unknown or absent."""
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdigit()):
-        msg = f"device={device!r} is unknown. Use 'cpu', 'cuda', 'cuda:1' or 'mps'."
-        raise ValueError(msg)
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
-    if int(number or 0) >= there:
-        msg = f"device={device!r}, but PyTorch sees {there or 'no'} {kind} device(s) here. Leave it out, or use 'cpu'."
-        raise ValueError(msg)
 
 
 def embed_cells(
@@ -144,7 +67,7 @@ def embed_cells(
     start
         First cell.
     by_length
-        The sentences are not padded: cells of similar length go together.
+        Process cells of similar length together; for sentences that are not padded.
     progress
         Title of a progress bar; None for none.
 
@@ -155,7 +78,7 @@ def embed_cells(
     Raises
     ------
     MemoryError
-        Even one cell does not fit into the GPU's memory, or not as many as were asked for.
+        If not even one cell, or not the requested number, fits into the GPU's memory.
     """
 
     def forward(batch: dict[str, Any]) -> Tensor:
@@ -197,7 +120,7 @@ def condition_cells(
     Parameters
     ----------
     network
-        Of its parts only the conditioning is used. It is moved to the device, and stays there.
+        Only its conditioning is used. It is moved to the device, and stays there.
     base
         ``(n_cells, embedding_dim)``.
     covariates
@@ -210,14 +133,14 @@ def condition_cells(
     float32 ``(n_cells, output_dim)``, rows of unit length.
     """
     options = options or ComputeOptions()
-    device = options.resolved_device()
+    device = choose_device(options.device)
     network.eval().to(device)
     conditioned = []
-    with torch.inference_mode(), options.autocast(device):
+    with torch.inference_mode(), autocast(options, device):
         for start in range(0, len(base), _CONDITIONED_AT_ONCE):
-            here = slice(start, start + _CONDITIONED_AT_ONCE)
-            batch = to_tensors({"base": base[here], "covariates": {k: v[here] for k, v in covariates.items()}})
-            batch = _to_device(batch, device)
+            rows = slice(start, start + _CONDITIONED_AT_ONCE)
+            batch = to_tensors({"base": base[rows], "covariates": {k: v[rows] for k, v in covariates.items()}})
+            batch = move_data_to_device(batch, device)
             conditioned.append(network.condition(batch["base"], batch["covariates"]).float().cpu().numpy())
     return np.concatenate(conditioned)
 
@@ -231,7 +154,7 @@ def decode_cells(
     options: ComputeOptions | None = None,
     progress: str | None = None,
 ) -> np.ndarray:
-    """Expression of genes from embeddings, by the network's own head.
+    """Predict the expression of genes from embeddings, by the network's own head.
 
     Parameters
     ----------
@@ -253,21 +176,21 @@ def decode_cells(
     float32 ``(n_cells, n_genes)``.
     """
     options = options or ComputeOptions()
-    device = options.resolved_device()
+    device = choose_device(options.device)
     encoder.eval().to(device)
     decoded = np.empty((len(embedding), len(genes)), dtype=np.float32)
-    n_pairs = max(1, _PAIR_NUMBERS // (3 * encoder.config.decoder_dim))  # cells x genes at a time
+    n_pairs = max(1, _PAIR_ACTIVATIONS // (3 * encoder.config.decoder_dim))  # cells x genes at a time
     n_genes = min(len(genes), n_pairs)
     n_cells = max(1, n_pairs // n_genes)
     bar = progress_bar(total=len(embedding), desc=progress, unit=" cells", disable=progress is None)
-    with bar, torch.inference_mode(), options.autocast(device):
+    with bar, torch.inference_mode(), autocast(options, device):
         for start in range(0, len(embedding), n_cells):
             cells = torch.from_numpy(embedding[start : start + n_cells]).to(device)
             depth = torch.full((len(cells),), read_depth, device=device)
             for first in range(0, len(genes), n_genes):
-                asked = torch.from_numpy(genes[first : first + n_genes]).to(device)
-                predicted = encoder.predict_expression(cells, asked, depth)
-                decoded[start : start + len(cells), first : first + len(asked)] = predicted.float().cpu().numpy()
+                targets = torch.from_numpy(genes[first : first + n_genes]).to(device)
+                predicted = encoder.predict_expression(cells, targets, depth)
+                decoded[start : start + len(cells), first : first + len(targets)] = predicted.float().cpu().numpy()
             bar.update(len(cells))
     return decoded
 
@@ -285,11 +208,11 @@ def _in_blocks(
     progress: str | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     network.eval()
-    device = options.resolved_device()
+    device = choose_device(options.device)
     network.to(device)
     n_cells = len(read)
     n_tokens = read(0, 1).values.shape[1]
-    batch_size = options.resolved_batch_size(encoder.config, device, n_tokens)
+    batch_size = _batch_size(options, encoder.config, device, n_tokens)
     block = batch_size * -(-max(batch_size, _BLOCK_TOKENS // n_tokens) // batch_size)
     bar = progress_bar(total=n_cells, initial=start, desc=progress, unit=" cells", disable=progress is None)
     with bar, _compiled(encoder, compile=options.compile):
@@ -323,14 +246,19 @@ def _run(
     if "lengths" in batch:
         longest = int(batch["lengths"].max())
         batch = {**batch, "genes": batch["genes"][:, :longest], "values": batch["values"][:, : longest + 1]}
-    with torch.inference_mode(), options.autocast(device):
-        return forward(_to_device(to_tensors(batch), device)).float().cpu().numpy()
+    with torch.inference_mode(), autocast(options, device):
+        return forward(move_data_to_device(to_tensors(batch), device)).float().cpu().numpy()
 
 
-def _to_device(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, dict):
-        return {key: _to_device(value, device) for key, value in batch.items()}
-    return batch.to(device, non_blocking=True)
+def _batch_size(options: ComputeOptions, config: SEConfig, device: torch.device, n_tokens: int) -> int:
+    """Choose the number of cells in a batch."""
+    if options.batch_size is not None:
+        return options.batch_size
+    if device.type != "cuda":
+        return max(1, _CPU_ACTIVATIONS // (n_tokens * (config.d_model + config.d_hid)))
+    free, _ = torch.cuda.mem_get_info(device)
+    per_cell = 32 * n_tokens * (config.d_model + config.d_hid)  # bytes of all activations alive within a layer
+    return int(min(_MAX_BATCH, max(1, 0.8 * free // per_cell)))
 
 
 def _ahead(

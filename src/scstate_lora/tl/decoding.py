@@ -11,6 +11,7 @@ import pandas as pd
 
 from scstate_lora._constants import OBSM_STATE
 from scstate_lora._utils import did_you_mean
+from scstate_lora.config import ComputeOptions
 from scstate_lora.data.results import DECODE_EXPRESSION, write_result
 from scstate_lora.tl.plain_embedding import base_of
 
@@ -75,7 +76,7 @@ def decode_expression(
     """
     from anndata import AnnData
 
-    from scstate_lora.inference.embed import ComputeOptions, decode_cells
+    from scstate_lora.inference.embed import decode_cells
 
     if isinstance(genes, str) or not isinstance(genes, Sequence | np.ndarray | pd.Index | pd.Series):
         msg = f"genes must be a list of names, found {type(genes).__name__}: write genes=['ACTB', ...]."
@@ -84,7 +85,7 @@ def decode_expression(
     if not genes:
         msg = "genes is empty. Name at least one gene of the base's vocabulary."
         raise ValueError(msg)
-    options = ComputeOptions(device=device, precision=precision)
+    options = ComputeOptions.of_call({"device": device, "precision": precision}, function="decode_expression()")
     if not isinstance(read_depth, Real) or not 0 <= read_depth < np.inf:
         msg = f"read_depth={read_depth!r} must be a number, 0 or more: a mean of log1p values."
         raise ValueError(msg)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from scstate_lora._constants import OBSM_STATE
 from scstate_lora._logging import logger
+from scstate_lora.config.embed import EXPRESSED, EmbedOptions
 from scstate_lora.data.genes import match_vocabulary, unique_names
 from scstate_lora.data.matrix import log_raw, resolve_scale
 from scstate_lora.data.reader import SentenceReader, arc_log
@@ -23,15 +23,13 @@ from scstate_lora.io.cells_file import FORMATS, write_embedding
 from scstate_lora.io.partial import PartialMatrix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    import torch
     from anndata import AnnData
     from scipy import sparse
 
-    from scstate_lora.inference.embed import ComputeOptions
     from scstate_lora.model import LoRACovariateSE, SEBase
-
-EXPRESSED = "expressed"
 
 
 def embed(
@@ -82,8 +80,8 @@ def embed(
     seed
         Seed of ties and padding; the base's own by default, 0 for a checkpoint.
     batch_size, device, precision, n_workers, compile
-        How it is computed, see :class:`~scstate_lora.inference.embed.ComputeOptions`; none of it changes the result by
-        more than rounding. By default on CUDA in bfloat16 where there is such a device, else on the CPU in float32.
+        How it is computed, see :class:`~scstate_lora.config.ComputeOptions`; none of it changes the result by more than
+        rounding. By default on CUDA in bfloat16 if available, else on the CPU in float32.
     arc_per_cell_scale
         Guess for every cell whether it holds counts, as Arc's own tool does. For comparison only: of shallow cells'
         counts it takes most for log1p values.
@@ -121,32 +119,21 @@ def embed(
     ----------
     Adduri et al. 2025, STATE, doi:10.1101/2025.06.26.661135.
     """
-    options = _compute_options(batch_size, device, precision, n_workers, compile=compile)
-    _check_n_tokens(n_tokens)
-    is_told = any(given is not None for given in (layer, input_scale, gene_key))
-    if not is_told and read_result(adata, REGISTRY) is not None:
+    options = _options(locals(), "embed()")
+    is_described = any(value is not None for value in (layer, input_scale, gene_key))
+    if not is_described and read_result(adata, REGISTRY) is not None:
         registry = Registry.from_adata(adata)
-        layer, input_scale, gene_key = registry.layer, registry.scale, registry.gene_key
+        registered = {"layer": registry.layer, "input_scale": registry.scale, "gene_key": registry.gene_key}
+        options = options.model_copy(update=registered)
         logger.info("Layer, scale and genes are those that were set up.")
-    job = _prepare(
-        adata,
-        base_of(base),
-        options,
-        layer=layer,
-        input_scale=input_scale,
-        gene_key=gene_key,
-        n_tokens=n_tokens,
-        seed=seed,
-        arc_per_cell_scale=arc_per_cell_scale,
-        progress_bar=progress_bar,
-    )
+    job = _prepare(adata, base, options, progress_bar=progress_bar)
     embedding = np.empty(job.shape, dtype=np.float32)
     if resume is None:
-        for first, rows in job.run(options, progress_bar=progress_bar):
+        for first, rows in job.run(progress_bar=progress_bar):
             embedding[first : first + len(rows)] = rows
     else:
         with PartialMatrix(resume, shape=job.shape, made_from=job.made_from()) as partial:
-            job.fill(partial, options, progress_bar=progress_bar)
+            job.fill(partial, progress_bar=progress_bar)
             for first, rows in partial.blocks():
                 embedding[first : first + len(rows)] = rows
             partial.remove()
@@ -209,23 +196,10 @@ def embed_file(
     if out.suffix not in {path.suffix, ".npy"}:
         msg = f"The output, {out}, must end in {path.suffix}, as the input does, or in .npy for the embedding alone."
         raise ValueError(msg)
-    options = _compute_options(batch_size, device, precision, n_workers, compile=compile)
-    _check_n_tokens(n_tokens)
-    cells = open_cells(path, layer)
-    job = _prepare(
-        cells,
-        base_of(base),
-        options,
-        layer=layer,
-        input_scale=input_scale,
-        gene_key=gene_key,
-        n_tokens=n_tokens,
-        seed=seed,
-        arc_per_cell_scale=arc_per_cell_scale,
-        progress_bar=progress_bar,
-    )
+    options = _options(locals(), "embed_file()")
+    job = _prepare(open_cells(path, layer), base, options, progress_bar=progress_bar)
     with PartialMatrix(out.parent / f".{out.name}.partial", shape=job.shape, made_from=job.made_from()) as partial:
-        job.fill(partial, options, progress_bar=progress_bar)
+        job.fill(partial, progress_bar=progress_bar)
         uns = as_uns(EMBED, job.record, key=key_added)
         write_embedding(path, out, partial.blocks(), shape=job.shape, key=key_added, uns=uns)
         partial.remove()
@@ -233,10 +207,12 @@ def embed_file(
 
 @dataclass(frozen=True)
 class _Job:
-    """Cells and a base that were found to fit each other."""
+    """Cells and a base that fit each other."""
 
     base: SEBase
     reader: SentenceReader
+    options: EmbedOptions
+    device: torch.device
     record: dict[str, Any]
     cells: str
     """Fingerprint of the cells' names and values."""
@@ -246,70 +222,62 @@ class _Job:
         return len(self.reader), self.base.encoder.config.embedding_dim
 
     def made_from(self) -> dict[str, Any]:
-        """Tell what the embedding depends on."""
+        """Describe everything the embedding depends on."""
         return {**self.record, "cells and their values": self.cells, "weights": self.base.sha256()[:12]}
 
-    def run(self, options: ComputeOptions, *, start: int = 0, progress_bar: bool) -> Iterator[tuple[int, np.ndarray]]:
-        device = options.resolved_device()
-        logger.info("Embedding %d cells on %s in %s.", self.shape[0], device, options.resolved_precision(device))
+    def run(self, *, start: int = 0, progress_bar: bool) -> Iterator[tuple[int, np.ndarray]]:
+        logger.info("Embedding %d cells on %s in %s.", self.shape[0], self.device, self.record["precision"])
         title = "Embedding" if progress_bar else None
-        return self.base.embed_blocks(self.reader, options=options, start=start, progress=title)
+        return self.base.embed_blocks(self.reader, options=self.options, start=start, progress=title)
 
-    def fill(self, partial: PartialMatrix, options: ComputeOptions, *, progress_bar: bool) -> None:
-        """Compute what is not there yet."""
+    def fill(self, partial: PartialMatrix, *, progress_bar: bool) -> None:
+        """Compute the cells that are missing."""
         if partial.done:
-            logger.info("Going on from %s: %s of %s cells are done.", partial.folder, partial.done, self.shape[0])
+            logger.info("Resuming from %s: %s of %s cells are done.", partial.folder, partial.done, self.shape[0])
         if partial.done < self.shape[0]:
-            for _, rows in self.run(options, start=partial.done, progress_bar=progress_bar):
+            for _, rows in self.run(start=partial.done, progress_bar=progress_bar):
                 partial.append(rows)
 
 
-def _prepare(
-    cells: AnnData,
-    base: SEBase,
-    options: ComputeOptions,
-    *,
-    layer: str | None,
-    input_scale: str | None,
-    gene_key: str | None,
-    n_tokens: int | str | None,
-    seed: int | None,
-    arc_per_cell_scale: bool,
-    progress_bar: bool,
-) -> _Job:
+def _prepare(cells: AnnData, base: Any, options: EmbedOptions, *, progress_bar: bool) -> _Job:
     """Match genes, check the whole matrix, decide its scale: everything that can fail before the work starts."""
-    source = open_source(cells, layer)
+    from scstate_lora.inference.devices import choose_device, choose_precision
+
+    device = choose_device(options.device)
+    base = base_of(base)
+    source = open_source(cells, options.layer)
     names = unique_names(cells.obs_names, "adata.obs_names", "adata.obs_names_make_unique()")
-    match = match_vocabulary(cells, base.genes, gene_key=gene_key)
+    match = match_vocabulary(cells, base.genes, gene_key=options.gene_key)
     logger.info("%s.", match)
     stats = source.scan(checksum=True, progress=progress_bar)
-    scale, reason = resolve_scale(stats, input_scale, matrix_name(layer))
-    if arc_per_cell_scale:
+    scale, reason = resolve_scale(stats, options.input_scale, matrix_name(options.layer))
+    if options.arc_per_cell_scale:
         logger.warning("Whether values are counts is guessed for every cell, as Arc's tool does: for comparison only.")
     else:
         logger.info("%s holds %s: %s.", source.name, scale, reason)
 
     def read(start: int, stop: int) -> sparse.csr_matrix:
         matrix = source.read(start, stop)
-        return arc_log(matrix) if arc_per_cell_scale else log_raw(matrix, scale)
+        return arc_log(matrix) if options.arc_per_cell_scale else log_raw(matrix, scale)
 
-    pad = n_tokens != EXPRESSED
-    tokenizer = base.tokenizer(match, n_tokens=int(n_tokens) if isinstance(n_tokens, Integral) else None, pad=pad)
-    seed = base.seed if seed is None else int(seed)
+    pad = options.n_tokens != EXPRESSED
+    tokenizer = base.tokenizer(match, n_tokens=options.n_tokens if isinstance(options.n_tokens, int) else None, pad=pad)
+    seed = base.seed if options.seed is None else options.seed
     record = {
         "base": base.name,
         "licence": base.licence,
         "genes": str(match),
         "matrix": source.name,
-        "scale": "guessed for every cell" if arc_per_cell_scale else scale,
+        "scale": "guessed for every cell" if options.arc_per_cell_scale else scale,
         "n_tokens": tokenizer.n_tokens if pad else EXPRESSED,
         "seed": seed,
-        "precision": options.resolved_precision(options.resolved_device()),
+        "precision": choose_precision(options, device),
     }
     digest = hashlib.sha256("\x00".join(names).encode())
     digest.update(f"{stats.n_stored} {stats.checksum}".encode())
     digest.update(match.columns.tobytes() + match.vocabulary.tobytes())
-    return _Job(base, SentenceReader(read, tokenizer, cell_seeds(names, seed)), record, digest.hexdigest()[:12])
+    reader = SentenceReader(read, tokenizer, cell_seeds(names, seed))
+    return _Job(base, reader, options, device, record, digest.hexdigest()[:12])
 
 
 def base_of(base: Any) -> SEBase:
@@ -332,24 +300,6 @@ def base_of(base: Any) -> SEBase:
     return base
 
 
-def _compute_options(
-    batch_size: int | None,
-    device: str | None,
-    precision: str | None,
-    n_workers: int,
-    *,
-    compile: bool,
-) -> ComputeOptions:
-    from scstate_lora.inference.embed import ComputeOptions
-
-    return ComputeOptions(batch_size, device, precision, n_workers, compile)
-
-
-def _check_n_tokens(n_tokens: Any) -> None:
-    """Raise a ValueError for a length of sentences that makes no sense."""
-    if isinstance(n_tokens, str) and n_tokens != EXPRESSED:
-        msg = f"n_tokens={n_tokens!r} is neither {EXPRESSED!r} nor a whole number."
-        raise ValueError(msg)
-    if n_tokens is not None and n_tokens != EXPRESSED and (not isinstance(n_tokens, Integral) or n_tokens < 2):
-        msg = f"n_tokens={n_tokens!r} must be a whole number, at least 2, or {EXPRESSED!r}."
-        raise ValueError(msg)
+def _options(arguments: Mapping[str, Any], function: str) -> EmbedOptions:
+    """Take the options among the arguments of a call."""
+    return EmbedOptions.of_call({name: arguments[name] for name in EmbedOptions.model_fields}, function=function)

@@ -1,4 +1,4 @@
-"""Batch sources: numbered batches, each determined by its seed and number, fed to Lightning by a loader."""
+"""Batch sources: numbered batches, each determined by its seed and number, and the loader that gives them out."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class BatchSource(Protocol):
     """Numbered batches of numpy arrays, each determined by the seed and its number.
 
-    Where several processes train together, each takes an equal share of the rows of every array. A source whose batches
-    hold arrays that belong to no cell names their keys in an attribute ``shared: frozenset[str]``.
+    If several processes train together, each takes an equal share of the rows of every array. A source whose batches
+    hold arrays without one row per cell names their keys in an attribute ``shared: frozenset[str]``.
     """
 
     steps_per_epoch: int
@@ -28,8 +28,8 @@ class BatchSource(Protocol):
 class _StepSampler(Sampler[int]):
     """Yield the numbers of the batches from the current one to the end of the epoch.
 
-    Where a run stands is asked of its progress, however often the loader is started again: a resumed run starts in
-    the middle.
+    The current one is read from the run's progress, however often the loader is restarted: a resumed run starts in the
+    middle.
     """
 
     def __init__(self, n_steps: int, *, start: int, progress: Any) -> None:
@@ -38,7 +38,7 @@ class _StepSampler(Sampler[int]):
         self.progress = progress
 
     def __iter__(self) -> Iterator[int]:
-        # A generator, so that the progress is asked at the first batch: Lightning makes iterators before it restores.
+        # A generator, to read the progress at the first batch: Lightning makes iterators before it restores it.
         done = 0 if self.progress is None else self.progress.total.ready
         yield from range(self.start + done, self.start + done + self.n_steps - done % self.n_steps)
 
@@ -47,12 +47,12 @@ class _StepSampler(Sampler[int]):
 
 
 def shared_keys(source: BatchSource) -> Collection[str]:
-    """Keys of a source's batches that belong to no cell."""
+    """Keys of the arrays of a source's batches that have no row per cell."""
     return getattr(source, "shared", frozenset())
 
 
 class _Shares(Dataset):
-    """Give this process its share of every batch. Asked at each one: processes start after the loader was made."""
+    """Give this process its share of every batch; the rank is read per batch, as processes start after the loader."""
 
     def __init__(self, source: BatchSource) -> None:
         self.source = source
@@ -71,15 +71,15 @@ def make_loader(source: BatchSource, *, train: bool, start: int = 0, progress: A
     Parameters
     ----------
     source
-        Where from.
+        The batches.
     train
-        In training each of several processes gets its share. Validation batches are whole in every one, as they may be
-        of any size.
+        In training each of several processes gets its share. Validation batches, which may have any size, are whole in
+        every process.
     start
         Number of the first batch.
     progress
-        A loop's progress by Lightning, which counts the batches that were drawn: every pass goes on from there.
-        Without it every pass has the same batches.
+        Progress of Lightning's loop, which counts the batches drawn so far: every pass continues from there. Without it
+        every pass has the same batches.
     """
     dataset: Dataset = _Shares(source) if train else source  # type: ignore[assignment]  # anything indexable serves
     sampler = _StepSampler(source.steps_per_epoch, start=start, progress=progress)

@@ -1,4 +1,4 @@
-"""Callbacks: the history of a run as rows, randomness by batch, the best weights, and one progress bar for all."""
+"""Callbacks: a run's history as rows, randomness set by the batch number, the best weights, and one progress bar."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 class History(L.Callback):
-    """Collect one row an optimiser step and one a validation epoch.
+    """Collect one row per optimiser step and one per validation epoch.
 
     Parameters
     ----------
     earlier
-        History of the same model's training before, which this one continues.
+        History of the same model's earlier training, which this one continues.
     """
 
     def __init__(self, earlier: pd.DataFrame | None = None) -> None:
@@ -74,18 +74,18 @@ class History(L.Callback):
         self.first_epoch, self.first_step = state_dict["first_epoch"], state_dict["first_step"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock, which goes on from an earlier training's."""
+        """Start the clock, at the time an earlier training took."""
         spent = float(self.earlier["seconds"].max()) if len(self.earlier) else 0.0
         self._start = time.perf_counter() - spent
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count steps from where a resumed run was."""
+        """Count steps from where a resumed run stopped."""
         self._step = trainer.global_step
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Measure the gradient before it is clipped, and note the learning rate before the schedule moves it."""
+        """Measure the gradient before it is clipped, and record the learning rate before the schedule changes it."""
         self._lr = optimizer.param_groups[0]["lr"]
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         self._grad_norm = float(total_norm(gradients))
@@ -113,11 +113,11 @@ class History(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep a validation batch's terms."""
+        """Collect a validation batch's terms."""
         self._val.append(outputs["logged"])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add the mean over the validation batches, and tell those who watch it."""
+        """Add the mean over the validation batches, and pass it on to loggers and callbacks."""
         means = self._add(trainer, pl_module, "val", self._val)
         self._val = []
         self._log(trainer)
@@ -160,7 +160,7 @@ class History(L.Callback):
         frame = pd.concat([self.earlier, rows], ignore_index=True) if len(self.earlier) and len(rows) else None
         if frame is None:
             frame = self.earlier.copy() if len(self.earlier) else rows
-        if "best" not in frame or frame["best"].dtype != bool:  # a history of before there was such a column
+        if "best" not in frame or frame["best"].dtype != bool:  # written by a version without this column
             frame["best"] = (frame["best"] == True) if "best" in frame else False  # noqa: E712 (missing is False)
         if self.best_epoch is not None:
             frame["best"] |= (frame["phase"] == "val") & (frame["epoch"] == self.best_epoch)
@@ -195,7 +195,7 @@ class MetricsFile(L.Callback):
     Parameters
     ----------
     path
-        File; one that exists is replaced.
+        File; an existing one is replaced.
     history
         What is written.
     """
@@ -216,19 +216,19 @@ class MetricsFile(L.Callback):
         self._written = len(self.history.rows)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write all of it once more, with the best epoch marked."""
+        """Write all of it again, with the best epoch marked."""
         if trainer.is_global_zero:
             self.history.frame().to_csv(self.path, index=False)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write what there is when training breaks off."""
+        """Write the history so far when training breaks off."""
         self.on_train_end(trainer, pl_module)
 
 
 class Randomness(L.Callback):
-    """Make what is random in a training step (dropout) depend on the seed and the number of the batch alone.
+    """Make the randomness of a training step (dropout) depend on the seed and the batch number alone.
 
-    So a resumed run draws what an uninterrupted one would have. Several processes draw differently.
+    A resumed run thus draws what an uninterrupted one would have. Each of several processes draws its own.
 
     Parameters
     ----------
@@ -255,7 +255,7 @@ class Randomness(L.Callback):
 
 
 def trained_names(plan: nn.Module) -> list[str]:
-    """Names of the tensors of a plan that training changes: what is trainable, and running statistics."""
+    """Names of the tensors of a plan that training changes: trainable parameters and running statistics."""
     names = [name for name, parameter in plan.named_parameters() if parameter.requires_grad]
     for prefix, module in plan.named_modules():
         if getattr(module, "track_running_stats", False):
@@ -264,14 +264,14 @@ def trained_names(plan: nn.Module) -> list[str]:
 
 
 class BestWeights(L.Callback):
-    """Keep the weights of the epoch with the lowest validation loss, and put them back at the end.
+    """Keep the weights of the epoch with the lowest validation loss, and restore them at the end.
 
     Parameters
     ----------
     history
-        Told which epoch was taken.
+        Marks the epoch.
     restore
-        Otherwise only the lowest loss is followed.
+        Whether to restore them; otherwise only the lowest loss is tracked.
     """
 
     def __init__(self, history: History, *, restore: bool) -> None:
@@ -301,7 +301,7 @@ class BestWeights(L.Callback):
             self.weights = {name: state[name].detach().cpu().clone() for name in trained_names(pl_module)}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the best weights back."""
+        """Restore the best weights."""
         if not self.restore or self.epoch is None:
             return
         state = pl_module.state_dict()
@@ -311,13 +311,13 @@ class BestWeights(L.Callback):
         self.history.best_epoch = self.epoch
         if trainer.is_global_zero:
             logger.info(
-                "The weights of epoch %d are taken: its validation loss was the lowest, %.4g.",
+                "Restored the weights of epoch %d, whose validation loss was the lowest: %.4g.",
                 self.epoch + 1,
                 self.loss,
             )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Put them back after Ctrl-C as well; `last.ckpt` has the last ones."""
+        """Restore them after Ctrl-C as well; `last.ckpt` has the last ones."""
         if isinstance(exception, KeyboardInterrupt):
             self.on_train_end(trainer, pl_module)
 
@@ -336,7 +336,7 @@ class Progress(L.Callback):
         self.bar: tqdm | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the bar, in one of the processes; where a run is resumed, not at zero."""
+        """Open the bar in one of the processes, of a resumed run where that stopped."""
         if trainer.is_global_zero:
             total = int(trainer.num_training_batches * (trainer.max_epochs or 1))
             done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
@@ -359,6 +359,6 @@ class Progress(L.Callback):
             self.bar.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the bar when training breaks off, so that the error stands on a line of its own."""
+        """Close the bar when training breaks off, so that the error is on a line of its own."""
         if self.bar is not None:
             self.bar.close()

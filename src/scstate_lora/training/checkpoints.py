@@ -1,4 +1,4 @@
-"""Checkpoints hold what is trained and nothing else; from one, an interrupted run goes on as if it had not stopped."""
+"""Checkpoints hold what is trained and nothing else; from one, an interrupted run resumes as if it had not stopped."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ class Checkpoints(Checkpoint):
     Parameters
     ----------
     folder
-        Where to; None writes nothing.
+        Where they are written; None writes nothing.
     best
         Knows whether the epoch was the best so far.
-    about
-        What the run is, see :func:`describe`; goes into every checkpoint, also those of others' callbacks.
+    description
+        Of the run, see :func:`describe`; goes into every checkpoint, also those of other callbacks.
     """
 
-    def __init__(self, folder: Path | None, best: BestWeights | None, *, about: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path | None, best: BestWeights | None, *, description: Mapping[str, Any]) -> None:
         self.folder = folder
         self.best = best
-        self.about = dict(about)
-        self.stop_asked = False
+        self.description = dict(description)
+        self.stop_requested = False
         self._step = 0
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen base out."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in trained_names(pl_module)}
-        checkpoint[_KEY] = self.about
+        checkpoint[_KEY] = self.description
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count steps from here."""
@@ -66,16 +66,16 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop, if asked to, once gradients are spent; the last batch's epoch is finished first."""
+        """Stop, if requested, after an optimiser step; after an epoch's last batch, the epoch is finished first."""
         stepped, self._step = trainer.global_step > self._step, trainer.global_step
-        if self.stop_asked and stepped and not trainer.is_last_batch:
+        if self.stop_requested and stepped and not trainer.is_last_batch:
             self._write(trainer)
             raise KeyboardInterrupt
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, after all other callbacks took note of the epoch."""
         self._write(trainer)
-        if self.stop_asked:
+        if self.stop_requested:
             raise KeyboardInterrupt
 
     def _write(self, trainer: L.Trainer) -> None:
@@ -86,25 +86,25 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(part)
         if not trainer.is_global_zero:
             return
-        part.replace(last)  # at no moment is there half a checkpoint
+        part.replace(last)  # so that half a checkpoint never exists
         if self.best is not None and self.best.epoch == self.best.history.first_epoch + trainer.current_epoch:
             shutil.copyfile(last, part)
             part.replace(best)
 
     @contextmanager
     def catch_ctrl_c(self) -> Iterator[None]:
-        """Within this context a first Ctrl-C asks for a stop after the step, and a second one stops at once."""
+        """Within this context a first Ctrl-C requests a stop after the step, and a second one stops at once."""
         before = signal.getsignal(signal.SIGINT)
         if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-            yield  # somebody else decides what Ctrl-C does
+            yield  # another handler decides what Ctrl-C does
             return
 
-        def ask(_number: int, _frame: Any) -> None:
-            self.stop_asked = True
+        def request_stop(_number: int, _frame: Any) -> None:
+            self.stop_requested = True
             signal.signal(signal.SIGINT, before)
             logger.warning("Stopping after this step. Ctrl-C again stops at once.")
 
-        signal.signal(signal.SIGINT, ask)
+        signal.signal(signal.SIGINT, request_stop)
         try:
             yield
         finally:
@@ -112,14 +112,14 @@ class Checkpoints(Checkpoint):
 
 
 def describe(plan: nn.Module, **settings: Any) -> dict[str, Any]:
-    """Describe a run for its checkpoints: kind of plan, what its frozen part is, and what determines its course.
+    """Describe a run for its checkpoints: its kind of plan, its frozen part, and its settings.
 
     Parameters
     ----------
     plan
-        Not trained yet.
+        Before its training.
     settings
-        Plain values that a resumed run must share.
+        Plain values that must be the same in a resumed run.
     """
     return {"format": _FORMAT, "plan": type(plan).__name__, "frozen": _fingerprint(plan), "settings": settings}
 
@@ -136,12 +136,12 @@ def _fingerprint(plan: nn.Module) -> str:
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Resolve ``resume_from``: a checkpoint, or the folder of a run; a FileNotFoundError if there is none."""
+    """Resolve ``resume_from``, a checkpoint or the folder of a run; a FileNotFoundError if it has none."""
     path = Path(path).expanduser()
     for file in (path, path / "last.ckpt", path / "checkpoints" / "last.ckpt"):
         if file.is_file():
             return file
-    msg = f"resume_from={str(path)!r}: there is no such file, and no checkpoints/last.ckpt in a folder of that name."
+    msg = f"resume_from={str(path)!r} is neither a checkpoint nor a folder with checkpoints/last.ckpt."
     raise FileNotFoundError(msg)
 
 
@@ -151,7 +151,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        It is damaged, holds code, or is not of a training run of this package.
+        If it is damaged, holds code, or does not come from a training run of this package.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -164,41 +164,42 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def check_resumable(path: Path, checkpoint: Mapping[str, Any], plan: nn.Module, about: Mapping[str, Any]) -> None:
-    """Compare a checkpoint with the run that is to go on from it.
+def check_resumable(path: Path, checkpoint: Mapping[str, Any], plan: nn.Module, description: Mapping[str, Any]) -> None:
+    """Compare a checkpoint with the run that is to continue from it.
 
     Parameters
     ----------
     path
-        Where it was read, for messages.
+        Its file, for messages.
     checkpoint, plan
         Read by :func:`read_checkpoint`; what is to be trained.
-    about
-        Description of the run now.
+    description
+        Of the run now.
 
     Raises
     ------
     ValueError
-        Naming what differs: the kind of model, tensors, the frozen base, or settings.
+        If the kind of model, tensors, the frozen base or settings differ; it names them.
     """
-    there = checkpoint[_KEY]
-    if there["plan"] != about["plan"]:
-        msg = f"{path} is a checkpoint of {there['plan']}; this is {about['plan']}. Resume it with its own model."
+    stored = checkpoint[_KEY]
+    if stored["plan"] != description["plan"]:
+        kinds = f"{path} is a checkpoint of {stored['plan']}; this is {description['plan']}"
+        msg = f"{kinds}. Resume it with its own model."
         raise ValueError(msg)
     state: dict[str, Tensor] = plan.state_dict()
     check_state({name: state[name] for name in trained_names(plan)}, checkpoint["state_dict"], source=str(path))
-    if there["frozen"] != about["frozen"]:
+    if stored["frozen"] != description["frozen"]:
         msg = f"{path} was trained on another base: the frozen weights differ. Resume with the base it was started on."
         raise ValueError(msg)
     differing = [
-        f"{name}={there['settings'].get(name)!r} there, {value!r} here"
-        for name, value in about["settings"].items()
-        if not _same(there["settings"].get(name), value)
+        f"{name}={stored['settings'].get(name)!r} then, {value!r} now"
+        for name, value in description["settings"].items()
+        if not _same(stored["settings"].get(name), value)
     ]
     if differing:
         msg = (
-            f"{path} is of a run with other options: {'; '.join(differing)}. "
-            "A run goes on with the options and cells that it was started with; only max_epochs may grow."
+            f"{path} comes from a run with other options: {'; '.join(differing)}. "
+            "A run continues with the options and cells it was started with; only max_epochs may grow."
         )
         raise ValueError(msg)
 

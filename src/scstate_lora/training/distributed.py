@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch import distributed as dist
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-_alone = 0
+    from torch import Tensor
+
+_ALONE = ContextVar("alone", default=False)
 
 
 def place() -> tuple[int, int]:
-    """Rank of this process among those that share a batch, and their number: (0, 1) where it works alone."""
-    if _alone or not (dist.is_available() and dist.is_initialized()):
+    """Rank of this process among those that share a batch, and their number: (0, 1) if it works alone."""
+    if _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
@@ -27,18 +29,17 @@ def place() -> tuple[int, int]:
 def alone() -> Iterator[None]:
     """Within this context a process works on whole batches of its own, and :func:`gather` changes nothing.
 
-    Validation runs so, and training on one device in a script whose earlier training used several.
+    For validation, and for training on one device in a script whose earlier training used several.
     """
-    global _alone
-    _alone += 1
+    outer = _ALONE.set(True)
     try:
         yield
     finally:
-        _alone -= 1
+        _ALONE.reset(outer)
 
 
 def gather(values: Any) -> Any:
-    """Concatenate what the processes hold of a batch along the first dimension, in the order of their ranks.
+    """Concatenate the processes' shares of a batch along the first dimension, in the order of their ranks.
 
     Gradients flow back: with the loss computed from gathered tensors in every process, and gradients averaged over
     the processes as DDP does, parameters get the gradient that one process with the whole batch would give them. That
@@ -51,46 +52,22 @@ def gather(values: Any) -> Any:
 
     Returns
     -------
-    ``(n_processes * n, ...)``; the values as they are where a process works alone. A mapping comes back as a dict.
+    ``(n_processes * n, ...)``; the values as they are if a process works alone. A mapping comes back as a dict.
 
     Notes
     -----
-    A collective operation: every process must call it, in the same order. Give it what belongs to cells only, not
-    what all cells share (``target_genes``).
+    A collective operation: every process must call it, in the same order, and only on arrays with one row per cell, not
+    on those all cells share (``target_genes``).
     """
     if isinstance(values, Mapping):
         return {key: gather(value) for key, value in values.items()}
     if place()[1] == 1:
         return values
-    if values.requires_grad:
-        return _Gather.apply(values)
-    return _all_gather(values)
+    if values.dtype == torch.bool:  # not every backend sends bits
+        return gather(values.to(torch.uint8)).bool()
+    from torch.distributed.nn.functional import all_gather  # missing from builds without torch.distributed
 
-
-class _Gather(torch.autograd.Function):
-    """all_gather, whose gradient is the sum over processes of what each sends back to this process' part."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        ctx.n = len(values)
-        return _all_gather(values)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # The sum has a factor n_processes too many for a loss that all processes share; DDP's mean takes it out again.
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        rank = dist.get_rank()
-        return total[rank * ctx.n : (rank + 1) * ctx.n]
-
-
-def _all_gather(values: Tensor) -> Tensor:
-    sent = values.detach().contiguous()
-    if sent.dtype == torch.bool:  # not every backend sends bits
-        return _all_gather(sent.to(torch.uint8)).bool()
-    parts = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, sent)
-    return torch.cat(parts)
+    return torch.cat(all_gather(values))
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
@@ -111,14 +88,14 @@ def share(batch: Any, *, shared: Collection[str], rank: int, n_processes: int) -
     batch
         Arrays or tensors ``(n, ...)``, n the same for all, in nested mappings.
     shared
-        Keys of what belongs to no cell; it stays whole.
+        Keys of arrays without one row per cell; these stay whole.
     rank, n_processes
         Whose share of how many.
 
     Raises
     ------
     ValueError
-        The rows do not divide equally.
+        If the rows do not divide equally.
     """
     taken: dict[str, Any] = {}
     for key, value in batch.items():
@@ -140,7 +117,7 @@ def rows_of(batch: Any, *, shared: Collection[str]) -> int:
 
 
 def check_divides(n_rows: int, n_processes: int) -> None:
-    """Raise a ValueError unless a batch divides equally among processes."""
+    """Raise a ValueError if a batch does not divide equally among processes."""
     if n_rows % n_processes:
         nearest = max(n_processes, n_rows - n_rows % n_processes)
         msg = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -12,28 +11,30 @@ from scstate_lora._logging import logger
 from scstate_lora._settings import settings
 
 if TYPE_CHECKING:
-    from scstate_lora.training.runner import TrainerOptions
+    from pathlib import Path
+
+    from scstate_lora.config import TrainerOptions
 
 
 def run_folder(options: TrainerOptions, title: str, resumed: Path | None) -> Path | None:
-    """Make the folder of a run, in the first of several processes; None where nothing is to be written.
+    """Make the folder of a run, in the first of several processes; None if nothing is to be written.
 
     Parameters
     ----------
     options
-        Say whether and where.
+        Whether to write, and where.
     title
-        What is trained; names the folder beside a number.
+        What is trained; names the folder, with a number.
     resumed
-        Checkpoint from which the run goes on: in the same folder, unless another is named.
+        Checkpoint from which the run continues: in the same folder, unless another is named.
 
     Raises
     ------
     FileExistsError
-        The named folder holds another run's checkpoints, or is a file.
+        If the named folder holds another run's checkpoints, or is a file.
     """
     if options.run_folder is not None:
-        folder = Path(options.run_folder).expanduser()
+        folder = options.run_folder.expanduser()
         if folder.exists() and not folder.is_dir():
             msg = f"run_folder={str(folder)!r} is a file. Name a folder."
             raise FileExistsError(msg)
@@ -41,7 +42,7 @@ def run_folder(options: TrainerOptions, title: str, resumed: Path | None) -> Pat
         is_same = resumed is not None and last.exists() and last.resolve().parent == resumed.resolve().parent
         if last.exists() and not is_same and _is_first_process():
             msg = (
-                f"run_folder={str(folder)!r} holds a run already. Name another folder, or go on with that run: "
+                f"run_folder={str(folder)!r} holds a run already. Name another folder, or continue that run: "
                 f"resume_from={str(last)!r}."
             )
             raise FileExistsError(msg)
@@ -78,14 +79,15 @@ def _is_first_process() -> bool:
 
 
 def make_loggers(options: TrainerOptions, folder: Path | None) -> Any:
-    """Make what Lightning logs to: TensorBoard, and Weights & Biases if asked for; a logger of the user's as it is."""
+    """Make the loggers for Lightning: TensorBoard, and Weights & Biases if requested; a user's own logger as it is."""
     if not options.writes or folder is None:
         return options.logger
     from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-    made: list[Any] = [TensorBoardLogger(os.fspath(folder), name="", version="", default_hp_metric=False)]
+    loggers: list[Any] = [TensorBoardLogger(os.fspath(folder), name="", version="", default_hp_metric=False)]
     if options.logger == "wandb":
-        made.append(WandbLogger(project="scstate_lora", name="-".join(folder.parts[-2:]), save_dir=os.fspath(folder)))
+        name = "-".join(folder.parts[-2:])
+        loggers.append(WandbLogger(project="scstate_lora", name=name, save_dir=os.fspath(folder)))
     if _is_first_process():
         logger.info("Logs and checkpoints: %s", folder)
-    return made
+    return loggers

@@ -42,19 +42,19 @@ class Plan(L.LightningModule):
 
     @abstractmethod
     def terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Compute the unweighted loss terms of a batch, scalars by name. What has no weight is only logged.
+        """Compute the unweighted loss terms of a batch, scalars by name. A term without a weight is only logged.
 
-        Where several processes train together, ``batch`` is this process' share. A term that is a mean over cells (or
-        sets) needs nothing more: means over equal shares average to the mean over all. A term in which cells meet
-        takes what it compares through :func:`~scstate_lora.training.distributed.gather` first.
+        If several processes train together, ``batch`` is this process' share. A term that is a mean over cells (or
+        sets) needs nothing more: means over equal shares average to the mean over all. A term that compares cells with
+        one another must :func:`~scstate_lora.training.distributed.gather` them first.
         """
 
     def weight(self, name: str) -> float:
-        """Give the weight of a term at the present step."""
+        """Return the weight of a term at the current step."""
         return self.weights[name]
 
     def backbone(self) -> nn.Module:
-        """Give the part where most is computed, which ``compile`` and ``gradient_checkpointing`` are about.
+        """Return the most expensive part, to which ``compile`` and ``gradient_checkpointing`` apply.
 
         It has an attribute ``gradient_checkpointing``.
         """
@@ -62,19 +62,19 @@ class Plan(L.LightningModule):
         raise ValueError(msg)
 
     def connections(self) -> dict[str, str] | None:
-        """Say what no tensor tells of the network's hyper-connections, by layer; None where there are none."""
-        told = {
-            where: f"{layer.kind}, {layer.mixing.sinkhorn.n_iters} iterations"
-            for where, layer in mhc_layers(self).items()
+        """Describe what no tensor shows of the network's hyper-connections, by layer; None without any."""
+        descriptions = {
+            name: f"{layer.kind}, {layer.mixing.sinkhorn.n_iters} iterations"
+            for name, layer in mhc_layers(self).items()
         }
-        return told or None
+        return descriptions or None
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Lightning's hook: the weighted loss, and the terms for the history."""
         return self._step(batch)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Lightning's hook: as in training, without gradient, and on a whole batch in every process."""
+        """Lightning's hook: as in training, but without gradient, and on whole batches in every process."""
         with alone():
             return self._step(batch)
 
@@ -87,22 +87,22 @@ class Plan(L.LightningModule):
         return {"loss": loss, "logged": logged}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Lightning's hook: gradients go as soon as they are used, not after the next batch's forward pass."""
+        """Lightning's hook: free gradients as soon as they are used, not after the next batch's forward pass."""
         super().optimizer_step(*args, **kwargs)
         self.zero_grad()
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW over what is trainable, with the schedule stepped once an optimiser step.
+        """AdamW over the trainable parameters, with the schedule stepped once per optimiser step.
 
-        Hyper-connections are not decayed: it would pull their logits to even mixing of all streams, and of what each
+        Hyper-connections are not decayed: that would pull their logits towards even mixing of all streams, in what each
         layer reads and writes.
         """
-        kept = {id(p) for p in mhc_parameters(self).values()}
+        undecayed = {id(p) for p in mhc_parameters(self).values()}
         trainable = [p for p in self.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in kept]}]
-        if connections := [p for p in trainable if id(p) in kept]:
+        groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in undecayed]}]
+        if connections := [p for p in trainable if id(p) in undecayed]:
             groups.append({"params": connections, "weight_decay": 0.0})
-        # One pass over all numbers is much faster on a CPU. Lightning does not clip for a fused one under autocast.
+        # The fused version is much faster on a CPU. Lightning does not clip gradients for it under autocast.
         on_cpu = all(p.device.type == "cpu" for p in trainable)
         fused = True if on_cpu and str(self.trainer.precision) == "32-true" else None
         optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, fused=fused)

@@ -10,11 +10,13 @@ import pandas as pd
 
 from scstate_lora._constants import OBSM_BASE, OBSM_SE, OBSM_ST
 from scstate_lora._logging import logger
+from scstate_lora.config import TrainOptions
+from scstate_lora.config.training import SharedTraining
 from scstate_lora.data.register import register
 from scstate_lora.data.results import EVALUATE, drop_result
 from scstate_lora.data.splits import split_table
+from scstate_lora.inference.devices import check_accelerator
 from scstate_lora.model import LoRACovariateSE, SEBase, STTransition
-from scstate_lora.training.runner import TrainerOptions
 from scstate_lora.workflow.features import read_features
 from scstate_lora.workflow.folder import ResultsFolder, is_first_process
 
@@ -127,18 +129,13 @@ def _check_trainer(config: RunConfig) -> None:
             )
             raise ValueError(msg)
         if section is not None:
-            given = _training(config, section.train)
-            known = {key: given[key] for key in given if key in TrainerOptions.__dataclass_fields__}
-            try:
-                TrainerOptions(**known)
-            except ValueError as error:
-                msg_0 = f"{name}.train: {error}"
-                raise ValueError(msg_0) from error
+            options = TrainOptions.parse(_training(config, section.train), name=f"{name}.train")
+            check_accelerator(options.accelerator)
 
 
 def _training(config: RunConfig, section: TrainConfig) -> dict[str, Any]:
     """Take what is set for all, and on top what is set for this model; the rest is the model's own default."""
-    shared = {name: getattr(config, name) for name in ("accelerator", "precision", "early_stopping")}
+    shared = config.model_dump(include=set(SharedTraining.model_fields))
     return {**shared, **section.model_dump(exclude_none=True)}
 
 
@@ -217,9 +214,13 @@ def _train_base(se: LoRACovariateSE, config: RunConfig, place: ResultsFolder) ->
     if se.base is not None:
         return
     options = _training(config, config.se.train)
-    device = {name: options[name] for name in _DEVICE if name in options}
-    folder = {"run_folder": place.logs("base"), "resume_from": place.checkpoint("base")}
-    se.train_base(**device, **folder, early_stopping=config.early_stopping)
+    device: dict[str, Any] = {name: options[name] for name in _DEVICE if name in options}
+    se.train_base(
+        **device,
+        early_stopping=config.early_stopping,
+        run_folder=place.logs("base"),
+        resume_from=place.checkpoint("base"),
+    )
     place.write_table("history_base", se.base_history)
     _keep_base(se, place)
 

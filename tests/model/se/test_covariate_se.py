@@ -309,9 +309,9 @@ def test_untrained_raises(wound, setup, make_se, tmp_path):
         ({"max_epochs": 0}, ValueError, "max_epochs=0"),
         ({"batch_size": 0}, ValueError, "batch_size=0"),
         ({"lr": -1.0}, ValueError, "lr=-1"),
-        ({"acelerator": "cpu"}, TypeError, "no option 'acelerator'. Did you mean 'accelerator'"),
-        ({"epochs": 3}, TypeError, "no option 'epochs'.*'max_epochs'"),
-        ({"accelerator": "quantum"}, ValueError, "accelerator='quantum' is unknown"),
+        ({"acelerator": "cpu"}, TypeError, "no argument 'acelerator'. Did you mean 'accelerator'"),
+        ({"epochs": 3}, TypeError, "no argument 'epochs'.*'max_epochs'"),
+        ({"accelerator": "quantum"}, ValueError, "accelerator='quantum' is not allowed"),
         ({"accelerator": "cuda"}, ValueError, "accelerator='cuda', but PyTorch sees no such device"),
     ],
 )

@@ -381,7 +381,7 @@ def test_untrained_or_without_perturbation_raises(screen, make_st, tmp_path):
         ({"max_epochs": -1}, ValueError, "max_epochs=-1"),
         ({"batch_size": 0}, ValueError, "batch_size=0"),
         ({"lr": 0}, ValueError, "lr=0"),
-        ({"precison": "32"}, TypeError, "no option 'precison'. Did you mean 'precision'"),
+        ({"precison": "32"}, TypeError, "no argument 'precison'. Did you mean 'precision'"),
         ({"accelerator": "gpu"}, ValueError, "accelerator='gpu', but PyTorch sees no such device"),
     ],
 )

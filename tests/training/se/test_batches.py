@@ -26,7 +26,7 @@ def _cells(n=N, n_types=3, n_conditions=4, **changes):
             "mouse": rng.integers(5, size=n),
         },
         unknown={"condition": 2, "day": np.nan, "mouse": 5},
-        kept=frozenset({"mouse"}),
+        fixed=frozenset({"mouse"}),
         labels=rng.integers(4, size=n),
         types=rng.integers(n_types, size=n),
         conditions=conditions,

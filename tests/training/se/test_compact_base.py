@@ -5,12 +5,11 @@ import pytest
 import torch
 from scipy import sparse
 
-from scstate_lora.config import CompactBaseConfig
+from scstate_lora.config import CompactBaseConfig, TrainerOptions
 from scstate_lora.data.matrix import log_normalize, log_raw
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import Tokenizer, cell_seeds
 from scstate_lora.inference.embed import embed_cells
-from scstate_lora.training.runner import TrainerOptions
 from scstate_lora.training.se.compact_base import fit_compact_base, gene_tokens
 
 TINY = {"token_dim": 16, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_hid": 32, "output_dim": 16, "n_tokens": 20}
@@ -119,7 +118,7 @@ def test_too_few_cells_or_genes_raises(shape):
 
 
 def test_cells_without_differences_raises():
-    with pytest.raises(ValueError, match="differences between cells"):
+    with pytest.raises(ValueError, match="differ between cells"):
         _fit(sparse.csr_matrix(np.tile(np.arange(1, 11, dtype=np.float32), (20, 1))))
 
 

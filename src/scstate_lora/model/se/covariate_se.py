@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import pandas as pd
 import torch
 
 from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._logging import logger
-from scstate_lora.config import CompactBaseConfig, ConditioningConfig, MHCConfig, SELoraConfig, SEObjectiveConfig
+from scstate_lora.config import (
+    CompactBaseConfig,
+    ConditioningConfig,
+    MHCConfig,
+    SELoraConfig,
+    SEObjectiveConfig,
+    TrainerOptions,
+    TrainOptions,
+)
 from scstate_lora.data.matrix import fingerprint
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import cell_seeds
+from scstate_lora.inference.devices import check_accelerator
 from scstate_lora.model.base import BaseModel, read_history
 from scstate_lora.model.covariate_specs import covariate_specs
 from scstate_lora.model.hyper_connected import HyperConnected, refuse_other
@@ -26,7 +35,7 @@ from scstate_lora.model.se.obsm_embedding import ObsmBase
 from scstate_lora.model.se.pretrained import SEBase, load_base
 from scstate_lora.nn.conditioning import Conditioning
 from scstate_lora.nn.hyper_connections import choose_layers
-from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
+from scstate_lora.training.runner import TrainingRun
 from scstate_lora.training.se.batches import SEBatches, SECells
 from scstate_lora.training.se.compact_base import fit_compact_base
 from scstate_lora.training.se.plan import SEPlan
@@ -38,6 +47,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from torch import Tensor, nn
 
+    from scstate_lora.config.training import TrainArguments, TrainerArguments
     from scstate_lora.data.bound import BoundData
     from scstate_lora.model.se.bases import Base
     from scstate_lora.nn.conditioned_se import ConditionedSE
@@ -253,18 +263,21 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         """Undo :meth:`merge_adapter`."""
         self.adapters.unmerge()
 
-    def train_base(self, **trainer: Any) -> None:
-        """Train the compact base on the training cells, without labels; :meth:`train` does this when it is needed.
+    def train_base(self, **arguments: Unpack[TrainerArguments]) -> None:
+        """Train the compact base on the training cells, without labels; :meth:`train` does this if necessary.
 
         Parameters
         ----------
-        trainer
-            Options for Lightning, see :class:`~scstate_lora.training.runner.TrainerOptions`.
+        arguments
+            Device, files and more, see :class:`~scstate_lora.config.TrainerOptions`: ``accelerator``, ``devices``,
+            ``strategy``, ``precision``, ``accumulate_grad_batches``, ``gradient_clip_val``, ``early_stopping``,
+            ``restore_best``, ``gradient_checkpointing``, ``compile``, ``logger``, ``run_folder``, ``resume_from``,
+            ``callbacks`` and ``progress_bar``.
 
         Raises
         ------
         ValueError
-            If the model has a base already, an option is not allowed, or the cells are too few.
+            If the model has a base already, an option is not allowed, or there are too few cells.
         TypeError
             If an option is unknown.
 
@@ -275,7 +288,9 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         if self.base is not None:
             msg = f"This model has a base already ({self.base.name})."
             raise ValueError(msg)
-        self._train_base(self._bind(), TrainerOptions.parse(trainer))
+        options = TrainerOptions.of_call(arguments, function="train_base()")
+        check_accelerator(options.accelerator)
+        self._train_base(self._bind(), options)
 
     def _train_base(self, cells: BoundData, options: TrainerOptions) -> None:
         encoder, self.base_history = fit_compact_base(
@@ -290,61 +305,42 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         )
         self._adapt(SEBase(encoder, self.registry.var_names, _COMPACT, _OWN_LICENCE, seed=self.seed))
 
-    def train(
-        self,
-        max_epochs: int | None = None,
-        *,
-        lr: float = 1e-3,
-        batch_size: int = 128,
-        weight_decay: float = 0.01,
-        warmup_steps: int = 20,
-        mhc: bool | MHCConfig | dict[str, Any] = False,
-        **trainer: Any,
-    ) -> None:
+    def train(self, max_epochs: int | None = None, **arguments: Unpack[TrainArguments]) -> None:
         """Train the active adapter and its conditioning on the training cells; the base stays as it is.
 
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; by default as many as make 60 steps. At first the conditioning is trained
-            alone for 600 steps (``n_steps`` of :class:`scstate_lora.config.ConditioningConfig`), on base embeddings
-            that are computed once, which costs little. Without adapters this is the only stage, and by default there
-            are as many passes as make those steps.
-        lr, weight_decay, warmup_steps
-            Options of AdamW; the learning rate rises over the warm-up and then falls along a cosine.
-        batch_size
-            Cells per step.
-        mhc
-            Put hyper-connections around the base's layers, and train them with the adapter, to which they belong:
-            True, or options, see :class:`scstate_lora.config.MHCConfig`. They start as a no-op. Later training keeps
-            them, whether or not they are requested again. The plain embedding of the base is computed without them.
-        trainer
-            Device, files and further options: ``accelerator``, ``devices``, ``strategy``, ``precision``,
-            ``accumulate_grad_batches``, ``gradient_checkpointing``, ``early_stopping``, ``logger``, ``resume_from`` and
-            more; see :class:`~scstate_lora.training.runner.TrainerOptions`.
+            Passes over the training cells; by default as many as make 60 steps. Before that, the conditioning is
+            trained alone for 600 steps (``n_steps`` of :class:`scstate_lora.config.ConditioningConfig`), on base
+            embeddings that are computed once, which costs little. Without adapters this is the only stage, and by
+            default as many passes as make those steps.
+        arguments
+            See :class:`~scstate_lora.config.TrainOptions`. ``lr`` is 1e-3 by default, after ``warmup_steps`` of 20,
+            with a ``weight_decay`` of 0.01; ``batch_size`` is 128 cells per step. ``mhc`` puts hyper-connections around
+            the base's layers and trains them with the adapter, to which they then belong: True, or options, see
+            :class:`~scstate_lora.config.MHCConfig`. They change nothing at first. Further training keeps existing ones,
+            requested or not, and the plain embedding of the base is computed without them. Device, files and more:
+            ``accelerator``, ``devices``, ``strategy``, ``precision``, ``accumulate_grad_batches``,
+            ``gradient_clip_val``, ``early_stopping``, ``restore_best``, ``gradient_checkpointing``, ``compile``,
+            ``logger``, ``run_folder``, ``resume_from``, ``callbacks`` and ``progress_bar``.
 
         Raises
         ------
         ValueError
             If the requested accelerator is absent, an option is not allowed, adapters are merged, or hyper-connections
-            are requested although the adapter has others or the base is an embedding. Nothing is trained then.
+            are requested but the adapter has different ones or the base is an embedding; all before any training.
         TypeError
             If an option is unknown.
 
         Notes
         -----
-        Extends ``.history``. Without a base, a compact one is trained first (``.base_history``).
+        Extends ``.history``. Trains a compact base first if there is no base (``.base_history``).
         """
-        options = TrainerOptions.parse(trainer, further=(*TRAIN_ARGUMENTS, "mhc"))
-        check_schedule(
-            max_epochs=1 if max_epochs is None else max_epochs,
-            batch_size=batch_size,
-            lr=lr,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-        )
+        options = TrainOptions.of_call({"max_epochs": max_epochs, **arguments}, function="train()")
+        check_accelerator(options.accelerator)
         # Whatever these refuse is refused before anything is trained.
-        connections = self._new_connections(mhc)
+        connections = self._new_connections(options.mhc)
         reads = self.registry.embed_key is None
         weights = active_weights(self.objective, self.registry, reads=reads)
         cells = self._bind()
@@ -359,12 +355,12 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             rows=cells.rows("train"),
             val_rows=cells.rows("val"),
             weights=weights,
-            batch_size=batch_size,
-            optimiser={"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps},
+            batch_size=options.batch_size or 128,
+            optimiser=options.schedule(lr=1e-3, warmup_steps=20),
         )
         n_steps = self.conditioning.n_steps
         if not self.adapts_base and connections is None:
-            self._train_stage(stage, options, max_epochs, n_steps, sentences=False, title="LoRACovariateSE")
+            self._train_stage(stage, options, options.max_epochs, n_steps, sentences=False, title="LoRACovariateSE")
             return
         if n_steps and not self.is_trained and options.resume_from is None:
             # Adapters are off here; DDP requires a gradient for every trainable parameter.
@@ -373,7 +369,9 @@ class LoRACovariateSE(HyperConnected, BaseModel):
                     stage, _before(options, "conditioning"), None, n_steps, sentences=False, title="Conditioning"
                 )
         with adapters.connected(connections):
-            self._train_stage(stage, options, max_epochs, _ADAPTED_STEPS, sentences=True, title="LoRACovariateSE")
+            self._train_stage(
+                stage, options, options.max_epochs, _ADAPTED_STEPS, sentences=True, title="LoRACovariateSE"
+            )
 
     def _train_stage(
         self,
@@ -400,23 +398,19 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             )
 
         train = batches(stage.rows, self.seed, self.conditioning.withheld)
-        fit(
-            SEPlan(
-                self.adapters.network,
-                contrastive=objective.contrastive_loss,
-                temperature=objective.temperature,
-                weights=stage.weights,
-                **stage.optimiser,
-            ),
-            train,
-            batches(stage.val_rows, self.seed + 1, 0.0) if len(stage.val_rows) > 1 else None,
-            max_epochs=n_epochs or max(1, -(-n_steps // train.steps_per_epoch)),
-            options=options,
-            title=title,
-            seed=self.seed,
-            history=self.history,
-            keep=lambda history: setattr(self, "history", history),
+        plan = SEPlan(
+            self.adapters.network,
+            contrastive=objective.contrastive_loss,
+            temperature=objective.temperature,
+            weights=stage.weights,
+            **stage.optimiser,
         )
+        val = batches(stage.val_rows, self.seed + 1, 0.0) if len(stage.val_rows) > 1 else None
+        run = TrainingRun(plan, options=options, title=title, seed=self.seed, history=self.history)
+        try:
+            run.fit(train, val, max_epochs=n_epochs or max(1, -(-n_steps // train.steps_per_epoch)))
+        finally:
+            self.history = run.history
 
     def _new_connections(self, mhc: Any) -> MHCConfig | None:
         """Check the hyper-connections requested by ``train(mhc=)``; None where none are to be added."""
@@ -681,6 +675,7 @@ class _Stage:
 
 
 def _before(options: TrainerOptions, name: str) -> TrainerOptions:
-    """Options for a stage before the adapters': a user's own loggers and callbacks are meant for the adapters."""
+    """Options for a stage before the adapters', which loggers and callbacks of the user are meant for."""
     own = isinstance(options.logger, (bool, str))
-    return replace(options.part(name), logger=options.logger if own else False, callbacks=(), compile=False)
+    changes = {"logger": options.logger if own else False, "callbacks": (), "compile": False}
+    return options.part(name).model_copy(update=changes)

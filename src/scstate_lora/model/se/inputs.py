@@ -116,7 +116,7 @@ def describe_cells(cells: BoundData, *, contrastive_on: str) -> dict[str, Any]:
     return {
         "covariates": covariates,
         "unknown": {c.name: c.unknown for c in inputs_of(registry)},
-        "kept": frozenset() if batch is None else frozenset({batch.name}),
+        "fixed": frozenset() if batch is None else frozenset({batch.name}),
         "labels": contrastive_labels(cells, combinations, contrastive_on),
         "types": cell_type_codes(cells),
         "conditions": combinations,

@@ -15,7 +15,7 @@ from scstate_lora._tensors import aligned
 from scstate_lora.data.genes import GeneMatch, match_vocabulary
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import Tokenizer, cell_seeds
-from scstate_lora.inference.embed import ComputeOptions, embed_cells
+from scstate_lora.inference.embed import embed_cells
 from scstate_lora.io.published.hub import fetch_snapshot, is_hub_id
 from scstate_lora.io.published.se_checkpoint import files_to_fetch, read_se_checkpoint
 from scstate_lora.io.published.se_tensors import from_arc_names, to_arc_names
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from scipy import sparse
     from torch import Tensor
 
+    from scstate_lora.config import ComputeOptions
     from scstate_lora.data.bound import BoundData
     from scstate_lora.data.registry import Registry
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
 
 import numpy as np
 import torch
@@ -13,10 +12,10 @@ from torch import nn
 
 from scstate_lora._constants import OBSM_ST
 from scstate_lora._utils import did_you_mean, progress_bar
-from scstate_lora.config import MHCConfig, STLoraConfig, STModelConfig, STObjectiveConfig
+from scstate_lora.config import MHCConfig, STLoraConfig, STModelConfig, STObjectiveConfig, TrainOptions
 from scstate_lora.data.perturbations import PerturbationTable
 from scstate_lora.data.sets import SetData, SetSampler, WholeGroups
-from scstate_lora.inference.embed import ComputeOptions
+from scstate_lora.inference.devices import check_accelerator, choose_device
 from scstate_lora.io.published.st_checkpoint import read_st_folder
 from scstate_lora.io.save_load import check_state
 from scstate_lora.model.base import BaseModel, check_anndata
@@ -34,7 +33,7 @@ from scstate_lora.model.st.predict import (
 from scstate_lora.model.st.pretrained import Origin, Reuse
 from scstate_lora.model.st.published import st_tensors
 from scstate_lora.nn.hyper_connections import mhc_parameters, remove_mhc
-from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions, check_schedule, fit
+from scstate_lora.training.runner import TrainingRun
 from scstate_lora.training.st.plan import STPlan
 from scstate_lora.training.st.shift import deviation_weight, solve_shift
 
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from scipy import sparse
     from torch import Tensor
 
+    from scstate_lora.config.training import TrainArguments
     from scstate_lora.data.bound import BoundData
     from scstate_lora.io.published.st_checkpoint import STCheckpoint
     from scstate_lora.nn.transition import StateTransition
@@ -184,68 +184,51 @@ class STTransition(HyperConnected, BaseModel):
             seed=self.seed,
         )
 
-    def train(
-        self,
-        max_epochs: int | None = None,
-        *,
-        lr: float | None = None,
-        batch_size: int | None = None,
-        weight_decay: float = 0.01,
-        warmup_steps: int | None = None,
-        mhc: bool | MHCConfig | dict[str, Any] = False,
-        **trainer: Any,
-    ) -> None:
+    def train(self, max_epochs: int | None = None, **arguments: Unpack[TrainArguments]) -> None:
         """Train on the training cells; no cell of another split is used.
 
         Parameters
         ----------
         max_epochs
             Epochs of at least 20 steps each; 10 of them by default, and 5 for a pretrained model.
-        lr, weight_decay, warmup_steps
-            Options of AdamW; the learning rate rises over the warm-up and then falls along a cosine. By default 1e-3
-            after 20 steps, and for a pretrained model 5e-5 after 100.
-        batch_size
-            Sets per step; by default as many as make 512 cells on a CPU, and 16 on a GPU.
-        mhc
-            Give the backbone hyper-connections before it is trained: True or options, see
-            :class:`scstate_lora.config.MHCConfig`. They start as a no-op. False keeps existing ones, and trains them
-            further.
-        trainer
-            Options for Lightning, see :class:`~scstate_lora.training.runner.TrainerOptions`.
+        arguments
+            See :class:`~scstate_lora.config.TrainOptions`. By default ``lr`` is 1e-3 after ``warmup_steps`` of 20, for
+            a pretrained model 5e-5 after 100, with a ``weight_decay`` of 0.01; ``batch_size`` is as many sets per step
+            as make 512 cells on a CPU, and 16 on a GPU. ``mhc`` gives the backbone hyper-connections before it is
+            trained: True, or options, see :class:`~scstate_lora.config.MHCConfig`. They change nothing at first;
+            existing ones are kept and trained further, requested or not. Device, files and more: ``accelerator``,
+            ``devices``, ``strategy``, ``precision``, ``accumulate_grad_batches``, ``gradient_clip_val``,
+            ``early_stopping``, ``restore_best``, ``gradient_checkpointing``, ``compile``, ``logger``, ``run_folder``,
+            ``resume_from``, ``callbacks`` and ``progress_bar``.
 
         Raises
         ------
         ValueError
-            If the requested accelerator is absent, an option is not allowed, or the model has other hyper-connections.
-            Nothing is trained then.
+            If the requested accelerator is absent, an option is not allowed, or the backbone has different
+            hyper-connections; all before any training.
         TypeError
             If an option is unknown.
         KeyError
-            If the velocity does not exist.
+            If the velocity that the objective names does not exist.
         FileNotFoundError, FileExistsError
             If the checkpoint to resume from does not exist, or the run's folder holds another run.
         KeyboardInterrupt
-            If Ctrl-C is pressed. The model keeps the best weights so far and their history; ``resume_from`` continues.
+            If Ctrl-C was pressed. The model keeps the best weights so far and their history; ``resume_from`` continues
+            the run.
 
         Notes
         -----
         Extends ``.history``. Logs and checkpoints are written to ``<ssl.settings.run_dir>/STTransition/<number>``,
         see ``logger`` and ``run_folder``.
         """
-        options = TrainerOptions.parse(trainer, further=(*TRAIN_ARGUMENTS, "mhc"))
+        options = TrainOptions.of_call({"max_epochs": max_epochs, **arguments}, function="train()")
+        check_accelerator(options.accelerator)
         tunes = self.origin is not None and self.origin.reuse == "all"
-        max_epochs = (5 if tunes else 10) if max_epochs is None else max_epochs
-        lr = (5e-5 if tunes else 1e-3) if lr is None else lr
-        warmup_steps = (100 if tunes else 20) if warmup_steps is None else warmup_steps
-        check_schedule(
-            max_epochs=max_epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps
-        )
-        requested = MHCConfig.requested(mhc)
+        requested = MHCConfig.requested(options.mhc)
         if requested is not None and self.mhc is not None:
             refuse_other(requested, self.mhc)
         set_len = self.design.set_len
-        if batch_size is None:
-            batch_size = 16 if torch.cuda.is_available() else max(2, _CPU_CELLS // set_len)
+        n_sets = options.batch_size or (16 if torch.cuda.is_available() else max(2, _CPU_CELLS // set_len))
         cells = self._bind()
         data = self._training_data(cells)
         groups, val_groups = training_groups(cells), split_groups(cells, "val", min_cells=2)
@@ -253,11 +236,11 @@ class STTransition(HyperConnected, BaseModel):
         train = SetSampler(
             data,
             groups,
-            n_sets=batch_size,
+            n_sets=n_sets,
             set_len=set_len,
             seed=self.seed,
             unknown={c.name: c.unknown for c in covariates_of(self.registry)},
-            steps_per_epoch=max(_STEPS_PER_EPOCH, -(-n_cells // (batch_size * set_len))),
+            steps_per_epoch=max(_STEPS_PER_EPOCH, -(-n_cells // (n_sets * set_len))),
         )
         val = WholeGroups(data, val_groups, set_len=set_len, seed=self.seed) if val_groups else None
         if not self.is_trained and self.network.shift is not None:
@@ -265,24 +248,17 @@ class STTransition(HyperConnected, BaseModel):
             note = solve_shift(self.network, data, groups, types, by_context=self.options.prior != "mean")
             self.prior_note = note or self.prior_note
         with self._connected(requested):
-            fit(
-                STPlan(
-                    self.network,
-                    objective=self.objective,
-                    lr=lr,
-                    weight_decay=weight_decay,
-                    warmup_steps=warmup_steps,
-                    weights=self._weights(cells, data),
-                ),
-                train,
-                val,
-                max_epochs=max_epochs,
-                options=options,
-                title="STTransition",
-                seed=self.seed,
-                history=self.history,
-                keep=partial(setattr, self, "history"),
+            plan = STPlan(
+                self.network,
+                objective=self.objective,
+                weights=self._weights(cells, data),
+                **options.schedule(lr=5e-5 if tunes else 1e-3, warmup_steps=100 if tunes else 20),
             )
+            run = TrainingRun(plan, options=options, title="STTransition", seed=self.seed, history=self.history)
+            try:
+                run.fit(train, val, max_epochs=options.max_epochs or (5 if tunes else 10))
+            finally:
+                self.history = run.history
 
     @contextmanager
     def _connected(self, mhc: MHCConfig | None) -> Iterator[None]:
@@ -406,7 +382,7 @@ class STTransition(HyperConnected, BaseModel):
         """
         if not allow_untrained:
             self._require_ready("predict()")
-        on = ComputeOptions(device=device).resolved_device()
+        on = choose_device(device)
         registry = self.registry
         targets = names_of(target)
         if not targets:
@@ -468,7 +444,7 @@ class STTransition(HyperConnected, BaseModel):
         and perturbation. Both enter the network, so finding the cell type in it is no evidence.
         """
         self._require_ready("get_latent_representation()")
-        on = ComputeOptions(device=device).resolved_device()
+        on = choose_device(device)
         adata = self.adata if adata is None else check_anndata(adata)
         key = str(self.registry.pert_key)
         if key not in adata.obs:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scstate_lora._utils import did_you_mean
-from scstate_lora.config import MHCConfig, STLoraConfig, STModelConfig, STObjectiveConfig
+from scstate_lora.config import MHCConfig, STLoraConfig, STModelConfig, STObjectiveConfig, TrainOptions
 from scstate_lora.config.compare import VariantConfig
+from scstate_lora.inference.devices import check_accelerator
 from scstate_lora.model import STTransition
-from scstate_lora.training.runner import TRAIN_ARGUMENTS, TrainerOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -194,9 +194,8 @@ def _training(arguments: dict[str, Any], *, mhc: MHCConfig | bool, label: str) -
             why = "it is an option of the variant itself" if key == "mhc" else "every variant has its own folder"
             msg = f"{label}: train has {key!r}, but {why}{'' if key == 'mhc' else ': path='}."
             raise ValueError(msg)
-    trainer = {key: value for key, value in arguments.items() if key not in TRAIN_ARGUMENTS}
     try:
-        TrainerOptions.parse(trainer, further=TRAIN_ARGUMENTS)
+        check_accelerator(TrainOptions.of_call(arguments, function="train()").accelerator)
     except (TypeError, ValueError) as error:
         msg = f"{label}: {error}"
         raise type(error)(msg) from error

@@ -1,4 +1,4 @@
-"""Batches of cells for LoRACovariateSE: those of one type under two conditions, each moved to the other."""
+"""Batches of cells for LoRACovariateSE: cells of one type under two conditions, each moved to the other."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _KEYS = frozenset(
     {"base", "covariates", "own", "moved", "labels", "side", "moved_side", "context", "batches"}
     | {"target_genes", "targets", "read_depth"}
 )
-# Sides of pairs a batch: so many groups of cells of one type and condition.
+# Sides per batch: groups of cells of one type and condition.
 _SIDES = 8
 _LARGEST_SIDE = 16
 
 
 @dataclass(frozen=True)
 class SECells:
-    """All that training needs to know of an experiment's cells.
+    """An experiment's cells, as training needs them.
 
     Parameters
     ----------
@@ -38,29 +38,29 @@ class SECells:
     covariates
         Encoded, ``(n_cells,)`` each.
     unknown
-        What stands for "unknown" in each of them.
-    kept
-        Covariates that a move to another condition leaves as they are: the batch.
+        Code or value for "unknown" in each of them.
+    fixed
+        Covariates that stay the same when a cell is moved to another condition: the batch.
     labels
         Labels of the contrastive term, ``(n_cells,)``.
     types
         Cell types, within which cells are moved, ``(n_cells,)``.
     conditions
-        Combination of the covariates, but for those that are kept, ``(n_cells,)``.
+        Combination of the covariates without the fixed ones, ``(n_cells,)``.
     batches
-        Batch of every cell, -1 where it is not known; None without batches.
+        Batch of every cell, -1 if unknown, ``(n_cells,)``; None without batches.
     x
-        log1p expression without library-size scaling, CSR ``(n_cells, n_genes)``; None where none is known.
+        log1p expression without library-size scaling, CSR ``(n_cells, n_genes)``; None for a base that reads none.
     seeds
         Seeds of the sentences, ``(n_cells,)``.
     tokenizer
-        Turns expression into sentences; None where there is no SE network.
+        Turns expression into sentences; None without an SE network.
     """
 
     base: np.ndarray
     covariates: dict[str, np.ndarray]
     unknown: Mapping[str, int | float]
-    kept: frozenset[str]
+    fixed: frozenset[str]
     labels: np.ndarray
     types: np.ndarray
     conditions: np.ndarray
@@ -73,9 +73,9 @@ class SECells:
 class SEBatches:
     """Batches of cells in pairs of sides: cells of one type, each side of one combination of covariates.
 
-    An epoch is one pass over the cells. Its order puts a few cells of a type and combination beside as many of the same
-    type and another combination, drawn at random, so that a batch can ask: moved to the other side's covariates, do
-    these cells look like those that were really measured there?
+    An epoch is one pass over the cells. Its order places a few cells of a type and combination next to as many of the
+    same type and another combination, drawn at random. A batch can thus compare cells moved to the other side's
+    covariates with the cells measured there.
 
     Parameters
     ----------
@@ -84,15 +84,15 @@ class SEBatches:
     rows
         Cells to draw from.
     batch_size
-        Cells a batch; fewer when there are fewer.
+        Cells per batch; at most as many as ``rows``.
     n_targets
-        Genes that are asked for, see :class:`~scstate_lora.training.se.cell_batches.ExpressionTargets`; 0 for none.
+        Genes to predict, see :class:`~scstate_lora.training.se.cell_batches.ExpressionTargets`; 0 for none.
     sentences
-        Whether the network reads sentences; otherwise the base embedding stands for them.
+        Whether the network reads sentences; otherwise the base embedding takes their place.
     withheld
-        Share of a cell's covariates that are replaced by "unknown", each on its own.
+        Share of a cell's covariates that are replaced by "unknown", each independently.
     seed
-        Seed of the order, the genes, the moves and what is withheld.
+        Seed of the order, the genes, the moves and the withheld covariates.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class SEBatches:
         self.batch_size = min(batch_size, len(rows))
         self.side_len = int(np.clip(self.batch_size // _SIDES, 2, _LARGEST_SIDE))
         self.sentences = sentences
-        # Several processes share out what the network reads; its embeddings are gathered, and the loss is of all cells.
+        # Several processes share the network's input; its embeddings are gathered, and the loss covers all cells.
         self.shared = _KEYS if sentences else _KEYS - {"base"}
         self.withheld = withheld
         self.seed = seed
@@ -123,8 +123,8 @@ class SEBatches:
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         epoch, position = divmod(step, self.steps_per_epoch)
-        here = slice(position * self.batch_size, (position + 1) * self.batch_size)
-        order, side = (array[here] for array in self._order(epoch))
+        window = slice(position * self.batch_size, (position + 1) * self.batch_size)
+        order, side = (array[window] for array in self._order(epoch))
         rng = np.random.default_rng([self.seed, epoch, position])
         cells = self.cells
         own = take(cells.covariates, order)
@@ -134,7 +134,7 @@ class SEBatches:
             "base": cells.base[order],
             "covariates": withhold(own, cells.unknown, self.withheld, rng),
             "own": own,
-            "moved": {name: v if name in cells.kept else v[partner] for name, v in own.items()},
+            "moved": {name: v if name in cells.fixed else v[partner] for name, v in own.items()},
             "labels": cells.labels[order],
             "side": side,
             "moved_side": np.where(partner == np.arange(len(side)), -1, side[partner]),  # -1: not moved
@@ -150,7 +150,7 @@ class SEBatches:
         return batch
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Order of an epoch's cells, and the side each stands on; sides 2 p and 2 p + 1 are a pair."""
+        """Order of an epoch's cells, and the side of each; sides 2 p and 2 p + 1 are a pair."""
         if self._ordered is not None and self._ordered[0] == epoch:
             return self._ordered[1:]
         rng = np.random.default_rng([self.seed, epoch])
@@ -180,14 +180,14 @@ def _grouped(rows: np.ndarray, types: np.ndarray, conditions: np.ndarray) -> lis
 
 
 def _pair(groups: list[np.ndarray], side_len: int, rng: np.random.Generator) -> list[list[np.ndarray]]:
-    """Cut groups into sides of at most ``side_len`` and pair sides of different groups; what is left stands alone."""
+    """Cut groups into sides of at most ``side_len`` and pair sides of different groups; leftovers stay unpaired."""
     sides: dict[int, list[np.ndarray]] = {}
     for number, rows in enumerate(groups):
         shuffled = rng.permutation(rows)
         sides[number] = np.array_split(shuffled, -(-len(rows) // side_len))
     pairs: list[list[np.ndarray]] = []
     while len(sides) > 1:
-        # In proportion to what is left, so that large groups do not remain among themselves.
+        # In proportion to the cells left, so that large groups are not left over.
         left = np.array([len(stack) for stack in sides.values()], dtype=np.float64)
         first, second = rng.choice(list(sides), size=2, replace=False, p=left / left.sum())
         pairs.append([sides[first].pop(), sides[second].pop()])
@@ -197,11 +197,11 @@ def _pair(groups: list[np.ndarray], side_len: int, rng: np.random.Generator) -> 
 
 
 def _partners(side: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Give every cell a cell of its pair's other side, drawn at random; itself where the other side is not here."""
+    """Draw for every cell a partner from the other side of its pair; itself if that side is not in the batch."""
     partner = np.arange(len(side))
-    for one in np.unique(side):
-        others = np.flatnonzero(side == (one ^ 1))
+    for number in np.unique(side):
+        others = np.flatnonzero(side == (number ^ 1))
         if len(others):
-            mine = np.flatnonzero(side == one)
-            partner[mine] = rng.choice(others, size=len(mine), replace=len(mine) > len(others))
+            members = np.flatnonzero(side == number)
+            partner[members] = rng.choice(others, size=len(members), replace=len(members) > len(others))
     return partner

@@ -1,4 +1,4 @@
-"""Batches of cells for the self-supervised training of an SE network, and the genes that are asked for."""
+"""Batches of cells for the self-supervised training of an SE network, and the genes whose expression it predicts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ExpressionTargets:
-    """Genes whose expression is asked for, the same for all cells of a batch.
+    """Genes whose expression is to be predicted, the same for all cells of a batch.
 
     Half are drawn at random, half in proportion to their mean expression.
 
@@ -26,18 +26,18 @@ class ExpressionTargets:
     x
         log1p expression without library-size scaling, CSR ``(n_cells, n_genes)``.
     rows
-        Cells whose mean counts.
+        Cells whose mean expression sets the probabilities.
     vocabulary
         Index in the network's vocabulary of every column of `x`, -1 for an unknown gene.
     n_targets
-        How many; fewer where fewer are known.
+        Number of genes; fewer if fewer are in the vocabulary.
     """
 
     def __init__(self, x: sparse.csr_matrix, rows: np.ndarray, vocabulary: np.ndarray, n_targets: int) -> None:
         self.vocabulary = vocabulary
-        self.known = np.flatnonzero(vocabulary >= 0)  # columns
-        self.n_targets = min(n_targets, len(self.known))
-        mean = np.asarray(x[rows].mean(axis=0)).ravel()[self.known]
+        self.columns = np.flatnonzero(vocabulary >= 0)
+        self.n_targets = min(n_targets, len(self.columns))
+        mean = np.asarray(x[rows].mean(axis=0)).ravel()[self.columns]
         share = mean / mean.sum() if mean.any() else np.full(len(mean), 1 / len(mean))
         self.weights = 0.5 / len(mean) + 0.5 * share
 
@@ -56,13 +56,13 @@ class ExpressionTargets:
         ``target_genes (n_targets,)``, vocabulary indices; ``targets (n, n_targets)``; ``read_depth (n,)``, the mean
         expression of the genes that a cell expresses.
         """
-        chosen = self.known[rng.choice(len(self.known), size=self.n_targets, replace=False, p=self.weights)]
-        known = cells[:, self.known]
-        # Of all genes: of the few that are asked for it would be a guess, and the embedding would have to know better.
-        depth = np.asarray(known.sum(axis=1)).ravel() / np.maximum(np.diff(known.indptr), 1)
+        drawn = self.columns[rng.choice(len(self.columns), size=self.n_targets, replace=False, p=self.weights)]
+        in_vocabulary = cells[:, self.columns]
+        # Read depth over all genes; estimated from the few targets it would be noise the embedding has to correct.
+        depth = np.asarray(in_vocabulary.sum(axis=1)).ravel() / np.maximum(np.diff(in_vocabulary.indptr), 1)
         return {
-            "target_genes": self.vocabulary[chosen],
-            "targets": cells[:, chosen].toarray(),
+            "target_genes": self.vocabulary[drawn],
+            "targets": cells[:, drawn].toarray(),
             "read_depth": depth.astype(np.float32),
         }
 
@@ -79,17 +79,17 @@ class CellBatches:
     rows
         Cells to draw from.
     tokenizer
-        Turns expression into sentences; says which genes the network knows, and under which index.
+        Turns expression into sentences; holds the vocabulary index of each gene.
     batch_size
-        Cells a batch; fewer when there are fewer.
+        Cells per batch; at most as many as ``rows``.
     n_targets
-        Genes that are asked for, see :class:`ExpressionTargets`.
+        Number of genes to predict, see :class:`ExpressionTargets`.
     seed
         Seed of the order and of the targets.
     steps_per_epoch
-        Batches an epoch; a pass over the cells by default.
+        Batches per epoch; by default one pass over the cells.
     extra
-        Further arrays ``(n_cells, ...)``, or dicts of such, that travel with the cells.
+        Further arrays ``(n_cells, ...)``, or dicts of such, to include in the batches.
     """
 
     shared = frozenset({"target_genes"})
@@ -121,13 +121,13 @@ class CellBatches:
     def __getitem__(self, step: int) -> dict[str, Any]:
         epoch, position = divmod(step, self.n_batches)
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)  # one pass over the cells
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        drawn = order[position * self.batch_size : (position + 1) * self.batch_size]
         rng = np.random.default_rng([self.seed, epoch, position])
-        cells = self.x[chosen]
-        sentences = self.tokenizer(cells, self.seeds[chosen])
+        cells = self.x[drawn]
+        sentences = self.tokenizer(cells, self.seeds[drawn])
         return {
             "genes": sentences.genes,
             "values": sentences.values,
             **self.targets.draw(cells, rng),
-            **take(self.extra, chosen),
+            **take(self.extra, drawn),
         }

@@ -29,8 +29,8 @@ class SEPlan(Plan):
     ``contrastive``
         One of :data:`scstate_lora.losses.CONTRASTIVE` on the labels.
     ``covariates``
-        Cross-entropy or squared error of the covariates, read from the conditioned embedding by linear heads. A
-        covariate that is withheld from a cell is not asked of it.
+        Cross-entropy or squared error of the covariates, predicted from the conditioned embedding by linear heads.
+        Covariates withheld from a cell do not count.
     ``preservation``
         1 - cosine between the conditioned and the base embedding.
     ``counterfactual``
@@ -43,7 +43,7 @@ class SEPlan(Plan):
     Parameters
     ----------
     network
-        The network; its base is frozen but for adapters.
+        The network; its base is frozen except for adapters.
     contrastive
         Name of the contrastive loss.
     temperature
@@ -59,7 +59,7 @@ class SEPlan(Plan):
         self.temperature = temperature
 
     def backbone(self) -> nn.Module:
-        """Give the base's transformer; where there is none there is nothing to compile or checkpoint."""
+        """Return the base's transformer; without one, nothing can be compiled or checkpointed."""
         return super().backbone() if self.network.encoder is None else self.network.encoder.transformer_encoder
 
     def terms(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -67,20 +67,22 @@ class SEPlan(Plan):
         network = self.network
         if "genes" in batch:
             base, adapted = batch["base"], gather(network.adapt(batch["genes"], batch["values"]))
-        else:  # nothing is adapted: the base embedding is what the encoder would give
+        else:  # without adapters the encoder would return the base embedding
             base = adapted = gather(batch["base"])
         embedded = self._condition(adapted, batch)
-        told = embedded["covariates"]
+        conditioned = embedded["covariates"]
         terms: dict[str, Tensor] = {}
         if "reconstruction" in self.weights:
-            predicted = network.predict_expression(adapted, told, batch["target_genes"], batch["read_depth"])
+            predicted = network.predict_expression(adapted, conditioned, batch["target_genes"], batch["read_depth"])
             terms["reconstruction"] = F.mse_loss(predicted, batch["targets"])
         if "contrastive" in self.weights:
-            terms["contrastive"] = self.contrastive(told, batch["labels"], temperature=self.temperature)
+            terms["contrastive"] = self.contrastive(conditioned, batch["labels"], temperature=self.temperature)
         if "covariates" in self.weights:
-            terms["covariates"] = network.conditioning.heads.loss(told, batch["covariates"])
+            terms["covariates"] = network.conditioning.heads.loss(conditioned, batch["covariates"])
         if "preservation" in self.weights:
-            terms["preservation"] = (1 - F.cosine_similarity(told, base[:, : told.shape[1]], dim=1)).mean()
+            terms["preservation"] = (
+                1 - F.cosine_similarity(conditioned, base[:, : conditioned.shape[1]], dim=1)
+            ).mean()
         if "counterfactual" in self.weights:
             terms["counterfactual"] = _matching(embedded["moved"], embedded["own"], batch)
         if "batch" in self.weights:

@@ -1,4 +1,4 @@
-"""How the effect of a perturbation depends on the context: solved for before training, from the training groups."""
+"""How the effect of a perturbation depends on the context: a Gaussian process, fitted before training."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from scstate_lora.data.sets import Group
 
 _WIDTHS = (1.0, 3.0, 10.0)
-"""Widths of the kernel that are tried, in units of the mean squared distance of two contexts."""
-_NOISES = (0.03, 0.1, 0.3, 1.0)
-"""Shares of the noise that are tried: where few genes respond by much, less of it counts than in the mean gene."""
-_REACHES = (0.0, 0.2)
-"""What the squared distance of covariates counts for, that of expression being divided by the width; 0: nothing."""
+"""Kernel widths to try, in units of the mean squared distance between two contexts."""
+_NOISE_SHARES = (0.03, 0.1, 0.3, 1.0)
+"""Shares of the noise variance to try: if few genes respond strongly, less of it counts than in the mean gene."""
+_COVARIATE_WEIGHTS = (0.0, 0.2)
+"""Weights to try for the squared distance of covariates, relative to that of expression over the width."""
 _MOST_GROUPS = 2000
 _FEWEST_FOLDS = 3
 
@@ -37,12 +37,16 @@ class ContextFit:
     basis
         Directions in which contexts differ, ``(n_inputs, n_directions)``.
     points, perts, alpha
-        Of every training group: its context along these directions, what describes its perturbation, and its weights.
-    width, slope, reach
-        Of the kernel; share of a gene's deviation from the centre that it changes by; scale of the covariates in the
-        kernel.
+        Of every training group: its context along these directions, followed by its scaled covariates; its perturbation
+        vector; and its dual weights. ``(n_groups, ...)``.
+    width
+        Width of the kernel: twice the squared length scale.
+    slope
+        Change per excess over the centre, the same for all genes.
+    reach
+        Scale of the covariates in the kernel.
     note
-        What was chosen, for the summary.
+        Summary of the fit.
     """
 
     centre: np.ndarray
@@ -55,28 +59,38 @@ class ContextFit:
     reach: float
     note: str
 
-    def predict(self, control_means: np.ndarray, perts: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Shift beyond the common one, ``(n, n_inputs)``, for means of control cells, perturbations and covariates."""
-        beyond = control_means - self.centre
-        found = np.hstack([beyond @ self.basis, self.reach * places])
-        kernel = _kernel(found, self.points, self.width) * (perts @ self.perts.T)
-        return kernel @ self.alpha + self.slope * beyond
+    def predict(self, control_means: np.ndarray, pert_vectors: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+        """Compute the shift beyond the common one, ``(n, n_inputs)``.
+
+        Parameters
+        ----------
+        control_means
+            Means of the control cells, ``(n, n_inputs)``.
+        pert_vectors
+            Perturbation vectors, ``(n, pert_dim)``.
+        coordinates
+            Of the covariates, ``(n, n_coordinates)``.
+        """
+        excess = control_means - self.centre
+        points = np.hstack([excess @ self.basis, self.reach * coordinates])
+        kernel = _kernel(points, self.points, self.width) * (pert_vectors @ self.perts.T)
+        return kernel @ self.alpha + self.slope * excess
 
 
 def fit_contexts(
     x: sparse.csr_matrix | np.ndarray,
     groups: list[Group],
     perts: np.ndarray,
-    places: np.ndarray,
+    coordinates: np.ndarray,
     folds: list[str],
 ) -> ContextFit:
-    """Solve for how a shift depends on the context, by leaving cell types out.
+    """Fit how a shift depends on the context, choosing the kernel by leaving cell types out.
 
-    A Gaussian process for every gene (Rasmussen & Williams 2006) on what the groups' differences show beyond the common
-    shift. All have one kernel. The noise of a gene follows from the cells' variance and number, and its signal rises
-    with its common shift, because genes that respond by more respond more differently; how much so is estimated over
-    all genes. The width of the kernel and the share of the noise, or to have no kernel at all, are what predicts the
-    groups of one cell type best from those of all others.
+    A Gaussian process for every gene (Rasmussen & Williams 2006) on the deviations of the groups' shifts from the
+    common shift; all genes share one kernel. The noise variance of a gene follows from the variance and number of its
+    cells. Its signal variance increases with its common shift, because genes that respond more strongly also respond
+    more differently; how much so is estimated over all genes. The kernel's width and the share of the noise variance,
+    or no kernel at all, are those that predict the groups of one cell type best from those of all others.
 
     Parameters
     ----------
@@ -85,92 +99,96 @@ def fit_contexts(
     groups
         Training groups.
     perts
-        What describes the perturbation of each code, ``(n_codes, pert_dim)``.
-    places
-        Coordinates of each group's covariates, ``(n_groups, n_coordinates)``.
+        Perturbation vector of each code, ``(n_codes, pert_dim)``.
+    coordinates
+        Of each group's covariates, ``(n_groups, n_coordinates)``.
     folds
-        The cell type of each group: what is left out together.
+        The cell type of each group; groups of one type are left out together.
     """
     stats = group_statistics(x, groups)
-    told = perts[[g.pert for g in groups]].astype(np.float64)  # (n_groups, pert_dim)
-    names = np.array(folds)
-    n_inputs, n_coordinates = stats.control.shape[1], places.shape[1]
-    nothing = _nothing(n_inputs, told.shape[1], n_coordinates)
+    pert_vectors = perts[[g.pert for g in groups]].astype(np.float64)  # (n_groups, pert_dim)
+    types = np.array(folds)
+    zero = _zero_fit(stats.control.shape[1], pert_vectors.shape[1], coordinates.shape[1])
     if len(set(folds)) < _FEWEST_FOLDS or len(groups) > _MOST_GROUPS:
         why = "too few cell types to tell" if len(groups) <= _MOST_GROUPS else f"over {_MOST_GROUPS} groups"
-        return replace(nothing, note=f"the same in all contexts: {why}")
-    reaches = _REACHES if places.std(axis=0).any() else _REACHES[:1]
-    choices = [None, *product(_WIDTHS, _NOISES, reaches)]
+        return replace(zero, note=f"the same in all contexts: {why}")
+    covariate_weights = _COVARIATE_WEIGHTS if coordinates.std(axis=0).any() else _COVARIATE_WEIGHTS[:1]
+    choices = [None, *product(_WIDTHS, _NOISE_SHARES, covariate_weights)]
     errors: dict[tuple[float, float, float] | None, float] = dict.fromkeys(choices, 0.0)
     for fold in sorted(set(folds)):
-        kept, left = names != fold, names == fold
-        common = shifts_of(stats.delta[kept], told[kept])
-        # Of a perturbation that only this fold has, nothing can be said.
-        left &= np.array([((told[kept] != 0) & (row != 0)).any() for row in told])
+        train, test = types != fold, types == fold
+        common = shifts_of(stats.delta[train], pert_vectors[train])
+        # A perturbation present in this fold alone cannot be predicted from the others.
+        test &= np.array([((pert_vectors[train] != 0) & (row != 0)).any() for row in pert_vectors])
         for choice in choices:
-            fitted = nothing if choice is None else _solve(stats, told, places, kept, common, *choice)
-            predicted = told[left] @ common + fitted.predict(stats.control[left], told[left], places[left])
-            errors[choice] += float(np.square(predicted - stats.delta[left]).sum())
+            fit = zero if choice is None else _solve(stats, pert_vectors, coordinates, train, common, *choice)
+            beyond_common = fit.predict(stats.control[test], pert_vectors[test], coordinates[test])
+            predicted = pert_vectors[test] @ common + beyond_common
+            errors[choice] += float(np.square(predicted - stats.delta[test]).sum())
     best = min(errors, key=lambda choice: errors[choice])
     gain = 1 - errors[best] / errors[None] if errors[None] else 0.0
     if best is None or not gain > 0:
-        return replace(nothing, note="the same in all contexts: types respond alike")
+        return replace(zero, note="the same in all contexts: types respond alike")
     everything = np.ones(len(groups), dtype=bool)
-    fitted = _solve(stats, told, places, everything, shifts_of(stats.delta, told), *best)
-    by = f"{len(groups)} contexts" + (" and their covariates" if fitted.reach else "")
-    return replace(fitted, note=f"by {by}; left-out cell types predicted with {gain:.0%} less error")
+    fit = _solve(stats, pert_vectors, coordinates, everything, shifts_of(stats.delta, pert_vectors), *best)
+    by = f"{len(groups)} contexts" + (" and their covariates" if fit.reach else "")
+    return replace(fit, note=f"by {by}; left-out cell types predicted with {gain:.0%} less error")
 
 
 def _solve(
     stats: GroupStatistics,
-    told: np.ndarray,
-    places: np.ndarray,
-    kept: np.ndarray,
+    pert_vectors: np.ndarray,
+    coordinates: np.ndarray,
+    train: np.ndarray,
     common: np.ndarray,
     width: float,
-    share: float,
-    reach: float,
+    noise_share: float,
+    covariate_weight: float,
 ) -> ContextFit:
-    """Solve for the weights of the groups that are kept."""
-    control, perts = stats.control[kept], told[kept]
+    """Solve for the dual weights of the groups that train, bool ``(n_groups,)``."""
+    control, perts = stats.control[train], pert_vectors[train]
     shift = perts @ common
-    residual = stats.delta[kept] - shift
+    residual = stats.delta[train] - shift
     centre = control.mean(axis=0)
-    beyond = control - centre
-    squares = float(np.square(beyond).sum())
-    slope = float((beyond * residual).sum() / squares) if squares > 0 else 0.0
-    residual = residual - slope * beyond
-    left, sizes, _ = np.linalg.svd(beyond.T, full_matrices=False)
+    excess = control - centre
+    squares = float(np.square(excess).sum())
+    slope = float((excess * residual).sum() / squares) if squares > 0 else 0.0
+    residual = residual - slope * excess
+    left, sizes, _ = np.linalg.svd(excess.T, full_matrices=False)
     basis = left[:, sizes > 1e-6 * max(sizes.max(), 1e-12)]
-    points = beyond @ basis
-    apart = np.square(points[:, None] - points[None]).sum(-1)
-    scale = width * max(float(apart[np.triu_indices(len(points), 1)].mean()), 1e-12)
-    reach = float(np.sqrt(reach * scale))
-    points = np.hstack([points, reach * places[kept]])
-    ratios = share * _noise_to_signal(stats.noise[kept].mean(axis=0), residual, shift)  # (n_inputs,)
-    # Groups of few cells count for less, by the same factor in every gene.
-    noisiness = stats.noise[kept].sum(axis=1)
-    strength = np.square(perts).sum(axis=1) * noisiness / max(float(noisiness.mean()), 1e-12)
+    points = excess @ basis
+    distances = np.square(points[:, None] - points[None]).sum(-1)
+    scaled_width = width * max(float(distances[np.triu_indices(len(points), 1)].mean()), 1e-12)
+    reach = float(np.sqrt(covariate_weight * scaled_width))
+    points = np.hstack([points, reach * coordinates[train]])
+    ratios = noise_share * _noise_to_signal(stats.noise[train].mean(axis=0), residual, shift)  # (n_inputs,)
+    # Groups of few cells have more noise, by the same factor in every gene.
+    noise_variance = stats.noise[train].sum(axis=1)
+    strength = np.square(perts).sum(axis=1) * noise_variance / max(float(noise_variance.mean()), 1e-12)
     white = 1 / np.sqrt(np.maximum(strength, 1e-12))
-    values, vectors = np.linalg.eigh(white[:, None] * _kernel(points, points, scale) * (perts @ perts.T) * white)
-    within = vectors.T @ (white[:, None] * residual) / (values.clip(min=0)[:, None] + ratios)
-    return ContextFit(centre, basis, points, perts, white[:, None] * (vectors @ within), scale, slope, reach, "")
+    kernel = _kernel(points, points, scaled_width)
+    values, vectors = np.linalg.eigh(white[:, None] * kernel * (perts @ perts.T) * white)
+    # (K + ratio I)^-1 residual for all genes at once, as they share the eigenvectors of K.
+    dual = vectors.T @ (white[:, None] * residual) / (values.clip(min=0)[:, None] + ratios)
+    alpha = white[:, None] * (vectors @ dual)
+    return ContextFit(centre, basis, points, perts, alpha, scaled_width, slope, reach, "")
 
 
-def _noise_to_signal(noise: np.ndarray, residual: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Variance of the noise over that of the true differences between contexts, ``(n_inputs,)``."""
+def _noise_to_signal(noise_variance: np.ndarray, residual: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Ratio of the noise variance to the variance of the true differences between contexts, ``(n_inputs,)``."""
     squared = np.square(shift).mean(axis=0)
     design = np.stack([np.ones_like(squared), squared], axis=1)
-    coefficients, _ = nnls(design, np.square(residual).mean(axis=0) - noise)
-    signal = np.maximum(design @ coefficients, 0.02 * noise)
-    return noise / np.maximum(signal, 1e-12)
+    coefficients, _ = nnls(design, np.square(residual).mean(axis=0) - noise_variance)
+    signal_variance = np.maximum(design @ coefficients, 0.02 * noise_variance)
+    return noise_variance / np.maximum(signal_variance, 1e-12)
 
 
 def _kernel(points: np.ndarray, others: np.ndarray, width: float) -> np.ndarray:
     return np.exp(-np.square(points[:, None] - others[None]).sum(-1) / width)
 
 
-def _nothing(n_inputs: int, pert_dim: int, n_coordinates: int) -> ContextFit:
+def _zero_fit(n_inputs: int, pert_dim: int, n_coordinates: int) -> ContextFit:
+    """Make a fit without references, which shifts nothing."""
     return ContextFit(
         centre=np.zeros(n_inputs),
         basis=np.zeros((n_inputs, 0)),

@@ -24,7 +24,7 @@ class STPlan(Plan):
     ``energy``, ``sinkhorn``, ``mmd``, ``mse``
         Distances between predicted and measured sets, see :data:`scstate_lora.losses.SET_DISTANCES`.
     ``deviation``
-        Mean squared length of the cells' change beyond their perturbation's shift.
+        Mean squared length of the cells' change beyond the shift of their perturbation.
     ``l1``
         Mean absolute change of a cell's features.
     ``decoder``
@@ -58,11 +58,11 @@ class STPlan(Plan):
         self.regularization = VelocityRegularizationLoss()
 
     def backbone(self) -> nn.Module:
-        """Give the transformer."""
+        """Return the transformer."""
         return self.network.transformer_backbone
 
     def weight(self, name: str) -> float:
-        """Weight of a term at the present step: that of the velocity rises."""
+        """Return the weight of a term at the current step; that of the velocity increases."""
         if name != "velocity" or not self.training:
             return self.weights[name]
         longest = int(self.trainer.estimated_stepping_batches) // 2
@@ -103,7 +103,7 @@ class STPlan(Plan):
         return terms
 
     def _velocities(self, change: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Terms of the RNA velocity, and what they are made of."""
+        """Terms of the RNA velocity, and their parts."""
         confidence = batch.get("velocity_confidence")
         terms = {}
         if "velocity" in self.weights:
