@@ -74,7 +74,8 @@ def test_embed_writes_the_embedding_alone(call, folder, expected, tmp_path):
     out = tmp_path / "embedding.npy"
     code, printed, err = call("embed", folder / "cells.h5ad", "--base", FOLDER / "model.safetensors", "--out", out)
     assert code == 0, err
-    np.testing.assert_array_equal(np.load(out), expected)
+    # The tensors lie elsewhere in memory, and where they do decides in which order some processors sum.
+    np.testing.assert_allclose(np.load(out), expected, atol=2e-6)
     assert printed == f"Wrote {out}: the embedding.\n"
 
 

@@ -49,7 +49,7 @@ def test_rows_after_the_last_flush_are_dropped(tmp_path: Path, monkeypatch: pyte
     matrix.append(ROWS[:5])
     matrix.flush()
     matrix.append(ROWS[5:8] + 1)
-    matrix._file.flush()  # as if half of it had reached the disk when the machine went down
+    matrix._file.close()  # as if half of it had reached the disk when the machine went down
     with _open(tmp_path) as again:
         assert again.done == 5
         again.append(ROWS[5:])
@@ -58,9 +58,9 @@ def test_rows_after_the_last_flush_are_dropped(tmp_path: Path, monkeypatch: pyte
 
 def test_it_is_flushed_by_itself_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial, "_INTERVAL", 0.0)
-    matrix = _open(tmp_path)
-    matrix.append(ROWS[:6])
-    assert json.loads((tmp_path / "progress.json").read_text())["done"] == 6
+    with _open(tmp_path) as matrix:
+        matrix.append(ROWS[:6])
+        assert json.loads((tmp_path / "progress.json").read_text())["done"] == 6
 
 
 _WRITER = """

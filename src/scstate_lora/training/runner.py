@@ -302,7 +302,9 @@ def _quiet_lightning() -> Iterator[None]:
             # The loader itself resumes, from the run's progress.
             warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
             # Validation is the same in every process.
-            warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True`.*")
+            warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True.*")
+            # The option that replaces it sends them once, at the start.
+            warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*")
             warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
             yield
     finally:
