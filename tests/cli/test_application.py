@@ -19,12 +19,12 @@ from scstate_lora.config import RunConfig
 from tests.builders import wound
 
 SMALL = [
-    "se.compact.n_steps=20",
+    "se.compact.n_steps=6",
     "se.compact.d_model=16",
     "se.compact.d_hid=16",
     "se.compact.n_heads=2",
     "se.compact.output_dim=8",
-    "se.conditioning.n_steps=20",
+    "se.conditioning.n_steps=4",
     "se.conditioning.hidden_dims=[16]",
     "se.train.max_epochs=1",
     "st.train.max_epochs=1",

@@ -20,7 +20,7 @@ def trained(tmp_path_factory):
     """A trained model and the directory it is saved in."""
     adata = _wound()
     ssl.LoRACovariateSE.setup_anndata(adata, covariate_keys=["condition", "timepoint"])
-    model = ssl.LoRACovariateSE(adata, compact=COMPACT, conditioning={"n_steps": 20})
+    model = ssl.LoRACovariateSE(adata, compact=COMPACT, conditioning={"n_steps": 5})
     model.train(max_epochs=2, **QUICK)
     path = tmp_path_factory.mktemp("saved") / "se"
     model.save(path)

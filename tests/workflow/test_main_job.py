@@ -28,11 +28,11 @@ from tests.builders import wound as simulate
 
 SMALL = {
     "se": {
-        "compact": {"n_steps": 20, "d_model": 16, "d_hid": 16, "n_layers": 1, "n_heads": 2, "output_dim": 8},
-        "conditioning": {"n_steps": 20, "hidden_dims": [16]},
-        "train": {"max_epochs": 2},
+        "compact": {"n_steps": 6, "d_model": 16, "d_hid": 16, "n_layers": 1, "n_heads": 2, "output_dim": 8},
+        "conditioning": {"n_steps": 4, "hidden_dims": [16]},
+        "train": {"max_epochs": 1},
     },
-    "st": {"model": SMALL_ST, "train": {"max_epochs": 2}},
+    "st": {"model": SMALL_ST, "train": {"max_epochs": 1}},
     "accelerator": "cpu",
 }
 DATA = {
@@ -398,6 +398,7 @@ def test_files_of_others_raise(wound, tmp_path, name):
     assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["mine: 1\n"]
 
 
+@pytest.mark.slow  # two runs and the layouts of their pages
 def test_demo_runs_both_experiments_and_writes_one_page(wound, tmp_path, monkeypatch):
     """The demonstration itself, on fewer cells and with short trainings."""
     blood = ssl.datasets.pbmc68k()[:, :100].copy()
