@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -91,3 +93,22 @@ def test_no_module_has_the_name_of_something_public_beside_it():
         public = {name for name in getattr(package, "__all__", dir(package)) if not name.startswith("_")}
         clashes = {name for name in modules & public if not isinstance(getattr(package, name), ModuleType)}
         assert not clashes, f"{package.__name__}: {sorted(clashes)}"
+
+
+def test_base_classes_have_two_users():
+    """A class that one other class extends, and that nothing else names, is half a class."""
+    trees = [ast.parse(file.read_text()) for file in SOURCE.rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    bases = Counter(_last_name(base) for node in classes for base in node.bases)
+    named = Counter(_last_name(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute))
+    exported = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    for name in {node.name for node in classes} - exported:
+        assert (bases[name], named[name]) != (1, 1), f"{name} has one subclass and no other user"
+
+
+def _last_name(node: ast.expr) -> str:
+    """Of a base such as ``dist.Store`` or ``Generic[T]``."""
+    if isinstance(node, ast.Subscript):
+        node = node.value
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
