@@ -64,18 +64,19 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	@$(PYTEST) -q -m "not slow"
 
+# Warnings are errors with the pinned versions alone: of other versions they are listed.
 test-lowest:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] == (3, 11) else "The lower bounds are those of Python 3.11: make test-lowest PYTHON=python3.11")'
 	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	@$(LOWEST)/bin/python $(PIP_INSTALL) uv
 	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --exclude-newer $(LOWEST_DAY) -e . --group test
-	@$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	@$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile -W default
 
 test-newest:
 	@test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
 	@$(NEWEST)/bin/python $(PIP_INSTALL) --upgrade pip
 	@$(NEWEST)/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager $(PRE) -e . --group test
-	@$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	@$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile -W default
 
 docs: $(DOCS_STAMP)
 	@$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -500,7 +500,7 @@ def test_continuing_with_something_else_raises(what, cells, base, tmp_path, smal
 
 def test_a_folder_of_something_else_raises(cells, base, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds something else than an interrupted embedding"):
+    with pytest.raises(ValueError, match="holds something other than an interrupted embedding"):
         _embed(cells.copy(), base, resume=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -561,7 +561,7 @@ def test_rows_lost_from_the_folder_are_computed_again(cells, base, tmp_path, sma
 
 def test_continuing_from_a_file_raises(cells, base, tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="holds something other"):
         _embed(cells, base, resume=tmp_path / "notes.txt")
 
 
