@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import scstate_lora as ssl
+from scstate_lora.data.bound import BoundData
 from tests.builders import NO_DROPOUT, QUICK, Stop, latent
 
 OPTIONS = {**QUICK, "batch_size": 32}
