@@ -20,6 +20,8 @@ _PUBLIC = {
     "pandas.core.frame.DataFrame": "pandas.DataFrame",
     "pandas.core.series.Series": "pandas.Series",
     "pandas.core.indexes.base.Index": "pandas.Index",
+    "scstate_lora.config.training.TrainArguments": "scstate_lora.config.TrainOptions",
+    "scstate_lora.config.training.TrainerArguments": "scstate_lora.config.TrainerOptions",
     "torch.nn.modules.module.Module": "torch.nn.Module",
     "torch.nn.parameter.Parameter": "torch.nn.Parameter",
 }

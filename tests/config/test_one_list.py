@@ -41,19 +41,6 @@ def test_options_of_training_are_those_of_train():
     assert {*TrainArguments.__annotations__, "max_epochs"} == set(TrainOptions.model_fields)
 
 
-@pytest.mark.parametrize(
-    ("function", "options"),
-    [
-        (ssl.LoRACovariateSE.train, TrainOptions),
-        (ssl.STTransition.train, TrainOptions),
-        (ssl.LoRACovariateSE.train_base, TrainerOptions),
-    ],
-)
-def test_docstrings_of_train_name_every_option(function, options):
-    named = set(re.findall(r"``(\w+)``", function.__doc__)) | set(_keywords(function, but=("self", "arguments")))
-    assert set(options.model_fields) <= named
-
-
 def test_options_of_training_are_those_of_a_file():
     assert set(TrainConfig.model_fields) == set(TrainOptions.model_fields) - ONLY_IN_PYTHON
     assert set(SharedTraining.model_fields) <= set(RunConfig.model_fields)

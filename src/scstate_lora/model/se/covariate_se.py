@@ -269,10 +269,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         Parameters
         ----------
         arguments
-            Device, files and more, see :class:`~scstate_lora.config.TrainerOptions`: ``accelerator``, ``devices``,
-            ``strategy``, ``precision``, ``accumulate_grad_batches``, ``gradient_clip_val``, ``early_stopping``,
-            ``restore_best``, ``gradient_checkpointing``, ``compile``, ``logger``, ``run_folder``, ``resume_from``,
-            ``callbacks`` and ``progress_bar``.
+            Device, files and more: the fields of :class:`~scstate_lora.config.TrainerOptions`.
 
         Raises
         ------
@@ -320,10 +317,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             with a ``weight_decay`` of 0.01; ``batch_size`` is 128 cells per step. ``mhc`` puts hyper-connections around
             the base's layers and trains them with the adapter, to which they then belong: True, or options, see
             :class:`~scstate_lora.config.MHCConfig`. They change nothing at first. Further training keeps existing ones,
-            requested or not, and the plain embedding of the base is computed without them. Device, files and more:
-            ``accelerator``, ``devices``, ``strategy``, ``precision``, ``accumulate_grad_batches``,
-            ``gradient_clip_val``, ``early_stopping``, ``restore_best``, ``gradient_checkpointing``, ``compile``,
-            ``logger``, ``run_folder``, ``resume_from``, ``callbacks`` and ``progress_bar``.
+            requested or not, and the plain embedding of the base is computed without them.
 
         Raises
         ------

@@ -196,10 +196,7 @@ class STTransition(HyperConnected, BaseModel):
             a pretrained model 5e-5 after 100, with a ``weight_decay`` of 0.01; ``batch_size`` is as many sets per step
             as make 512 cells on a CPU, and 16 on a GPU. ``mhc`` gives the backbone hyper-connections before it is
             trained: True, or options, see :class:`~scstate_lora.config.MHCConfig`. They change nothing at first;
-            existing ones are kept and trained further, requested or not. Device, files and more: ``accelerator``,
-            ``devices``, ``strategy``, ``precision``, ``accumulate_grad_batches``, ``gradient_clip_val``,
-            ``early_stopping``, ``restore_best``, ``gradient_checkpointing``, ``compile``, ``logger``, ``run_folder``,
-            ``resume_from``, ``callbacks`` and ``progress_bar``.
+            existing ones are kept and trained further, requested or not.
 
         Raises
         ------
