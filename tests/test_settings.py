@@ -36,12 +36,12 @@ def test_what_makes_no_sense_raises(tmp_path):
     settings = Settings()
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(ValueError, match=r"is a file\. Name a folder"):
+    with pytest.raises(ValueError, match=r"is a file\. Give a folder"):
         settings.run_dir = file
     with pytest.raises(TypeError, match="run_dir=3 must be the path"):
         settings.run_dir = 3
     with pytest.raises(ValueError, match=r"verbosity='warn' is unknown\. Did you mean 'warning'"):
         settings.verbosity = "warn"
-    with pytest.raises(AttributeError, match=r"no setting 'rundir'\. Did you mean 'run_dir'"):
+    with pytest.raises(AttributeError, match=r"The setting 'rundir' does not exist\. Did you mean 'run_dir'"):
         settings.rundir = tmp_path
     assert settings.run_dir == Path("runs")

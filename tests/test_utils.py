@@ -1,21 +1,37 @@
 from __future__ import annotations
 
-from scstate_lora._utils import did_you_mean, progress_bar
+import warnings
+from functools import cached_property
+
+from scstate_lora import _utils
+from scstate_lora._utils import did_you_mean, progress_bar, warn_user
 
 
-def test_near_names_are_suggested_whatever_their_case():
+def test_close_names_are_suggested_regardless_of_case():
     assert did_you_mean("Timepoint", ["cell_type", "timepoint"]) == "Did you mean 'timepoint'?"
     assert did_you_mean("cell_typ", ["cell_type", "x"]) == "Did you mean 'cell_type'?"
 
 
-def test_what_exists_is_listed_when_no_name_is_near():
-    assert did_you_mean("zzz", ["a", "b"]) == "There are: 'a', 'b'."
-    assert did_you_mean("zzz", map(str, range(20)), limit=2) == "There are: '0', '1', …."
-    assert did_you_mean("zzz", []) == "There are none."
+def test_available_names_are_listed_if_none_is_close():
+    assert did_you_mean("zzz", ["a", "b"]) == "Available: 'a', 'b'."
+    assert did_you_mean("zzz", map(str, range(20)), limit=2) == "Available: '0', '1', …."
+    assert did_you_mean("zzz", []) == "None are available."
 
 
-def test_what_was_written_need_not_be_a_string():
+def test_the_mistyped_name_need_not_be_a_string():
     assert did_you_mean(10, ["100", "burn"]) == "Did you mean '100'?"
+
+
+def test_a_warning_points_at_the_line_that_called_the_package(monkeypatch):
+    namespace = {"warn_user": warn_user, "cached_property": cached_property}
+    path = f"{_utils._PACKAGE}some_module.py"
+    code = "class Bound:\n    @cached_property\n    def x(self): warn_user('hm')\ndef public(): return Bound().x"
+    exec(compile(code, path, "exec"), namespace)  # a frame of the standard library lies between two of the package
+    monkeypatch.setattr(_utils, "_PACKAGE", _utils._PACKAGE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        namespace["public"]()
+    assert [(w.filename, str(w.message), w.category) for w in caught] == [(__file__, "hm", UserWarning)]
 
 
 def test_progress_bar_passes_everything_on_and_shows_its_name(capsys):

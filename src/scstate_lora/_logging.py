@@ -1,4 +1,4 @@
-"""The package's logger: what is decided about the user's data is said out loud."""
+"""The package's logger, which reports every decision made about the user's data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 class _Stderr(logging.StreamHandler):
-    """Write to whatever ``sys.stderr`` is at the moment, which notebooks and tests replace."""
+    """Write to the current ``sys.stderr``, which notebooks and tests replace."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -18,15 +18,15 @@ class _Stderr(logging.StreamHandler):
 
 
 def _make() -> logging.Logger:
-    made = logging.getLogger("scstate_lora")
-    if made.level == logging.NOTSET:  # the user may have set one before
-        made.setLevel(logging.INFO)
-    if not made.handlers:
+    package_logger = logging.getLogger("scstate_lora")
+    if package_logger.level == logging.NOTSET:  # the user may already have set one
+        package_logger.setLevel(logging.INFO)
+    if not package_logger.handlers:
         handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(message)s"))
-        made.addHandler(handler)
-        made.propagate = False
-    return made
+        package_logger.addHandler(handler)
+        package_logger.propagate = False
+    return package_logger
 
 
 logger = _make()

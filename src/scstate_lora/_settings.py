@@ -1,4 +1,4 @@
-"""Settings of the package: the folder of training runs, and the verbosity of the log."""
+"""Package settings: the folder for training runs and the verbosity of the log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 
 class Settings:
-    """Settings of all models. The one instance is ``ssl.settings``."""
+    """Settings shared by all models; the only instance is ``ssl.settings``."""
 
     __slots__ = ("_run_dir",)
 
@@ -22,23 +22,23 @@ class Settings:
 
     @property
     def run_dir(self) -> Path:
-        """Folder of the training runs, which get ``<run_dir>/<model>/<number>``; ``runs`` by default."""
+        """Folder for training runs, each stored in ``<run_dir>/<model>/<number>``; ``runs`` by default."""
         return self._run_dir
 
     @run_dir.setter
     def run_dir(self, folder: str | Path) -> None:
         if not isinstance(folder, (str, os.PathLike)) or not str(folder):
-            msg = f"settings.run_dir={folder!r} must be the path of a folder."
+            msg = f"settings.run_dir={folder!r} must be the path to a folder."
             raise TypeError(msg)
         path = Path(folder).expanduser()
         if path.exists() and not path.is_dir():
-            msg = f"settings.run_dir={str(folder)!r} is a file. Name a folder."
+            msg = f"settings.run_dir={str(folder)!r} is a file. Give a folder."
             raise ValueError(msg)
         self._run_dir = path
 
     @property
     def verbosity(self) -> str:
-        """Least severe messages shown: ``"debug"``, ``"info"`` (the default), ``"warning"`` or ``"error"``."""
+        """Lowest level of messages shown: ``"debug"``, ``"info"`` (the default), ``"warning"`` or ``"error"``."""
         return logging.getLevelName(logger.level).lower()
 
     @verbosity.setter
@@ -51,7 +51,7 @@ class Settings:
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in ("_run_dir", "run_dir", "verbosity"):
-            msg = f"There is no setting {name!r}. {did_you_mean(name, ('run_dir', 'verbosity'))}"
+            msg = f"The setting {name!r} does not exist. {did_you_mean(name, ('run_dir', 'verbosity'))}"
             raise AttributeError(msg)
         super().__setattr__(name, value)
 

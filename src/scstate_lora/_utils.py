@@ -1,9 +1,13 @@
-"""Small helpers without a subject of their own: suggestions for mistyped names and progress bars."""
+"""Small helpers for talking to the user: suggestions for mistyped names, warnings and progress bars."""
 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
+import traceback
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,31 +16,41 @@ if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
 
-def did_you_mean(name: str, known: Iterable[str], *, limit: int = 10) -> str:
-    """Return a sentence that suggests the known names nearest to a mistyped one.
+_PACKAGE = f"{Path(__file__).parent}{os.sep}"
+
+
+def did_you_mean(name: str, available: Iterable[str], *, limit: int = 10) -> str:
+    """Return a sentence that suggests the available names closest to a mistyped one.
 
     Parameters
     ----------
     name
-        What the user wrote.
-    known
-        What exists.
+        The name the user gave.
+    available
+        The names that exist.
     limit
-        How many existing names are listed when none is near.
+        Number of names to list if none is close.
     """
-    known = [str(k) for k in known]
-    lowered = {k.lower(): k for k in reversed(known)}
-    near = [lowered[k] for k in difflib.get_close_matches(str(name).lower(), list(lowered), n=3, cutoff=0.6)]
-    if near:
-        return "Did you mean " + " or ".join(repr(k) for k in near) + "?"
-    if not known:
-        return "There are none."
-    listed = ", ".join(repr(k) for k in known[:limit])
-    return f"There are: {listed}{', …' if len(known) > limit else ''}."
+    available = [str(k) for k in available]
+    lowered = {k.lower(): k for k in reversed(available)}
+    close = [lowered[k] for k in difflib.get_close_matches(str(name).lower(), list(lowered), n=3, cutoff=0.6)]
+    if close:
+        return "Did you mean " + " or ".join(repr(k) for k in close) + "?"
+    if not available:
+        return "None are available."
+    listed = ", ".join(repr(k) for k in available[:limit])
+    return f"Available: {listed}{', …' if len(available) > limit else ''}."
+
+
+def warn_user(message: str) -> None:
+    """Issue a UserWarning that points at the line of the user's code that called this package."""
+    is_ours = [frame.f_code.co_filename.startswith(_PACKAGE) for frame, _ in traceback.walk_stack(sys._getframe())]
+    outermost = max(level for level, ours in enumerate(is_ours, start=1) if ours)  # innermost frame: level 1
+    warnings.warn(message, UserWarning, stacklevel=outermost + 1)
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **kwargs: Any) -> tqdm:
-    """Make a tqdm bar that redraws often on a terminal or in a notebook, and seldom in a log file.
+    """Make a tqdm bar that redraws often in a terminal or notebook, and rarely in a log file.
 
     Parameters
     ----------

@@ -207,7 +207,7 @@ REFUSED = {
     "context without control": ([*KEYS, "data.context_keys=[mouse_id]"], "context_keys=[]"),
     "unknown layer": (["--layer", "raw"], "adata.layers['raw']"),
     "wrong scale": (["--input-scale", "log1p"], "use 'counts'"),
-    "unknown scale": (["--input-scale", "raw"], "There are: 'counts', 'log1p'"),
+    "unknown scale": (["--input-scale", "raw"], "Available: 'counts', 'log1p'"),
     "modality of an h5ad": (["--modality", "rna"], "is for MuData"),
     "no condition": (["--holdout", "macrophage"], "--holdout 'macrophage': write column=value"),
     "unknown level": (["--holdout", "cell_type=Macrophage"], "Did you mean 'macrophage'?"),

@@ -199,7 +199,7 @@ REFUSED = {
     "unknown layer": ((*EMBED, "--layer", "dubled"), "has no layer 'dubled'. Did you mean 'doubled'"),
     "unknown column": ((*EMBED, "--gene-key", "symbl"), "Did you mean 'symbol'"),
     "wrong scale": ((*EMBED, "--input-scale", "log1p"), "use 'counts'"),
-    "unknown scale": ((*EMBED, "--input-scale", "raw"), "There are: 'counts', 'log1p'"),
+    "unknown scale": ((*EMBED, "--input-scale", "raw"), "Available: 'counts', 'log1p'"),
     "n_tokens is a word": (
         (*EMBED, "--n-tokens", "expresed"),
         "n_tokens: 'expresed' must be a whole number, at least 2, or 'expressed'",

@@ -371,7 +371,7 @@ def _set(section, **values):
             _set("se.train", max_epoch=3),
             "{config}: there is no option 'se.train.max_epoch'. Did you mean 'max_epochs'?",
         ),
-        (_set("se.lora", rnk=3), "{config}: there is no option 'se.lora.rnk'. There are: 'r', 'alpha'"),
+        (_set("se.lora", rnk=3), "{config}: there is no option 'se.lora.rnk'. Available: 'r', 'alpha'"),
         (_set("se.train", lr="fast"), "{config}: se.train.lr='fast' is not allowed"),
         (_set("data", covariate_keys=["timepoint"]), "{config}: data: covariates and covariate_keys are two names"),
         (

@@ -96,7 +96,7 @@ def test_own_missing_values_raises_although_another_covariate_is_withheld(regist
         ({"day": ["10", "14", "19"]}, TypeError, r"covariates\['day'\] must be one value for all cells"),
         ({"day": OBS["day"]}, TypeError, r"covariates\['day'\] is a Series"),
         ([("day", "10")], TypeError, "must be a dict or a DataFrame, found list"),
-        (OBS.iloc[:2], ValueError, "covariates has 2 rows; expected one for each of the 3 cells"),
+        (OBS.iloc[:2], ValueError, r"covariates has 2 rows; expected one per cell \(3\)"),
         (pd.DataFrame({"day": ["15", None, "10"]}, index=OBS.index), ValueError, "'15' was never seen"),
         (pd.DataFrame({"dose": [np.inf, None, 1]}, index=OBS.index), ValueError, "must be finite numbers"),
     ],
@@ -106,7 +106,9 @@ def test_unusable_values_raises(registry, covariates, error, message):
         _ = _bind(registry).under(covariates).covariate_values
 
 
-def test_extrapolation_warns_at_the_line_that_asked_for_it(registry):
-    with pytest.warns(UserWarning, match=r"covariates\['dose'\] goes to 1 \.\.\. 9; training saw 0 \.\.\. 4") as warned:
+def test_extrapolation_warns_at_the_calling_line(registry):
+    with pytest.warns(
+        UserWarning, match=r"covariates\['dose'\] ranges from 1 to 9, but training covered 0 to 4"
+    ) as warned:
         _ = _bind(registry).under(pd.DataFrame({"dose": [1, None, 9]}, index=OBS.index)).covariate_values
     assert warned[0].filename == __file__

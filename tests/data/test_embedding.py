@@ -32,12 +32,12 @@ def test_any_kind_of_array_is_read_as_float32(adata, stored):
     np.testing.assert_array_equal(read, np.asarray(expected).astype(np.float32))
 
 
-def test_a_table_is_read_as_float32(adata):
+def test_a_dataframe_is_read_as_float32(adata):
     adata.obsm["X_mine"] = pd.DataFrame(VALUES, index=adata.obs_names, columns=list("abcde"))
     np.testing.assert_array_equal(read_embedding(adata, "X_mine"), VALUES.astype(np.float32))
 
 
-def test_the_registry_knows_key_and_width(adata):
+def test_the_registry_holds_key_and_width(adata):
     adata.obsm["X_mine"] = VALUES
     registry = Registry.create(adata, DataConfig(embed_key="X_mine"))
     assert (registry.embed_key, registry.embed_width) == ("X_mine", 5)
@@ -52,7 +52,7 @@ def test_the_registry_knows_key_and_width(adata):
         _ = BoundData(registry, new).embedding
 
 
-def test_without_an_embedding_raises(adata):
+def test_no_registered_embedding_raises(adata):
     with pytest.raises(ValueError, match=r"setup_anndata\(adata, embed_key="):
         _ = BoundData(Registry.create(adata, DataConfig()), adata).embedding
 

@@ -21,7 +21,7 @@ def _cells(matrix):
 
 @pytest.fixture
 def scans(monkeypatch):
-    """Number of cells of every part of a matrix that is checked."""
+    """Number of cells in each part of a matrix that is checked."""
     seen = []
     of_rows = stream.MatrixStats.of_rows
     monkeypatch.setattr(
@@ -65,7 +65,7 @@ def test_a_matrix_in_the_right_form_is_shared_and_another_copied():
     assert adata.X.nnz == zeros.nnz
 
 
-def test_a_layer_is_held_beside_the_matrix(scans):
+def test_a_layer_is_cached_beside_the_matrix(scans):
     adata = _cells(FORMS["csr"].copy())
     adata.layers["double"] = FORMS["dense"] * 2
     for _ in range(2):
@@ -90,7 +90,7 @@ def test_a_changed_matrix_is_read_again(scans, form):
         read_expression(adata)
 
 
-def test_a_backed_matrix_is_read_once_unless_it_is_too_large_to_be_held(tmp_path, scans, monkeypatch):
+def test_a_backed_matrix_is_read_once_unless_it_is_too_large_to_be_cached(tmp_path, scans, monkeypatch):
     _cells(FORMS["csr"]).write_h5ad(tmp_path / "a.h5ad")
     backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
     check_expression(backed)
@@ -98,7 +98,7 @@ def test_a_backed_matrix_is_read_once_unless_it_is_too_large_to_be_held(tmp_path
     assert (read_expression(backed[[3, 1]]).matrix.toarray() == COUNTS[[3, 1]]).all()
     assert sum(scans) == 40
     backed.file.close()
-    monkeypatch.setattr(expression, "_HELD_VALUES", 10)
+    monkeypatch.setattr(expression, "_MAX_CACHED_VALUES", 10)
     backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
     check_expression(backed)
     assert (read_expression(backed).matrix.toarray() == COUNTS).all()
@@ -106,17 +106,17 @@ def test_a_backed_matrix_is_read_once_unless_it_is_too_large_to_be_held(tmp_path
     backed.file.close()
 
 
-def test_a_view_of_cells_that_were_not_read_is_read_alone(scans):
+def test_a_view_of_an_uncached_matrix_is_read_alone(scans):
     adata = _cells(FORMS["csr"].copy())
     assert (read_expression(adata[3:7]).matrix.toarray() == COUNTS[3:7]).all()
     assert sum(scans) == 4
 
 
-def test_nothing_is_held_of_cells_that_are_gone():
+def test_the_cache_is_dropped_with_its_anndata():
     adata = _cells(FORMS["int64"].copy())
     read_expression(adata)
     number = id(adata)
-    assert number in expression._HELD
+    assert number in expression._CACHE
     del adata
     gc.collect()
-    assert number not in expression._HELD
+    assert number not in expression._CACHE

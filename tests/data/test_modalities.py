@@ -8,7 +8,7 @@ import pytest
 from scipy import sparse
 
 from scstate_lora._compat import mudata_without_pull
-from scstate_lora.data.modalities import borrow
+from scstate_lora.data.modalities import find_column
 
 CELLS = [f"cell{i}" for i in range(6)]
 
@@ -33,23 +33,23 @@ def _mdata(**changed):
     return mdata
 
 
-def _borrow(key, mdata=None, *, variables=True):
+def _find(key, mdata=None, *, allow_variables=True):
     mdata = _mdata() if mdata is None else mdata
-    return borrow(mdata, mdata["rna"], key, variables=variables)
+    return find_column(mdata, mdata["rna"], key, allow_variables=allow_variables)
 
 
 def test_a_column_of_another_modality_is_matched_by_name():
-    values, is_variable = _borrow("prot:donor")
+    values, is_variable = _find("prot:donor")
     assert not is_variable
     assert values.index.tolist() == CELLS
     assert values.astype(object).where(values.notna(), None).tolist() == ["d1", "d2", None, None, "d1", None]
 
 
-def test_missing_cells_leave_types_that_a_file_can_hold(tmp_path):
+def test_missing_cells_leave_types_that_a_file_can_store(tmp_path):
     mdata = _mdata()
     adata = mdata["rna"].copy()
     for name in ("used", "plate", "donor"):
-        adata.obs[f"prot:{name}"] = _borrow(f"prot:{name}", mdata).values.array
+        adata.obs[f"prot:{name}"] = _find(f"prot:{name}", mdata).values.array
     assert adata.obs["prot:plate"].dropna().tolist() == [10, 11, 10]
     assert adata.obs["prot:used"].dropna().tolist() == ["True", "False", "True"]
     adata.write_h5ad(tmp_path / "a.h5ad")
@@ -57,56 +57,56 @@ def test_missing_cells_leave_types_that_a_file_can_hold(tmp_path):
 
 
 @pytest.mark.parametrize("is_sparse", [False, True])
-def test_a_variable_of_another_modality_is_read_where_no_column_has_its_name(is_sparse):
+def test_a_variable_of_another_modality_is_read_if_no_column_has_its_name(is_sparse):
     mdata = _mdata(sparse=is_sparse)
-    values, is_variable = _borrow("prot:CD4", mdata)
+    values, is_variable = _find("prot:CD4", mdata)
     assert is_variable
     np.testing.assert_array_equal(values, [7, 6, np.nan, np.nan, 5, np.nan])
-    assert not _borrow("prot:CD3", mdata).is_variable
+    assert not _find("prot:CD3", mdata).is_variable
     with pytest.raises(KeyError, match=r"'prot:CD4': mdata\['prot'\]\.obs has no column 'CD4'"):
-        _borrow("prot:CD4", mdata, variables=False)
+        _find("prot:CD4", mdata, allow_variables=False)
 
 
-def test_a_plain_key_is_the_modalitys_own_column_or_else_one_of_all_cells():
+def test_a_plain_key_is_a_column_of_the_modality_or_else_of_the_mudata():
     mdata = _mdata()
     mdata.obs["day"] = -1
-    assert _borrow("day", mdata) is None
-    assert _borrow("site", mdata).values.tolist() == [f"site of {name}" for name in CELLS]
-    assert _borrow("nowhere", mdata) is None
+    assert _find("day", mdata) is None
+    assert _find("site", mdata).values.tolist() == [f"site of {name}" for name in CELLS]
+    assert _find("nowhere", mdata) is None
 
 
-def test_a_colon_in_the_name_of_an_own_column_is_a_colon():
+def test_a_column_of_the_modality_may_have_a_colon_in_its_name():
     mdata = _mdata()
     mdata["rna"].obs["x:y"] = mdata["rna"].obs["prot:z"] = 1
-    assert _borrow("x:y", mdata) is None
-    assert _borrow("prot:z", mdata) is None
+    assert _find("x:y", mdata) is None
+    assert _find("prot:z", mdata) is None
 
 
 @pytest.mark.parametrize(
     ("key", "message"),
     [
         ("prto:donor", r"'prto:donor': the MuData has no modality 'prto'\. Did you mean 'prot'"),
-        ("prot:doner", r"mdata\['prot'\]\.obs has no column 'doner', and var_names no such name\. .*'donor'"),
-        ("prot:CD44", r"mdata\['prot'\]\.obs has no column 'CD44', and var_names no such name\. .*'CD4'"),
+        ("prot:doner", r"mdata\['prot'\]\.obs has no column 'doner', nor var_names this name\. .*'donor'"),
+        ("prot:CD44", r"mdata\['prot'\]\.obs has no column 'CD44', nor var_names this name\. .*'CD4'"),
     ],
 )
-def test_what_is_nowhere_raises(key, message):
+def test_an_absent_column_raises(key, message):
     with pytest.raises(KeyError, match=message):
-        _borrow(key)
+        _find(key)
 
 
 def test_modalities_without_a_common_cell_raises():
     mdata = _mdata()
     mdata.mod["prot"].obs_names = [f"{name}-1" for name in mdata["prot"].obs_names]
     with pytest.raises(ValueError, match=r"mdata\['prot'\] has none of the 6 cells.*'cell4-1'.*'cell0'"):
-        _borrow("prot:donor", mdata)
+        _find("prot:donor", mdata)
 
 
 def test_names_that_are_not_unique_raises():
     mdata = _mdata()
     mdata.mod["prot"].var_names = ["CD4", "CD4"]
     with pytest.raises(ValueError, match=r"mdata\['prot'\]\.var_names holds 'CD4' 2 times"):
-        _borrow("prot:CD4", mdata)
+        _find("prot:CD4", mdata)
     mdata.mod["prot"].obs_names = ["cell0"] * 4
     with pytest.raises(ValueError, match=r"mdata\['prot'\]\.obs_names holds 'cell0' more than once.*make_unique"):
-        _borrow("prot:donor", mdata)
+        _find("prot:donor", mdata)

@@ -26,7 +26,7 @@ def _create(adata, **changed):
     return Registry.create(adata, DataConfig.parse({**KEYS, **changed}, name="options"))
 
 
-def test_what_was_found_is_recorded_and_nothing_written(adata):
+def test_the_data_are_recorded_and_nothing_is_written(adata):
     before = adata.copy()
     registry = _create(adata, batch_key="day")
     assert registry.var_names == list(adata.var_names)
@@ -113,14 +113,14 @@ def test_backed_anndata_is_set_up(adata, tmp_path):
     backed.file.close()
 
 
-def test_set_up_reads_a_file_too_large_to_be_held_in_chunks(adata, tmp_path, monkeypatch):
+def test_set_up_reads_a_file_too_large_to_be_cached_in_chunks(adata, tmp_path, monkeypatch):
     adata.write_h5ad(tmp_path / "a.h5ad")
     backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
     sizes = []
     read = storage._read
     monkeypatch.setattr(storage, "_read", lambda *args: sizes.append(args[2] - args[1]) or read(*args))
     monkeypatch.setattr(stream, "_CHUNK_VALUES", 100)
-    monkeypatch.setattr(expression, "_HELD_VALUES", 100)
+    monkeypatch.setattr(expression, "_MAX_CACHED_VALUES", 100)
     registry = _create(backed)
     assert (registry.scale, registry.scale_reason) == (_create(adata).scale, _create(adata).scale_reason)
     assert max(sizes) <= 100 < adata.X.nnz
@@ -140,7 +140,7 @@ def test_not_set_up_raises(adata):
         ({"batch_key": 3}, ValueError, "batch_key=3 is not allowed: Input should be a valid string"),
         ({"control": None}, ValueError, r"pert_key='condition' needs control=.*'burn', 'sham'"),
         ({"control": "Sham"}, ValueError, r"control='Sham' is not in adata\.obs\['condition'\]. Did you mean 'sham'"),
-        ({"pert_key": None}, ValueError, "control='sham' is given without pert_key="),
+        ({"pert_key": None}, ValueError, "control='sham' needs pert_key="),
         ({"cell_type_key": "condition"}, ValueError, "cell_type_key and pert_key are both 'condition'"),
         ({"batch_key": "condition"}, ValueError, "batch_key and pert_key are both 'condition'"),
         ({"context_keys": ["condition"]}, ValueError, "context_keys holds 'condition', which is pert_key"),
@@ -167,7 +167,7 @@ def test_one_perturbation_raises(adata):
         _create(adata[adata.obs["condition"] == "sham"], covariate_keys=[])
 
 
-def test_context_without_control_raises_and_names_contexts_that_work(adata):
+def test_context_without_control_cells_raises_and_names_coarser_contexts(adata):
     lacking = (adata.obs["condition"] == "sham") & (adata.obs["cell_type"] == "T") & (adata.obs["day"] == 14)
     with pytest.raises(ValueError, match=r"1 contexts \(cell_type x day\).*: T \| 14\. .*context_keys=\['cell_type'\]"):
         _create(adata[~lacking])
@@ -180,7 +180,7 @@ def test_context_without_control_raises_and_names_contexts_that_work(adata):
     assert "and 1 more" in str(error.value)
 
 
-def test_context_with_controls_alone_is_fine(adata):
+def test_context_with_only_control_cells_is_allowed(adata):
     only_control = (adata.obs["condition"] == "burn") & (adata.obs["cell_type"] == "T")
     assert _create(adata[~only_control]).targets == ["burn"]
 
@@ -218,7 +218,7 @@ def test_new_data_is_aligned_by_gene_name(adata):
 def test_absent_genes_are_zero_and_warns(adata):
     registry = _create(adata)
     with pytest.warns(
-        UserWarning, match=r"20 of the model's 30 genes are not in the data and count as 0: G10, G11, G12, …"
+        UserWarning, match=r"20 of the model's 30 genes are not in the data and set to 0: G10, G11, G12, …"
     ):
         read = BoundData(registry, adata[:, :10]).matrix
     assert (read.toarray()[:, :10] == adata.X.toarray()[:, :10]).all()
@@ -275,7 +275,7 @@ def test_encode(adata):
     assert list(BoundData(registry, adata).encode(without="condition")) == ["day", "dose"]
 
 
-def test_unknown_stands_for_a_missing_value(adata):
+def test_a_missing_value_is_encoded_as_unknown(adata):
     adata.obs["dose"] = adata.obs["dose"].astype(float)
     adata.obs.loc["cell1", "dose"] = np.nan
     adata.obs["day"] = adata.obs["day"].astype("Int64").mask(adata.obs_names == "cell2")
@@ -350,14 +350,14 @@ def test_registry_of_an_earlier_version_is_read():
 def test_encode_without_a_column_raises(adata):
     registry = _create(adata)
     adata.obs = adata.obs.rename(columns={"day": "days"})
-    with pytest.raises(KeyError, match=r"adata\.obs\['day'\] does not exist, and the model.*'days'"):
+    with pytest.raises(KeyError, match=r"adata\.obs\['day'\] does not exist, but the model.*'days'"):
         BoundData(registry, adata).encode()
 
 
 def test_encode_of_an_unseen_category_raises(adata):
     registry = _create(adata)
     adata.obs = adata.obs.assign(day=12)
-    with pytest.raises(ValueError, match=r"adata\.obs\['day'\] holds '12', which the model has never seen"):
+    with pytest.raises(ValueError, match=r"adata\.obs\['day'\] holds '12', never seen in training"):
         BoundData(registry, adata).encode()
 
 

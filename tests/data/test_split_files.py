@@ -251,7 +251,7 @@ def test_unusable_file_raises(adata, registry, write, text, message):
         ("[datasets]\nmine = 3", r"\[datasets\] mine = 3 is no path"),
         ('[datasets]\nmine = ""\n[training]\nmine = "test"', r"\[training\] mine = 'test' is not allowed"),
         ('[datasets]\nmine = ""\n[training]\nmien = "train"', r"\[training\] names the dataset 'mien'.*mean 'mine'"),
-        ('[training]\nmine = "train"', r"\[datasets\] does not list. There are none"),
+        ('[training]\nmine = "train"', r"\[datasets\] does not list. None are available"),
         ('[datasets]\nmine = ""', "splits nothing"),
         ("", "splits nothing"),
     ],

@@ -59,7 +59,7 @@ def test_says_what_was_found_and_decided(adata, setup, caplog, monkeypatch):
     logger.setLevel("INFO")
     monkeypatch.setattr(logger, "propagate", True)
     ssl.setup_anndata(adata, **setup)
-    assert "adata.X is taken as counts" in caplog.text
+    assert "adata.X is treated as counts" in caplog.text
     assert "condition (categorical), timepoint (categorical)" in caplog.text
     assert "keratinocyte" in caplog.text  # the split table
 
@@ -355,7 +355,7 @@ def test_numbers_without_a_training_cell_raises(adata, wound):
     adata.obs["dose"] = np.where(later, np.arange(700), np.nan)
     adata.obs["mine"] = np.where(later, "test", "train")
     dose = {"name": "dose", "allow_missing": True}
-    with pytest.raises(ValueError, match=r"All training cells miss adata\.obs\['dose'\]"):
+    with pytest.raises(ValueError, match=r"adata\.obs\['dose'\] is missing in all training cells"):
         ssl.LoRACovariateSE.setup_anndata(adata, covariate_keys=["condition", dose], split_key="mine")
     assert dict(adata.uns) == {}
 

@@ -159,7 +159,7 @@ def test_another_width_raises(embedded, base):
 def test_an_absent_embedding_raises(embedded, base):
     with pytest.raises(KeyError, match=r"adata\.obsm\['X_stat'\] does not exist\. Did you mean 'X_state'"):
         _decode(embedded, base, obsm_key="X_stat")
-    with pytest.raises(KeyError, match="There are none"):
+    with pytest.raises(KeyError, match="None are available"):
         _decode(ad.AnnData(np.ones((2, 2), dtype=np.float32)), base)
 
 

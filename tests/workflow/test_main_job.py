@@ -216,7 +216,7 @@ def test_several_targets_of_which_one_cannot_be_scored(wound, tmp_path, monkeypa
         logged, _config({"covariate_keys": ["timepoint"], "pert_key": "arm", "holdout": held_out}), tmp_path
     )
     assert "The prediction of 'scald' is not scored: too few cells." in said.text
-    assert "adata.X is taken as log1p" in said.text
+    assert "adata.X is treated as log1p" in said.text
     tested = done.adata.obs.loc[done.adata.obs["scstate_split"] == "test"]
     assert set(tested["cell_type"]) == {"macrophage", "fibroblast"}
     assert "sham" not in set(tested["arm"])

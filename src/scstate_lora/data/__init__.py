@@ -17,16 +17,16 @@ __all__ = ["Registry", "log_expression"]
 
 
 def log_expression(adata: AnnData) -> sparse.csr_matrix:
-    """log1p of counts per 10,000 of an AnnData that was set up, or of predicted cells.
+    """Compute log1p of counts per 10,000 for an AnnData that was set up or that holds predicted cells.
 
     Returns
     -------
-    float32 CSR of shape ``(n_cells, n_genes)``: the registered genes in their order, or those of the prediction.
+    float32 CSR matrix of shape ``(n_cells, n_genes)``, with the registered genes in order, or the predicted genes.
 
     Raises
     ------
     KeyError
-        The AnnData is neither set up nor a prediction.
+        If the AnnData was neither set up nor predicted.
     """
     if is_predicted(adata) and read_result(adata, REGISTRY) is None:
         return read_matrix(adata)

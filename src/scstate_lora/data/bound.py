@@ -1,8 +1,7 @@
-"""The cells of an AnnData as a registry reads them: labels, expression, splits and covariates, each read once."""
+"""The cells of an AnnData as described by a registry: labels, expression, split and covariates, each read once."""
 
 from __future__ import annotations
 
-import warnings
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scstate_lora._constants import OBS_SPLIT
-from scstate_lora._utils import did_you_mean
+from scstate_lora._utils import did_you_mean, warn_user
 from scstate_lora.data.contexts import column_labels, join_labels
 from scstate_lora.data.counterfactual import set_covariates
 from scstate_lora.data.embedding import read_embedding
@@ -33,13 +32,13 @@ if TYPE_CHECKING:
 class BoundData:
     """An AnnData bound to a registry.
 
-    Everything is read when it is first used, checked then, and kept for as long as this object lives; make a new one
-    for cells that may have changed.
+    Each property is read and checked on first use, then cached for the lifetime of this object; bind again if the cells
+    may have changed.
 
     Parameters
     ----------
     registry
-        How the cells are read.
+        Description of the data.
     adata
         The registered data, or new data with the same columns; genes are matched by name.
     """
@@ -64,31 +63,31 @@ class BoundData:
         return [str(name) for name in self.adata.obs_names]
 
     def take(self, rows: np.ndarray) -> BoundData:
-        """Bind some of the cells."""
+        """Bind a subset of the cells."""
         return BoundData(self.registry, self.adata[rows])
 
     def labels(self, key: str) -> np.ndarray:
-        """Return a column's values as strings, shape ``(n_cells,)``; allowed missing values are ``"(missing)"``.
+        """Return a column's values as strings, shape ``(n_cells,)``; missing values, if allowed, are ``"(missing)"``.
 
         Raises
         ------
         KeyError
-            If there is no such column.
+            If the column does not exist.
         ValueError
-            If values are missing where the column is not a covariate declared ``allow_missing``.
+            If values are missing and the column is not a covariate declared with ``allow_missing``.
         """
         if key not in self._labels:
-            self._labels[key] = column_labels(self.adata, key, allow_missing=key in self.registry.may_miss)
+            self._labels[key] = column_labels(self.adata, key, allow_missing=key in self.registry.nullable_columns)
         return self._labels[key]
 
     @cached_property
     def contexts(self) -> np.ndarray:
-        """Name of every cell's context, shape ``(n_cells,)``; ``"all"`` without context keys."""
+        """Context of every cell, shape ``(n_cells,)``; ``"all"`` if no context keys were set up."""
         return join_labels([self.labels(key) for key in self.registry.context_keys], len(self))
 
     @cached_property
     def cell_types(self) -> np.ndarray | None:
-        """Cell type of every cell, shape ``(n_cells,)``; None without ``cell_type_key``."""
+        """Cell type of every cell, shape ``(n_cells,)``; None if no ``cell_type_key`` was set up."""
         key = self.registry.cell_type_key
         return None if key is None else self.labels(key)
 
@@ -102,13 +101,13 @@ class BoundData:
             If the data were set up without ``pert_key``.
         """
         if self.registry.pert_key is None:
-            msg = "No perturbation was set up: ssl.setup_anndata(adata, pert_key=..., control=...)."
+            msg = "No perturbation was set up. Run ssl.setup_anndata(adata, pert_key=..., control=...)."
             raise ValueError(msg)
         return self.labels(self.registry.pert_key)
 
     @cached_property
     def is_control(self) -> np.ndarray:
-        """Whether each cell is a control cell, bool ``(n_cells,)``; all are where the column is absent."""
+        """Whether each cell is a control cell, bool ``(n_cells,)``; True for all cells if the column is absent."""
         if self.registry.pert_key not in self.obs:
             return np.ones(len(self), dtype=bool)
         return np.asarray(self.perturbations == self.registry.control)
@@ -132,23 +131,24 @@ class BoundData:
         return np.flatnonzero(self.split == split)
 
     def under(self, covariates: Mapping[str, Any] | pd.DataFrame | None) -> BoundData:
-        """Bind the same cells as if under other covariates; their contexts, split and expression stay their own.
+        """Bind the same cells under counterfactual covariates; contexts, split and expression are unchanged.
 
         Parameters
         ----------
         covariates
             Counterfactual values: a mapping from covariate to one value for all cells, or a DataFrame with one row per
             cell; None changes nothing. A missing value (None, NaN, ``pandas.NA``) withholds the covariate. Covariates
-            not named keep the cells' own values.
+            that are not named keep each cell's own value.
 
         Raises
         ------
         KeyError
             If a covariate is unknown.
         ValueError
-            If a level was never seen in training, a number is not finite, or the rows are not those of the cells.
+            If a level was never seen in training, a number is not finite, or the rows do not match the cells.
         TypeError
-            If the counterfactual values are neither a mapping nor a DataFrame, or a mapping to more than one value.
+            If the counterfactual values are neither a mapping nor a DataFrame, or if the mapping holds several values
+            for one covariate.
 
         Warns
         -----
@@ -157,20 +157,20 @@ class BoundData:
         """
         if covariates is None:
             return self
-        moved = BoundData(self.registry, self.adata)
-        moved.covariate_values = set_covariates(self.covariate_values, self.registry, covariates)
-        moved._counterfactual = {str(name) for name in covariates}
-        return moved
+        counterfactual = BoundData(self.registry, self.adata)
+        counterfactual.covariate_values = set_covariates(self.covariate_values, self.registry, covariates)
+        counterfactual._counterfactual = {str(name) for name in covariates}
+        return counterfactual
 
     @cached_property
     def covariate_values(self) -> pd.DataFrame:
-        """The covariates' columns, as far as they exist, counterfactual values in place of the cells' own."""
+        """Values of the covariates whose columns exist; counterfactual values replace the cells' own."""
         return self.obs[[c.name for c in self.registry.covariates if c.name in self.obs]]
 
     def encode(self, *, without: str | None = None) -> dict[str, np.ndarray]:
-        """Turn covariates into int64 codes or standardised float32, each of shape ``(n_cells,)``.
+        """Encode covariates as int64 codes or standardised float32 values, each of shape ``(n_cells,)``.
 
-        Missing values that are allowed, and withheld ones, are encoded as :meth:`Registry.unknown` says.
+        Withheld values, and missing values where allowed, are encoded as given by :meth:`Registry.unknown`.
 
         Parameters
         ----------
@@ -180,8 +180,8 @@ class BoundData:
         Raises
         ------
         KeyError, ValueError, TypeError
-            If a covariate's column is absent, a level was never seen, a number is infinite, or a value is missing where
-            that is not allowed.
+            If a covariate's column is absent, a level was never seen in training, a number is infinite, or a value is
+            missing and the covariate does not allow it.
         """
         values = self.covariate_values
         encoded = {}
@@ -191,9 +191,9 @@ class BoundData:
                 continue
             if name not in values:
                 msg = (
-                    f"adata.obs[{name!r}] does not exist, and the model was set up with this covariate. "
-                    f"{did_you_mean(name, self.obs.columns)} Or give one value for all cells, or None to withhold it: "
-                    f"covariates={{{name!r}: ...}}."
+                    f"adata.obs[{name!r}] does not exist, but the model was set up with this covariate. "
+                    f"{did_you_mean(name, self.obs.columns)} Alternatively, give one value for all cells, or None to "
+                    f"withhold the covariate: covariates={{{name!r}: ...}}."
                 )
                 raise KeyError(msg)
             encoded[name] = covariate.encode(values[name], allow_missing=name in self._counterfactual)
@@ -201,7 +201,7 @@ class BoundData:
 
     @cached_property
     def batch_codes(self) -> np.ndarray:
-        """Codes of the cells' batches, int64 ``(n_cells,)``; -1 for one that is missing or was never seen."""
+        """Batch code of every cell, int64 ``(n_cells,)``; -1 if the batch is missing or was never seen in training."""
         batch = self.registry.batch
         if batch is None or batch.name not in self.obs:
             return np.full(len(self), -1, dtype=np.int64)
@@ -211,15 +211,15 @@ class BoundData:
 
     @cached_property
     def matrix(self) -> sparse.csr_matrix:
-        """The matrix in the registered scale, float32 CSR ``(n_cells, n_genes)``; genes by name, absent ones zero.
+        """Expression on the registered scale, float32 CSR ``(n_cells, n_genes)``; absent genes are zero.
 
-        Not to be changed: it may share memory with the AnnData.
+        Do not modify it: it may share memory with the AnnData.
 
         Raises
         ------
         KeyError, ValueError
-            If the layer or ``gene_key`` is absent, under 10 % of the genes are found, or a new matrix is of another
-            scale than the registered one.
+            If the layer or ``gene_key`` is absent, fewer than 10 % of the genes match, or new data are on a different
+            scale from the registered one.
 
         Warns
         -----
@@ -233,41 +233,40 @@ class BoundData:
         absent = np.flatnonzero(positions < 0)
         if len(absent):
             names = ", ".join(registry.var_names[i] for i in absent[:3]) + (", …" if len(absent) > 3 else "")
-            msg = f"{len(absent)} of the model's {len(positions)} genes are not in the data and count as 0: {names}"
-            warnings.warn(msg, UserWarning, stacklevel=2)
+            warn_user(f"{len(absent)} of the model's {len(positions)} genes are not in the data and set to 0: {names}")
         expression = read_expression(self.adata, registry.layer)
         check_scale(expression.stats, registry.scale, registry.scale_reason, matrix_name(registry.layer))
         return take_columns(expression.matrix, positions)
 
     @cached_property
     def logged(self) -> sparse.csr_matrix:
-        """log1p of counts per 10,000, or registered log1p values, float32 CSR ``(n_cells, n_genes)``."""
+        """log1p of counts per 10,000, or the log1p values as registered, float32 CSR ``(n_cells, n_genes)``."""
         return log_normalize(self.matrix, self.registry.scale)
 
     def logged_genes(self, genes: Sequence[str]) -> sparse.csr_matrix:
-        """Take registered genes of :attr:`logged`, CSR ``(n_cells, len(genes))``."""
+        """Select registered genes from :attr:`logged`, CSR ``(n_cells, len(genes))``."""
         return take_columns(self.logged, match_genes(self.registry.var_names, list(genes)))
 
     @cached_property
     def log_counts(self) -> sparse.csr_matrix:
-        """log1p of counts without library-size scaling, as SE networks read it, CSR ``(n_cells, n_genes)``."""
+        """log1p of counts without library-size scaling, the input of SE networks, CSR ``(n_cells, n_genes)``."""
         return log_raw(self.matrix, self.registry.scale)
 
     @cached_property
     def embedding(self) -> np.ndarray:
-        """The embedding that the model works from, float32 ``(n_cells, embed_width)``.
+        """The embedding in ``adata.obsm`` that the model takes as input, float32 ``(n_cells, embed_width)``.
 
         Raises
         ------
         ValueError
-            If no ``embed_key`` was set up, or the embedding is of another width or not finite.
+            If no ``embed_key`` was set up, or the embedding has a different width or is not finite.
         KeyError
-            If ``adata.obsm`` does not hold it.
+            If the embedding does not exist.
         TypeError
-            If it does not hold numbers.
+            If the embedding does not hold numbers.
         """
         registry = self.registry
         if registry.embed_key is None:
-            msg = "No embedding was set up: ssl.setup_anndata(adata, embed_key=...), a key of adata.obsm."
+            msg = "No embedding was set up. Name a key of adata.obsm: ssl.setup_anndata(adata, embed_key=...)."
             raise ValueError(msg)
         return read_embedding(self.adata, registry.embed_key, width=registry.embed_width)

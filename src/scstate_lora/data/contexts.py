@@ -1,4 +1,4 @@
-"""Labels of cells, and the names of contexts: the combinations of labels within which cells are compared."""
+"""Labels of cells, and names of contexts: combinations of labels within which cells are compared."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 MISSING = "(missing)"
-"""Label of cells whose value of a covariate is missing."""
+"""Label of cells with a missing value."""
 _JOINED_BY = " | "
 
 
 def column_labels(adata: AnnData, key: str, *, allow_missing: bool = False) -> np.ndarray:
-    """Return a column of ``adata.obs`` as strings, shape ``(n_cells,)``; missing values as ``"(missing)"``.
+    """Return a column of ``adata.obs`` as strings, shape ``(n_cells,)``; missing values become ``"(missing)"``.
 
     Raises
     ------
@@ -32,12 +32,12 @@ def column_labels(adata: AnnData, key: str, *, allow_missing: bool = False) -> n
 
 
 def join_labels(columns: Sequence[np.ndarray], n_cells: int) -> np.ndarray:
-    """Name the combination of several labels of every cell, shape ``(n_cells,)``; ``"all"`` of no labels.
+    """Join several labels of every cell into one name, shape ``(n_cells,)``; ``"all"`` if there are no labels.
 
     Parameters
     ----------
     columns
-        Labels, ``(n_cells,)`` each.
+        Labels, each of shape ``(n_cells,)``.
     n_cells
         Number of cells.
     """
@@ -45,11 +45,11 @@ def join_labels(columns: Sequence[np.ndarray], n_cells: int) -> np.ndarray:
         return np.full(n_cells, "all", dtype=object)
     if len(columns) == 1:
         return np.array([str(label) for label in columns[0]], dtype=object)
-    # Each combination is named once: joining the labels of every cell would take most of the time of a set-up.
+    # Each combination is named once: joining labels cell by cell would dominate the set-up time.
     combined = np.zeros(n_cells, dtype=np.int64)
     for column in columns:
         codes, levels = pd.factorize(column)
         combined, _ = pd.factorize(combined * len(levels) + codes)
-    _, first = np.unique(combined, return_index=True)  # a cell of each combination
+    _, first = np.unique(combined, return_index=True)  # one cell per combination
     names = [_JOINED_BY.join(str(column[cell]) for column in columns) for cell in first]
     return np.array(names, dtype=object)[combined]

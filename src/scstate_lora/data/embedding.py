@@ -1,4 +1,4 @@
-"""Embeddings that others computed: arrays of ``adata.obsm``, validated and read as float32."""
+"""Precomputed embeddings: arrays in ``adata.obsm``, validated and read as float32."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ if TYPE_CHECKING:
 
 
 def read_embedding(adata: AnnData, key: str, *, width: int | None = None) -> np.ndarray:
-    """Read ``adata.obsm[key]``: dense, sparse or a DataFrame.
+    """Read ``adata.obsm[key]``, which may be dense, sparse or a DataFrame.
 
     Parameters
     ----------
     adata
         Annotated data.
     key
-        Which embedding.
+        Key of the embedding.
     width
-        Columns it must have; any number from 2 by default.
+        Required number of columns; by default, any number from 2.
 
     Returns
     -------
-    float32 ``(n_cells, n_columns)``.
+    float32 array of shape ``(n_cells, n_columns)``.
 
     Raises
     ------
     TypeError
-        The values are not numbers.
+        If the values are not numbers.
     KeyError
-        There is no such embedding; near names are suggested.
+        If the embedding does not exist; the message suggests similar names.
     ValueError
-        It is not two-dimensional, has under 2 columns or another number than wanted, or is not finite.
+        If it is not two-dimensional, has fewer than 2 columns or not ``width`` of them, or is not finite.
     """
-    what = f"adata.obsm[{key!r}]"
+    name = f"adata.obsm[{key!r}]"
     if key not in adata.obsm:
-        msg = f"{what} does not exist. {did_you_mean(key, adata.obsm)}"
+        msg = f"{name} does not exist. {did_you_mean(key, adata.obsm)}"
         raise KeyError(msg)
     stored = adata.obsm[key]
     if isinstance(stored, pd.DataFrame):
         stored = stored.to_numpy()
     values = stored.toarray() if sparse.issparse(stored) else np.asarray(stored)
     if values.ndim != 2 or values.shape[1] < 2:
-        msg = f"{what} has the shape {values.shape}; an embedding has one row a cell and at least 2 columns."
+        msg = f"{name} has the shape {values.shape}; an embedding has one row per cell and at least 2 columns."
         raise ValueError(msg)
     if width is not None and values.shape[1] != width:
-        msg = f"{what} has {values.shape[1]} columns; the model was set up on {width}. Give the embedding of then."
+        msg = f"{name} has {values.shape[1]} columns; the model was set up on {width}. Compute the same embedding here."
         raise ValueError(msg)
     try:
         if np.iscomplexobj(values):
@@ -60,10 +60,10 @@ def read_embedding(adata: AnnData, key: str, *, width: int | None = None) -> np.
         with np.errstate(over="ignore"):
             numbers = values.astype(np.float32)
     except (TypeError, ValueError) as error:
-        msg = f"{what} must hold numbers ({error})."
+        msg = f"{name} must hold numbers ({error})."
         raise TypeError(msg) from error
-    bad = int((~np.isfinite(numbers)).any(axis=1).sum())
-    if bad:
-        msg = f"{what} is missing or infinite in {bad} of {len(numbers)} cells. Leave those out, or compute it anew."
+    n_invalid = int((~np.isfinite(numbers)).any(axis=1).sum())
+    if n_invalid:
+        msg = f"{name} is missing or infinite in {n_invalid} of {len(numbers)} cells. Drop them, or compute it again."
         raise ValueError(msg)
     return numbers

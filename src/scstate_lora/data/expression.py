@@ -1,4 +1,4 @@
-"""The expression matrix of an AnnData, read and checked once for as long as it does not change."""
+"""The expression matrix of an AnnData: read and checked once, then cached until it changes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from scstate_lora.data.matrix import MatrixStats
 
-# A matrix in a file with more stored values than this (2 GB as CSR) is checked at set-up without being held in memory.
-_HELD_VALUES = 250_000_000
-# Values that are looked at to notice a matrix that was changed in place.
+# A matrix on disk with more stored values than this (2 GB as CSR) is checked at set-up without being cached in memory.
+_MAX_CACHED_VALUES = 250_000_000
+# Number of values compared to detect that a matrix was changed in place.
 _SAMPLED_VALUES = 50_000
 
 
@@ -29,39 +29,39 @@ class Expression(NamedTuple):
     """A checked matrix."""
 
     matrix: sparse.csr_matrix
-    """float32 ``(n_cells, n_genes)``, without stored zeros, column indices sorted; not to be changed, as it may share
-    memory with the AnnData."""
+    """float32 ``(n_cells, n_genes)``, without stored zeros and with sorted column indices. Do not modify it: it may
+    share memory with the AnnData."""
     stats: MatrixStats
-    """Description of the values, of the whole matrix where this is a part of one."""
+    """Summary of the values; for a view, of the parent's whole matrix if that was cached."""
 
 
-class _Held(NamedTuple):
+class _CacheEntry(NamedTuple):
     state: Hashable
     expression: Expression
 
 
-# By the id of an AnnData, and layer. AnnData objects are not hashable; an entry goes with its AnnData.
-_HELD: dict[int, dict[str | None, _Held]] = {}
+# Keyed by the id of an AnnData (which is not hashable) and by layer; an entry is dropped with its AnnData.
+_CACHE: dict[int, dict[str | None, _CacheEntry]] = {}
 
 
 def read_expression(adata: AnnData, layer: str | None = None) -> Expression:
-    """Read and check ``adata.X`` or a layer, or give what was read before if the matrix is still the same.
+    """Read and check ``adata.X`` or a layer; return the cached result if the matrix has not changed.
 
     Parameters
     ----------
     adata
-        May be a view, whose rows are taken from the whole where that was read before, or backed.
+        Annotated data, which may be backed. Rows of a view are taken from its parent's matrix if that was cached.
     layer
-        Layer to read in place of ``adata.X``.
+        Layer to read instead of ``adata.X``.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        As in :func:`~scstate_lora.data.stream.open_source`, and where a value is negative, NaN or infinite.
+        As in :func:`~scstate_lora.data.stream.open_source`, and if a value is negative, NaN or infinite.
     """
     if adata.is_view:
         parent: AnnData = adata._adata_ref  # no public name; see open_source
-        whole = _held(parent, layer)
+        whole = _cached(parent, layer)
         if whole is None:
             return Expression(*open_source(adata, layer).share_all())
         rows, columns = np.arange(parent.n_obs)[adata._oidx], np.arange(parent.n_vars)[adata._vidx]
@@ -70,40 +70,38 @@ def read_expression(adata: AnnData, layer: str | None = None) -> Expression:
             part = part[:, columns]
             part.sort_indices()
         return Expression(sparse.csr_matrix(part), whole.stats)
-    held = _held(adata, layer)
-    if held is None:
-        held = _hold(adata, layer)
-    return held
+    expression = _cached(adata, layer)
+    return _read_and_cache(adata, layer) if expression is None else expression
 
 
 def check_expression(adata: AnnData, layer: str | None = None) -> tuple[MatrixStats, str]:
-    """Describe and check ``adata.X`` or a layer; what fits into memory is held for :func:`read_expression`.
+    """Check and summarise ``adata.X`` or a layer; a matrix that fits into memory is cached for :func:`read_expression`.
 
     Returns
     -------
-    The description, and the matrix's name for messages.
+    The summary, and the matrix's name for messages.
     """
     source = open_source(adata, layer)
-    if adata.is_view or (not source.in_memory and source.n_stored > _HELD_VALUES):
+    if adata.is_view or (not source.in_memory and source.n_stored > _MAX_CACHED_VALUES):
         return source.scan(), source.name
     return read_expression(adata, layer).stats, source.name
 
 
-def _hold(adata: AnnData, layer: str | None) -> Expression:
+def _read_and_cache(adata: AnnData, layer: str | None) -> Expression:
     expression = Expression(*open_source(adata, layer).share_all())
-    if id(adata) not in _HELD:
-        weakref.finalize(adata, _HELD.pop, id(adata), None)
-    _HELD.setdefault(id(adata), {})[layer] = _Held(_state(adata, layer), expression)
+    if id(adata) not in _CACHE:
+        weakref.finalize(adata, _CACHE.pop, id(adata), None)
+    _CACHE.setdefault(id(adata), {})[layer] = _CacheEntry(_state(adata, layer), expression)
     return expression
 
 
-def _held(adata: AnnData, layer: str | None) -> Expression | None:
-    held = _HELD.get(id(adata), {}).get(layer)
-    return None if held is None or held.state != _state(adata, layer) else held.expression
+def _cached(adata: AnnData, layer: str | None) -> Expression | None:
+    entry = _CACHE.get(id(adata), {}).get(layer)
+    return None if entry is None or entry.state != _state(adata, layer) else entry.expression
 
 
 def _state(adata: AnnData, layer: str | None) -> Hashable:
-    """Tell whether a matrix is the same as before: its identity and a sample of its values, or those of its file."""
+    """Identify the current content of a matrix: by identity and sampled values, or by its file's size and time."""
     matrix: Any = adata.X if layer is None else adata.layers.get(layer)
     if matrix is None:
         return None
@@ -112,7 +110,7 @@ def _state(adata: AnnData, layer: str | None) -> Hashable:
         status = path.stat() if path.exists() else None
         return str(path), matrix.shape, None if status is None else (status.st_mtime_ns, status.st_size)
     arrays = [matrix.data, matrix.indices, matrix.indptr] if sparse.issparse(matrix) else [matrix]
-    if not all(isinstance(array, np.ndarray) for array in arrays):  # lazily read from elsewhere
+    if not all(isinstance(array, np.ndarray) for array in arrays):  # a lazy array
         return id(matrix), matrix.shape
     return id(matrix), matrix.shape, *(_sample(array) for array in arrays)
 

@@ -1,4 +1,4 @@
-"""Covariates: columns of ``adata.obs``, categorical or continuous, validated and turned into numbers."""
+"""Covariates: columns of ``adata.obs``, categorical or continuous, validated and encoded as numbers."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from scstate_lora.config.data import Activation
 
 CovariateKeys = str | CovariateConfig | Iterable[Any] | Mapping[str, Any]
-"""What may be given as ``covariate_keys``; see :func:`fit_covariates`."""
+"""Accepted forms of ``covariate_keys``; see :func:`fit_covariates`."""
 
-# A numeric column with at most this many different values is taken as categorical.
-HANDFUL = 8
+MAX_NUMERIC_LEVELS = 8
+"""A numeric column with at most this many distinct values is treated as categorical."""
 
 
 def obs_column(adata: AnnData, key: str, *, allow_missing: bool = False) -> pd.Series:
-    """Return ``adata.obs[key]``, which must exist and, unless that is allowed, hold no missing value.
+    """Return ``adata.obs[key]``, which must exist and, unless ``allow_missing``, have no missing values.
 
     Raises
     ------
     TypeError
-        The key is not a string.
+        If the key is not a string.
     KeyError
-        There is no such column; near names are suggested.
+        If the column does not exist; the message suggests similar names.
     ValueError
-        Values are missing, or several columns have that name.
+        If values are missing, or several columns have this name.
     """
     if not isinstance(key, str):
-        msg = f"A key of adata.obs must be a string, found {key!r} ({type(key).__name__})."
+        msg = f"A column name of adata.obs must be a string, found {key!r} ({type(key).__name__})."
         raise TypeError(msg)
     if key not in adata.obs:
         msg = f"adata.obs[{key!r}] does not exist. {did_you_mean(key, adata.obs.columns)}"
         if ":" in key:
-            msg += " To take it from another modality, set up the MuData itself, with modality=."
+            msg += " To use a column of another modality, set up the MuData itself, with modality=."
         raise KeyError(msg)
     column = adata.obs[key]
     if isinstance(column, pd.DataFrame):
@@ -54,25 +54,25 @@ def obs_column(adata: AnnData, key: str, *, allow_missing: bool = False) -> pd.S
     return column
 
 
-def _check_present(column: pd.Series, name: str, *, further: str = "") -> None:
-    missing = int(column.isna().sum())
-    if missing:
+def _check_present(column: pd.Series, name: str, *, alternative: str = "") -> None:
+    n_missing = int(column.isna().sum())
+    if n_missing:
         msg = (
-            f"adata.obs[{name!r}] has {missing} missing values of {len(column)}. Fill them in, or leave those cells "
-            f"out: adata[adata.obs[{name!r}].notna()].{further}"
+            f"adata.obs[{name!r}] has {n_missing} missing values of {len(column)}. Fill them in, or drop these cells: "
+            f"adata[adata.obs[{name!r}].notna()].{alternative}"
         )
         raise ValueError(msg)
 
 
 def _check_any_present(column: pd.Series, name: str) -> None:
     if column.isna().all():
-        msg = f"adata.obs[{name!r}] holds missing values only: leave it out of the covariates."
+        msg = f"adata.obs[{name!r}] holds missing values only. Leave it out of the covariates."
         raise ValueError(msg)
 
 
 def _check_covariate_present(column: pd.Series, name: str) -> None:
-    declared = f"{{{name!r}: {{'allow_missing': True}}}}"
-    _check_present(column, name, further=f" Or have them taken as unknown: covariate_keys={declared}.")
+    declaration = f"{{{name!r}: {{'allow_missing': True}}}}"
+    _check_present(column, name, alternative=f" Or treat them as unknown: covariate_keys={declaration}.")
 
 
 def _check_no_dates(column: pd.Series, name: str) -> None:
@@ -80,14 +80,14 @@ def _check_no_dates(column: pd.Series, name: str) -> None:
     if pdt.infer_dtype(values) in ("datetime64", "datetime", "date", "timedelta64", "timedelta", "period"):
         msg = (
             f"adata.obs[{name!r}] holds dates or durations ({column.dtype}), which are neither levels nor numbers. "
-            f"Turn them into a number, for instance days since the first: "
+            f"Convert them to numbers, for example days since the first date: "
             f"(adata.obs[{name!r}] - adata.obs[{name!r}].min()).dt.days."
         )
         raise TypeError(msg)
 
 
 def as_labels(column: pd.Series) -> pd.Series:
-    """Turn categories, strings, bools or numbers into plain strings; 10 and 10.0 both become ``"10"``."""
+    """Convert categories, strings, bools or numbers to plain strings; 10 and 10.0 both become ``"10"``."""
     try:
         codes, levels = pd.factorize(column, use_na_sentinel=False)
     except TypeError as error:  # not hashable
@@ -98,7 +98,7 @@ def as_labels(column: pd.Series) -> pd.Series:
 
 
 def label_of(value: Any) -> str:
-    """Name the category of one value: ``"burn"``, ``"True"``, ``"10"`` for 10 and 10.0, ``"0.5"``."""
+    """Convert one value to its label: ``"burn"``, ``"True"``, ``"10"`` for 10 and 10.0, ``"0.5"``."""
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         return str(int(value))
     return str(value)
@@ -113,11 +113,11 @@ class CategoricalCovariate:
     name
         Column of ``adata.obs``.
     categories
-        Known levels, sorted. Code ``len(categories)`` stands for "unknown".
+        Levels seen in training, sorted. Code ``len(categories)`` means "unknown".
     allow_missing
-        Whether missing values are "unknown"; an error otherwise.
+        Whether missing values are treated as "unknown"; otherwise they raise an error.
     embed_dim
-        Width of the covariate's own vector in LoRACovariateSE.
+        Width of the covariate's embedding vector.
     """
 
     name: str
@@ -137,7 +137,7 @@ class CategoricalCovariate:
         categories = tuple(sorted(as_labels(column.dropna()).unique()))
         if len(categories) < 2:
             msg = (
-                f"adata.obs[{name!r}] has one category only, {categories[0]!r}: there is nothing to learn from it. "
+                f"adata.obs[{name!r}] has one category only, {categories[0]!r}, so nothing can be learned from it. "
                 "Leave it out of the covariates."
             )
             raise ValueError(msg)
@@ -145,13 +145,17 @@ class CategoricalCovariate:
 
     @property
     def unknown(self) -> int:
-        """Code that stands for an unknown level."""
+        """Code of an unknown level."""
         return len(self.categories)
 
     def encode(self, values: pd.Series, *, allow_missing: bool = False) -> np.ndarray:
-        """Turn labels into int64 codes ``(n_cells,)``; a level never seen is a ValueError.
+        """Encode labels as int64 codes ``(n_cells,)``.
 
-        A missing value is one too, unless that is allowed, here or where the covariate was declared.
+        Raises
+        ------
+        ValueError
+            If a level was never seen in training, or a value is missing and neither this call nor the covariate's
+            declaration allows it.
         """
         if not (allow_missing or self.allow_missing):
             _check_covariate_present(values, self.name)
@@ -161,7 +165,7 @@ class CategoricalCovariate:
         if (codes < 0).any():
             unseen = sorted(set(labels[codes < 0]))
             msg = (
-                f"adata.obs[{self.name!r}] holds {', '.join(map(repr, unseen[:5]))}, which the model has never seen. "
+                f"adata.obs[{self.name!r}] holds {', '.join(map(repr, unseen[:5]))}, never seen in training. "
                 f"{did_you_mean(unseen[0], self.categories)}"
             )
             raise ValueError(msg)
@@ -172,22 +176,22 @@ class CategoricalCovariate:
 
 @dataclass(frozen=True)
 class ContinuousCovariate:
-    """A covariate with numeric values, standardised with the data's mean and standard deviation.
+    """A covariate with numeric values, standardised by their mean and standard deviation.
 
     Parameters
     ----------
     name
         Column of ``adata.obs``.
     mean, std
-        Scaling, in the column's units.
+        Mean and standard deviation, in the column's units.
     low, high
         Observed range, in the column's units.
     allow_missing
-        Whether missing values are "unknown"; an error otherwise.
+        Whether missing values are treated as "unknown"; otherwise they raise an error.
     embed_dim
-        Width of the covariate's own vector in LoRACovariateSE.
+        Width of the covariate's embedding vector.
     hidden_dim, activation
-        Of the MLP that makes this vector.
+        Hidden width and activation of the MLP that computes this vector.
     """
 
     name: str
@@ -212,33 +216,38 @@ class ContinuousCovariate:
         hidden_dim: int = 128,
         activation: Activation = "silu",
     ) -> Self:
-        """Read the scaling from ``adata.obs[name]``, which must be numeric, finite and not constant."""
+        """Compute the scaling from ``adata.obs[name]``, which must be numeric, finite and not constant."""
         column = obs_column(adata, name, allow_missing=True)
         _check_any_present(column, name)
         values = _numbers(column, name, allow_missing=allow_missing)
         values = values[~np.isnan(values)]
         low, high = float(values.min()), float(values.max())
         if low == high:
-            msg = f"adata.obs[{name!r}] has one value only, {low:g}: leave it out of the covariates."
+            msg = f"adata.obs[{name!r}] has one value only, {low:g}. Leave it out of the covariates."
             raise ValueError(msg)
         with np.errstate(over="ignore", invalid="ignore"):
             mean, std = float(values.mean()), float(values.std())
         if not 0 < std < np.inf:
             msg = (
-                f"adata.obs[{name!r}] goes from {low:g} to {high:g}, which cannot be standardised. Choose another unit."
+                f"adata.obs[{name!r}] ranges from {low:g} to {high:g}, which cannot be standardised. Choose another "
+                "unit."
             )
             raise ValueError(msg)
         return cls(name, mean, std, low, high, allow_missing, embed_dim, hidden_dim, activation)
 
     @property
     def unknown(self) -> float:
-        """NaN, which stands for an unknown number."""
+        """NaN, the encoding of an unknown number."""
         return np.nan
 
     def encode(self, values: pd.Series, *, allow_missing: bool = False) -> np.ndarray:
-        """Standardise values in the column's units to float32 numbers ``(n_cells,)``.
+        """Standardise values in the column's units to float32 numbers ``(n_cells,)``; missing values become NaN.
 
-        A missing value is a ValueError, unless that is allowed, here or where the covariate was declared: then NaN.
+        Raises
+        ------
+        ValueError
+            If a value is infinite or too large to standardise, or is missing and neither this call nor the covariate's
+            declaration allows it.
         """
         numbers = _numbers(values, self.name, allow_missing=allow_missing or self.allow_missing)
         with np.errstate(over="ignore"):
@@ -246,15 +255,15 @@ class ContinuousCovariate:
         if np.isinf(standardised).any():
             farthest = numbers[np.isinf(standardised)][0]
             msg = (
-                f"adata.obs[{self.name!r}] holds {farthest:g}, which is too far from the values of training "
-                f"({self.low:g} ... {self.high:g}) to be told to the model."
+                f"adata.obs[{self.name!r}] holds {farthest:g}, which is too far outside the range seen in training "
+                f"({self.low:g} to {self.high:g}) for the model."
             )
             raise ValueError(msg)
         return standardised
 
 
 def _numbers(column: pd.Series, name: str, *, allow_missing: bool) -> np.ndarray:
-    """Values as float64, missing ones as NaN where they are allowed."""
+    """Convert values to float64; missing ones, if allowed, become NaN."""
     if not allow_missing:
         _check_covariate_present(column, name)
     _check_no_dates(column, name)
@@ -265,7 +274,7 @@ def _numbers(column: pd.Series, name: str, *, allow_missing: bool) -> np.ndarray
             raise TypeError(msg)
         values = pd.to_numeric(plain).to_numpy(dtype=np.float64)
     except (ValueError, TypeError) as error:
-        msg = f"adata.obs[{name!r}] is declared continuous, but is not numeric: {error}. Declare it 'categorical'."
+        msg = f"adata.obs[{name!r}] is declared continuous but is not numeric: {error}. Declare it 'categorical'."
         raise ValueError(msg) from error
     if np.isinf(values).any():
         msg = f"adata.obs[{name!r}] holds {np.isinf(values).sum()} infinite values of {len(values)}. "
@@ -277,7 +286,7 @@ Covariate = CategoricalCovariate | ContinuousCovariate
 
 
 def covariate_from_dict(stored: Mapping[str, Any]) -> Covariate:
-    """Rebuild a covariate from :func:`covariate_to_dict`."""
+    """Rebuild a covariate from the result of :func:`covariate_to_dict`."""
     stored = dict(stored)
     if stored["kind"] == "categorical":
         stored["categories"] = tuple(stored["categories"])
@@ -286,25 +295,25 @@ def covariate_from_dict(stored: Mapping[str, Any]) -> Covariate:
 
 
 def covariate_to_dict(covariate: Covariate) -> dict[str, Any]:
-    """Plain, JSON-able form of a covariate."""
+    """Return a covariate as plain values that JSON can store."""
     return asdict(covariate)
 
 
 def withhold(
     encoded: Mapping[str, np.ndarray], unknown: Mapping[str, int | float], share: float, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Replace values by "unknown" at random, so that a model learns what to do without them.
+    """Replace values by "unknown" at random, so that a model learns to work without them.
 
     Parameters
     ----------
     encoded
-        Encoded covariates, of any shape each; left as they are.
+        Encoded covariates, each of any shape; not modified.
     unknown
-        What stands for "unknown" in each covariate: ``Registry.unknown()``.
+        Encoding of "unknown" for each covariate: :meth:`Registry.unknown`.
     share
-        Chance of each value of each covariate to be replaced, independent of all others.
+        Probability of replacing a value, drawn independently for each value of each covariate.
     rng
-        Source of the draws.
+        Random generator.
     """
     return {
         name: np.where(rng.random(values.shape) < share, unknown[name], values).astype(values.dtype)
@@ -321,14 +330,14 @@ def fit_covariates(adata: AnnData, covariate_keys: CovariateKeys) -> tuple[Covar
         Annotated data.
     covariate_keys
         One key; a list of keys; a mapping from key to ``"categorical"``, ``"continuous"``, None or options; or a list
-        of options with a ``name``. Options are a dict or a :class:`scstate_lora.config.CovariateConfig`. Without a
-        declared kind, a numeric column with more than 8 different values is continuous and everything else categorical.
+        of options with a ``name``. Options are a dict or a :class:`scstate_lora.config.CovariateConfig`. If no kind is
+        declared, a numeric column with more than 8 distinct values is continuous and any other column categorical.
 
     Raises
     ------
     TypeError, KeyError, ValueError
-        A key is not a string, missing, given twice, of an unknown kind or with unusable options, or its column is
-        unusable.
+        If a key is not a string, does not exist, is repeated, or has an unknown kind or invalid options, or if its
+        column cannot be used.
     """
     return tuple(_fit(adata, declared) for declared in declared_covariates(covariate_keys).values())
 
@@ -339,8 +348,8 @@ def _fit(adata: AnnData, declared: CovariateConfig) -> Covariate:
     if kind == "continuous":
         if declared.num_categories is not None:
             msg = (
-                f"covariate_keys[{key!r}] has num_categories={declared.num_categories}, and adata.obs[{key!r}] is "
-                "taken as continuous. Declare its type 'categorical', or leave the number out."
+                f"covariate_keys[{key!r}] has num_categories={declared.num_categories}, but adata.obs[{key!r}] is "
+                "treated as continuous. Declare its type 'categorical', or leave num_categories out."
             )
             raise ValueError(msg)
         return ContinuousCovariate.fit(
@@ -353,16 +362,16 @@ def _fit(adata: AnnData, declared: CovariateConfig) -> Covariate:
         )
     if declared.continuous_encoder is not None:
         msg = (
-            f"covariate_keys[{key!r}] has a continuous_encoder, and adata.obs[{key!r}] is taken as categorical. "
+            f"covariate_keys[{key!r}] has a continuous_encoder, but adata.obs[{key!r}] is treated as categorical. "
             "Declare its type 'continuous', or leave the encoder out."
         )
         raise ValueError(msg)
     covariate = CategoricalCovariate.fit(adata, key, allow_missing=declared.allow_missing, embed_dim=declared.width)
-    found, expected = covariate.categories, declared.num_categories
-    if expected is not None and len(found) != expected:
+    levels, expected = covariate.categories, declared.num_categories
+    if expected is not None and len(levels) != expected:
         msg = (
-            f"covariate_keys[{key!r}] has num_categories={expected}, and adata.obs[{key!r}] holds {len(found)}: "
-            f"{', '.join(map(repr, found[:10]))}{', …' if len(found) > 10 else ''}."
+            f"covariate_keys[{key!r}] has num_categories={expected}, but adata.obs[{key!r}] holds {len(levels)}: "
+            f"{', '.join(map(repr, levels[:10]))}{', …' if len(levels) > 10 else ''}."
         )
         raise ValueError(msg)
     return covariate
@@ -371,4 +380,4 @@ def _fit(adata: AnnData, declared: CovariateConfig) -> Covariate:
 def _guess_kind(column: pd.Series) -> Literal["categorical", "continuous"]:
     values = column.dropna().infer_objects()
     numeric = pdt.is_numeric_dtype(values) and not pdt.is_bool_dtype(values)
-    return "continuous" if numeric and values.nunique() > HANDFUL else "categorical"
+    return "continuous" if numeric and values.nunique() > MAX_NUMERIC_LEVELS else "categorical"

@@ -1,4 +1,4 @@
-"""Columns from elsewhere in a MuData: of its other modalities, or of the MuData itself."""
+"""Columns from elsewhere in a MuData: from its other modalities, or from the MuData itself."""
 
 from __future__ import annotations
 
@@ -17,59 +17,61 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 
-class Borrowed(NamedTuple):
+class SharedColumn(NamedTuple):
     """Values from elsewhere in a MuData, in the order of one modality's cells."""
 
     values: pd.Series
-    """One value a cell, missing where the cell is not there; as an h5ad file can hold them."""
+    """One value per cell, missing for cells absent from the source; of a type that an h5ad file can store."""
     is_variable: bool
-    """Whether they are those of a variable and not a column of ``obs``."""
+    """Whether the values come from a variable rather than from a column of ``obs``."""
 
 
-def borrow(mdata: MuData, adata: AnnData, key: str, *, variables: bool) -> Borrowed | None:
-    """Find what a key means that is not, or not only, a column of the modality's own ``obs``.
+def find_column(mdata: MuData, adata: AnnData, key: str, *, allow_variables: bool) -> SharedColumn | None:
+    """Find a column for one modality elsewhere in a MuData.
 
-    ``"prot:donor"`` is the column ``donor`` of ``mdata["prot"].obs``, or else the values of the variable ``donor`` in
-    ``mdata["prot"].X``. A plain key that ``adata.obs`` lacks is a column of ``mdata.obs``. Cells are matched by name.
+    ``"prot:donor"`` is the column ``donor`` of ``mdata["prot"].obs`` or, failing that, the values of the variable
+    ``donor`` in ``mdata["prot"].X``. A plain key absent from ``adata.obs`` is a column of ``mdata.obs``. Cells are
+    matched by name.
 
     Parameters
     ----------
     mdata, adata
-        All modalities, and the one that is set up.
+        The MuData, and the modality that is set up.
     key
-        What the user wrote.
-    variables
-        Whether a variable will do.
+        The key the user gave.
+    allow_variables
+        Whether the key may name a variable.
 
     Returns
     -------
-    None where the key means a column of ``adata.obs``, or nothing.
+    The column, or None if the key names a column of ``adata.obs``, or no column at all.
 
     Raises
     ------
     KeyError
-        There is no such modality, or it has neither such a column nor such a variable; near names are suggested.
+        If the modality does not exist, or has neither a column nor a variable with this name; the message suggests
+        similar names.
     ValueError
-        Names of cells or of the variable are not unique, or the modalities share no cell.
+        If cell or variable names are not unique, or the modalities share no cell.
     """
     modality = next((name for name in mdata.mod if key.startswith(f"{name}:")), None)
     if modality is not None:
         other, name = mdata.mod[modality], key[len(modality) + 1 :]
-        if name in other.obs or (variables and name in other.var_names):
-            where = f"mdata[{modality!r}]"
-            unique_names(other.obs_names, f"{where}.obs_names", f"{where}.obs_names_make_unique()")
+        if name in other.obs or (allow_variables and name in other.var_names):
+            source = f"mdata[{modality!r}]"
+            unique_names(other.obs_names, f"{source}.obs_names", f"{source}.obs_names_make_unique()")
             is_variable = name not in other.obs
             column = _variable(other, modality, name) if is_variable else obs_column(other, name, allow_missing=True)
-            return Borrowed(_aligned(column, adata.obs_names, where), is_variable)
+            return SharedColumn(_aligned(column, adata.obs_names, source), is_variable)
     if key in adata.obs:
         return None
     if key in mdata.obs:
         column = obs_column(mdata, key, allow_missing=True)
-        return Borrowed(_aligned(column, adata.obs_names, "mdata.obs"), is_variable=False)
+        return SharedColumn(_aligned(column, adata.obs_names, "mdata.obs"), is_variable=False)
     if modality is not None:
-        known = [*other.obs.columns, *(other.var_names if variables else [])]
-        missing = f"mdata[{modality!r}].obs has no column {name!r}" + (", and var_names no such name" * variables)
-        msg = f"{key!r}: {missing}. {did_you_mean(name, known)}"
+        available = [*other.obs.columns, *(other.var_names if allow_variables else [])]
+        problem = f"mdata[{modality!r}].obs has no column {name!r}" + ", nor var_names this name" * allow_variables
+        msg = f"{key!r}: {problem}. {did_you_mean(name, available)}"
         raise KeyError(msg)
     if ":" in key:
         prefix = key.partition(":")[0]
@@ -79,25 +81,25 @@ def borrow(mdata: MuData, adata: AnnData, key: str, *, variables: bool) -> Borro
 
 
 def _variable(other: AnnData, modality: str, name: str) -> pd.Series:
-    """Values of one variable in ``X``."""
+    """Read the values of one variable from ``X``."""
     positions = np.flatnonzero(other.var_names == name)
     if len(positions) > 1:
         msg = f"mdata[{modality!r}].var_names holds {name!r} {len(positions)} times. Make the names unique."
         raise ValueError(msg)
     values: Any = other[:, positions].X
     if values is None:
-        msg = f"mdata[{modality!r}].X is empty, so the variable {name!r} has no values. Copy them to obs."
+        msg = f"mdata[{modality!r}].X is empty, so the variable {name!r} has no values. Put them in a column of obs."
         raise ValueError(msg)
     dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
     return pd.Series(dense.ravel(), index=other.obs_names, dtype=np.float64)
 
 
-def _aligned(column: pd.Series, cells: pd.Index, where: str) -> pd.Series:
-    """Bring values to the order of other cells, and to a type that an h5ad file can hold with missing ones."""
+def _aligned(column: pd.Series, cells: pd.Index, source: str) -> pd.Series:
+    """Reorder values to match other cells, in a type that an h5ad file can store together with missing values."""
     if not cells.isin(column.index).any():
         msg = (
-            f"{where} has none of the {len(cells)} cells: its names are like {column.index[0]!r}, those to be set up "
-            f"like {cells[0]!r}. Bring obs_names of all modalities to the same form."
+            f"{source} has none of the {len(cells)} cells: its cell names look like {column.index[0]!r}, but those of "
+            f"the modality to set up look like {cells[0]!r}. Use the same obs_names in all modalities."
         )
         raise ValueError(msg)
     aligned = column.reindex(cells).infer_objects()

@@ -1,4 +1,4 @@
-"""Registration: validate an AnnData or MuData, record what was found and how the cells are split."""
+"""Registration: validate an AnnData or MuData, and write its registry and split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scstate_lora._utils import did_you_mean
 from scstate_lora.config.data import declared_covariates
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.fields import CategoricalCovariate
-from scstate_lora.data.modalities import Borrowed, borrow
+from scstate_lora.data.modalities import SharedColumn, find_column
 from scstate_lora.data.registry import Registry
 from scstate_lora.data.results import results_restored_on_error
 from scstate_lora.data.splits import SplitRules, make_split, write_split, write_split_table
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
-    """Return the AnnData itself, or the one of a MuData's modalities that is named.
+    """Return the AnnData itself, or the named modality of a MuData.
 
     Raises
     ------
     TypeError
-        Neither an AnnData nor a MuData was given.
+        If the data are neither an AnnData nor a MuData.
     ValueError, KeyError
-        ``modality`` is missing for a MuData, given for an AnnData, or does not exist.
+        If ``modality`` is missing for a MuData, given for an AnnData, or does not exist.
     """
     from anndata import AnnData
 
@@ -45,7 +45,7 @@ def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
         return data
     modalities = getattr(data, "mod", None)
     if modalities is None:
-        msg = f"Expected an AnnData or a MuData, found {type(data).__name__}. Read a file by scanpy.read_h5ad(path)."
+        msg = f"Expected an AnnData or a MuData, found {type(data).__name__}. Read a file with scanpy.read_h5ad(path)."
         raise TypeError(msg)
     if modality is None:
         msg = f"A MuData needs modality=, one of {list(modalities)}."
@@ -57,20 +57,20 @@ def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
 
 
 def register(data: AnnData | MuData, config: DataConfig, *, seed: int = 0) -> BoundData:
-    """Validate, then write the registry and the split.
+    """Validate the data, then write the registry and the split.
 
     Parameters
     ----------
     data
         Cells x genes.
     config
-        What the columns mean and how the cells are split.
+        The roles of the columns, and how the cells are split.
     seed
         Seed of a random split.
 
     Returns
     -------
-    The AnnData that was set up, of a MuData that of its modality, bound to its registry.
+    The AnnData that was set up (for a MuData, its modality), bound to its registry.
 
     Raises
     ------
@@ -79,73 +79,73 @@ def register(data: AnnData | MuData, config: DataConfig, *, seed: int = 0) -> Bo
     """
     adata = choose_modality(data, config.modality)
     rules = SplitRules.of(config, seed=seed)
-    declared = declared_covariates(config.covariate_keys)
-    borrowed: dict[str, Borrowed] = {} if data is adata else _borrow(data, adata, declared, _other_columns(config))
-    for name, column in borrowed.items():
-        if column.is_variable and declared[name].type is None:
-            declared[name] = declared[name].model_copy(update={"type": "continuous"})
+    covariates = declared_covariates(config.covariate_keys)
+    shared: dict[str, SharedColumn] = {} if data is adata else _find(data, adata, covariates, _other_columns(config))
+    for name, column in shared.items():
+        if column.is_variable and covariates[name].type is None:
+            covariates[name] = covariates[name].model_copy(update={"type": "continuous"})
     with undone_on_error(adata):
-        for name, column in borrowed.items():
+        for name, column in shared.items():
             adata.obs[name] = column.values.array
-        registry = Registry.create(adata, config.model_copy(update={"covariate_keys": list(declared.values())}))
+        registry = Registry.create(adata, config.model_copy(update={"covariate_keys": list(covariates.values())}))
         cells = BoundData(registry, adata)
         assigned = make_split(cells, rules)
-        _check_levels_are_trained(cells, assigned)
-        registry = registry.of_trained_batches(adata, assigned == "train")
+        _check_training_levels(cells, assigned)
+        registry = registry.without_unseen_batches(adata, assigned == "train")
         registry.write(adata)
         write_split(adata, assigned)
         cells = BoundData(registry, adata)
         table = write_split_table(cells, rules)
-    logger.info("%s is taken as %s: %s.", matrix_name(config.layer), registry.scale, registry.scale_reason)
+    logger.info("%s is treated as %s: %s.", matrix_name(config.layer), registry.scale, registry.scale_reason)
     kinds = ", ".join(f"{c.name} ({c.kind})" for c in registry.covariates) or "none"
     logger.info("%d cells x %d genes; covariates: %s.", adata.n_obs, adata.n_vars, kinds)
-    if borrowed:
-        logger.info("Copied to the modality's obs: %s.", ", ".join(borrowed))
+    if shared:
+        logger.info("Copied to the modality's obs: %s.", ", ".join(shared))
     logger.info("Cells by split in adata.obs['scstate_split'] (%s):\n%s", rules.source, table.to_string(index=False))
     return cells
 
 
-def _borrow(mdata: Any, adata: AnnData, covariates: Iterable[str], others: Iterable[str]) -> dict[str, Borrowed]:
-    """Find the columns that the modality's own obs lacks elsewhere in the MuData; variables only for covariates."""
-    columns = {key: borrow(mdata, adata, key, variables=False) for key in others}
-    columns |= {key: borrow(mdata, adata, key, variables=True) for key in covariates}
+def _find(mdata: Any, adata: AnnData, covariates: Iterable[str], others: Iterable[str]) -> dict[str, SharedColumn]:
+    """Find columns absent from the modality's ``obs`` elsewhere in the MuData; only covariates may be variables."""
+    columns = {key: find_column(mdata, adata, key, allow_variables=False) for key in others}
+    columns |= {key: find_column(mdata, adata, key, allow_variables=True) for key in covariates}
     return {key: column for key, column in columns.items() if column is not None}
 
 
 def _other_columns(config: DataConfig) -> list[str]:
-    """Columns of obs that are named beside the covariates."""
+    """Return the columns of ``obs`` in use other than the covariates."""
     keys = [config.pert_key, config.cell_type_key, config.batch_key, config.split_key]
     keys += [*(config.context_keys or []), *(key for condition in config.holdout or [] for key in condition)]
     return [key for key in keys if key is not None]
 
 
-def _check_levels_are_trained(cells: BoundData, split: np.ndarray) -> None:
-    """Every level a model learns a vector for must have training cells, or it would keep a random one."""
+def _check_training_levels(cells: BoundData, split: np.ndarray) -> None:
+    """Require training cells for every level with a learned vector, which would otherwise stay random."""
     registry = cells.registry
     for covariate in registry.covariates:
         if covariate.kind == "continuous" and cells.obs[covariate.name][split == "train"].isna().all():
             msg = (
-                f"All training cells miss adata.obs[{covariate.name!r}], so nothing can be learnt of it. Hold out "
-                "other cells, or leave this column out."
+                f"adata.obs[{covariate.name!r}] is missing in all training cells, so nothing can be learned from it. "
+                "Hold out other cells, or leave this column out."
             )
             raise ValueError(msg)
     levels = {c.name: c.categories for c in registry.covariates if isinstance(c, CategoricalCovariate)}
-    if registry.control is not None:  # of perturbations STTransition decides: it may know them by their features
+    if registry.control is not None:  # other perturbations may be described by features: STTransition checks them
         levels.setdefault(str(registry.pert_key), (registry.control,))
-    for name, known in levels.items():
-        unseen = sorted(set(known) - set(cells.labels(name)[split == "train"]))
+    for name, categories in levels.items():
+        unseen = sorted(set(categories) - set(cells.labels(name)[split == "train"]))
         if unseen:
             msg = (
                 f"No training cell has adata.obs[{name!r}] = {', '.join(map(repr, unseen[:5]))}, so nothing can be "
-                "learnt of it. Hold out fewer cells, for instance one combination of values rather than all cells of "
-                "one value, or leave these cells or this column out."
+                "learned about it. Hold out fewer cells (for example, one combination of values rather than all cells "
+                "with one value), or leave these cells or this column out."
             )
             raise ValueError(msg)
 
 
 @contextmanager
 def undone_on_error(adata: AnnData) -> Iterator[None]:
-    """Take the registry, the split and any other new column out again, or put the earlier ones back, on an error."""
+    """On an error, restore ``obs`` and all results to their earlier state."""
     obs = adata.obs.copy(deep=False)
     try:
         with results_restored_on_error(adata):

@@ -1,4 +1,4 @@
-"""The registry: what `setup_anndata` found in an AnnData, stored as JSON, and the transfer of new data against it."""
+"""The registry: a record of the data that ``setup_anndata`` validated, stored as JSON and applied to new data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scstate_lora.data.contexts import column_labels, join_labels
 from scstate_lora.data.embedding import read_embedding
 from scstate_lora.data.expression import check_expression
 from scstate_lora.data.fields import (
-    HANDFUL,
+    MAX_NUMERIC_LEVELS,
     CategoricalCovariate,
     Covariate,
     as_labels,
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Registry:
-    """What a model needs to know of the data it was set up on. Plain values only, so it survives any file format.
+    """Description of the data that a model was set up on, as plain values that any file format can store.
 
     Parameters
     ----------
     var_names
         Genes, in the model's order.
     scale, scale_reason
-        ``"counts"`` or ``"log1p"``, and why it was decided so.
+        ``"counts"`` or ``"log1p"``, and the reason for this decision.
     layer
         Layer that holds the matrix; None for ``adata.X``.
     gene_key
@@ -52,18 +52,18 @@ class Registry:
     covariates
         Fitted covariates.
     pert_key, control
-        Column of the perturbation, and its control level.
+        Column with the perturbation, and its control level.
     perturbations
         All levels of ``pert_key``, sorted.
     cell_type_key, batch_key
         Columns of the cell type and the batch.
     context_keys
-        Columns within whose combinations cells are compared: sets of control and perturbed cells share them.
+        Columns that define the contexts: control and perturbed cells of a set agree in all of them.
     batch
-        Levels of ``batch_key``; None without one, where it has one level only, and in registries written by versions
-        that did not record them.
+        Levels of ``batch_key``; None if no batch was set up, if it has one level only, or if the registry was written
+        by a version that did not record the levels.
     embed_key, embed_width
-        An embedding in ``adata.obsm`` to work from, and its number of columns.
+        Key of the input embedding in ``adata.obsm``, and its number of columns.
     """
 
     var_names: list[str]
@@ -84,14 +84,14 @@ class Registry:
 
     @classmethod
     def create(cls, adata: AnnData, config: DataConfig) -> Self:
-        """Validate an AnnData and record what was found. Nothing is written.
+        """Validate an AnnData and record its description. Nothing is written to it.
 
         Parameters
         ----------
         adata
             Cells x genes.
         config
-            What the columns mean; how the cells are split does not matter here.
+            The roles of the columns; options of the split are ignored.
 
         Raises
         ------
@@ -115,8 +115,8 @@ class Registry:
         if context_keys is None:
             context_keys = _default_context(adata, covariates, pert_key, config.cell_type_key)
         if pert_key is not None:
-            may_miss = {c.name for c in covariates if c.allow_missing} - {config.cell_type_key, config.batch_key}
-            _check_contexts(adata, pert_key, control, context_keys, may_miss)
+            nullable = {c.name for c in covariates if c.allow_missing} - {config.cell_type_key, config.batch_key}
+            _check_contexts(adata, pert_key, control, context_keys, nullable)
         embed_width = None if config.embed_key is None else read_embedding(adata, config.embed_key).shape[1]
         stats, matrix = check_expression(adata, config.layer)  # last, as it takes longest
         scale, reason = resolve_scale(stats, config.input_scale, matrix)
@@ -144,7 +144,7 @@ class Registry:
         return [p for p in self.perturbations if p != self.control]
 
     def covariate(self, name: str) -> Covariate:
-        """Return the fitted covariate of that name; a KeyError suggests near ones."""
+        """Return the fitted covariate with this name; if none exists, a KeyError suggests similar names."""
         for covariate in self.covariates:
             if covariate.name == name:
                 return covariate
@@ -152,32 +152,32 @@ class Registry:
         raise KeyError(msg)
 
     @property
-    def may_miss(self) -> set[str]:
-        """Columns whose values may be missing: covariates declared so, without keys that every cell needs."""
+    def nullable_columns(self) -> set[str]:
+        """Columns that may have missing values: covariates declared so, except keys that every cell needs."""
         names = {c.name for c in self.covariates if c.allow_missing}
         return names - {str(key) for key in (self.pert_key, self.cell_type_key, self.batch_key) if key is not None}
 
     def unknown(self) -> dict[str, int | float]:
-        """Return what encodes "unknown" in each covariate: a code of its own, or NaN."""
+        """Return the encoding of "unknown" for each covariate: its own code, or NaN."""
         return {c.name: c.unknown for c in self.covariates}
 
-    def of_trained_batches(self, adata: AnnData, trained: np.ndarray) -> Registry:
-        """Forget the batches without training cells: nothing can be learned of them, so they are unknown."""
+    def without_unseen_batches(self, adata: AnnData, is_training: np.ndarray) -> Registry:
+        """Drop batches without training cells: nothing can be learned about them, so they count as unknown."""
         if self.batch is None:
             return self
-        seen = set(column_labels(adata, self.batch.name)[trained])
+        seen = set(column_labels(adata, self.batch.name)[is_training])
         levels = tuple(level for level in self.batch.categories if level in seen)
         return replace(self, batch=replace(self.batch, categories=levels) if len(levels) > 1 else None)
 
     def to_json(self) -> str:
-        """Turn the registry into JSON text."""
+        """Return the registry as JSON text."""
         batch = None if self.batch is None else covariate_to_dict(self.batch)
         covariates = [covariate_to_dict(c) for c in self.covariates]
         return json.dumps({**self.__dict__, "batch": batch, "covariates": covariates})
 
     @classmethod
     def from_json(cls, text: str) -> Registry:
-        """Rebuild a registry from :meth:`to_json`, of this version or an earlier one."""
+        """Rebuild a registry from the result of :meth:`to_json`, of this or an earlier version."""
         stored: dict[str, Any] = json.loads(text)
         stored["covariates"] = tuple(covariate_from_dict(c) for c in stored["covariates"])
         if stored.get("batch") is not None:
@@ -190,7 +190,13 @@ class Registry:
 
     @classmethod
     def from_adata(cls, adata: AnnData) -> Registry:
-        """Read the registry of an AnnData that was set up; a KeyError otherwise."""
+        """Read the registry of an AnnData.
+
+        Raises
+        ------
+        KeyError
+            If the AnnData was not set up.
+        """
         stored = read_result(adata, REGISTRY)
         if stored is None:
             msg = "This AnnData was not set up. Run ssl.setup_anndata(adata, covariate_keys=[...]) first."
@@ -202,15 +208,15 @@ def _perturbations(adata: AnnData, pert_key: str | None, control: Any) -> tuple[
     """Levels of ``adata.obs[pert_key]``, and the control as one of them."""
     if pert_key is None:
         if control is not None:
-            msg = f"control={control!r} is given without pert_key=, the column of adata.obs it belongs to."
+            msg = f"control={control!r} needs pert_key=, the column of adata.obs that holds it."
             raise ValueError(msg)
         return [], None
-    obs_column(adata, pert_key)  # missing values are allowed in no case
+    obs_column(adata, pert_key)  # missing values are never allowed here
     levels = list(CategoricalCovariate.fit(adata, pert_key).categories)
     if control is None:
         listed = ", ".join(map(repr, levels[:10])) + (", …" if len(levels) > 10 else "")
         msg = (
-            f"pert_key={pert_key!r} needs control=, the level of the unperturbed cells; adata.obs[{pert_key!r}] holds "
+            f"pert_key={pert_key!r} needs control=, the level of the control cells; adata.obs[{pert_key!r}] holds "
             f"{listed}."
         )
         raise ValueError(msg)
@@ -221,34 +227,34 @@ def _perturbations(adata: AnnData, pert_key: str | None, control: Any) -> tuple[
 
 
 def _batch(adata: AnnData, batch_key: str) -> CategoricalCovariate | None:
-    """Levels of the batch; None when there is nothing to tell apart."""
+    """Levels of the batch; None if it has only one."""
     levels = sorted(as_labels(obs_column(adata, batch_key)).unique())
     return CategoricalCovariate(batch_key, tuple(levels)) if len(levels) > 1 else None
 
 
 def _check_contexts(
-    adata: AnnData, pert_key: str, control: str | None, context_keys: Sequence[str], may_miss: Collection[str]
+    adata: AnnData, pert_key: str, control: str | None, context_keys: Sequence[str], nullable: Collection[str]
 ) -> None:
-    """Every context with perturbed cells must have control cells; the message names coarser contexts that do."""
+    """Require control cells in every context with perturbed cells; the error suggests coarser contexts."""
     if pert_key in context_keys:
-        msg = f"context_keys holds {pert_key!r}, which is pert_key: cells are compared across it. Leave it out."
+        msg = f"context_keys holds {pert_key!r}, which is pert_key, whose levels are compared. Leave it out."
         raise ValueError(msg)
     perturbed = column_labels(adata, pert_key) != control
-    labels = {key: column_labels(adata, key, allow_missing=key in may_miss) for key in context_keys}
+    labels = {key: column_labels(adata, key, allow_missing=key in nullable) for key in context_keys}
 
-    def lacking(keys: Sequence[str]) -> list[str]:
+    def without_controls(keys: Sequence[str]) -> list[str]:
         contexts = join_labels([labels[key] for key in keys], adata.n_obs)
         return sorted(set(contexts[perturbed]) - set(contexts[~perturbed]))
 
-    missing = lacking(context_keys)
+    missing = without_controls(context_keys)
     if missing:
-        fewer = [[k for k in context_keys if k != dropped] for dropped in reversed(context_keys)]
-        enough = next(keys for keys in [*fewer, []] if not lacking(keys))
+        coarser = [[k for k in context_keys if k != dropped] for dropped in reversed(context_keys)]
+        sufficient = next(keys for keys in [*coarser, []] if not without_controls(keys))
         listed = "; ".join(missing[:5]) + (f"; and {len(missing) - 5} more" if len(missing) > 5 else "")
         msg = (
-            f"{len(missing)} contexts ({' x '.join(context_keys)}) have perturbed cells, but no control "
-            f"({control!r} in adata.obs[{pert_key!r}]): {listed}. Leave those cells out, or compare within coarser "
-            f"contexts, which all have controls: context_keys={enough}."
+            f"{len(missing)} contexts ({' x '.join(context_keys)}) have perturbed cells but no control cells "
+            f"({control!r} in adata.obs[{pert_key!r}]): {listed}. Leave these cells out, or use coarser contexts, "
+            f"which all have control cells: context_keys={sufficient}."
         )
         raise ValueError(msg)
 
@@ -256,10 +262,10 @@ def _check_contexts(
 def _default_context(
     adata: AnnData, covariates: Sequence[Covariate], pert_key: str | None, cell_type_key: str | None
 ) -> list[str]:
-    """Cell type, then every covariate that groups cells: categorical, or numeric with a handful of values."""
+    """Return the cell type and every covariate that groups cells: categorical, or with few distinct numbers."""
     keys = [cell_type_key] if cell_type_key is not None else []
     for covariate in covariates:
-        groups = covariate.kind == "categorical" or adata.obs[covariate.name].nunique() <= HANDFUL
+        groups = covariate.kind == "categorical" or adata.obs[covariate.name].nunique() <= MAX_NUMERIC_LEVELS
         if groups and covariate.name not in (pert_key, cell_type_key):
             keys.append(covariate.name)
     return keys

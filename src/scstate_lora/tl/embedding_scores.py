@@ -11,7 +11,7 @@ from pandas.api import types as pdt
 from scstate_lora._constants import OBSM_BASE, OBSM_SE, OBSM_ST, OBSM_STATE
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data import Registry, log_expression
-from scstate_lora.data.fields import HANDFUL, as_labels, obs_column
+from scstate_lora.data.fields import MAX_NUMERIC_LEVELS, as_labels, obs_column
 from scstate_lora.data.results import EVALUATE, write_result
 from scstate_lora.metrics import (
     Score,
@@ -203,7 +203,7 @@ def _is_continuous(column: pd.Series, registry: Registry) -> bool:
     for covariate in registry.covariates:
         if covariate.name == column.name:
             return covariate.kind == "continuous"
-    return pdt.is_numeric_dtype(column) and not pdt.is_bool_dtype(column) and column.nunique() > HANDFUL
+    return pdt.is_numeric_dtype(column) and not pdt.is_bool_dtype(column) and column.nunique() > MAX_NUMERIC_LEVELS
 
 
 def _left_out(labels: np.ndarray) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scstate_lora._constants import OBSM_SE
+from scstate_lora._utils import warn_user
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate, label_of
 from scstate_lora.data.results import INTERPOLATE, as_uns, write_result
@@ -185,12 +186,11 @@ def _numbers(values: Any, covariate: str) -> np.ndarray:
 def _warn_outside(values: np.ndarray, fitted: ContinuousCovariate) -> None:
     outside = values[(values < fitted.low) | (values > fitted.high)]
     if len(outside):
-        msg = (
+        warn_user(
             f"{fitted.name!r} was seen from {fitted.low:g} to {fitted.high:g} in training; "
             f"{', '.join(f'{v:g}' for v in outside)} {'lies' if len(outside) == 1 else 'lie'} outside. This is "
             "extrapolation, which no training cell constrains."
         )
-        warnings.warn(msg, UserWarning, stacklevel=3)
 
 
 def _under(
@@ -203,7 +203,7 @@ def _under(
         condition = {**(covariates or {}), covariate: value}
     with warnings.catch_warnings():
         # Warned of already, once for all values; warnings of other covariates still show.
-        warnings.filterwarnings("ignore", message=rf"covariates\[{covariate!r}\] goes to", category=UserWarning)
+        warnings.filterwarnings("ignore", message=rf"covariates\[{covariate!r}\] ranges from", category=UserWarning)
         return cells.under(condition)
 
 
@@ -217,7 +217,7 @@ def _describe(
     """Describe every embedded cell: its source and the covariates that it is conditioned on."""
     registry = se.registry
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*goes to", category=UserWarning)  # warned of while embedding
+        warnings.filterwarnings("ignore", message=".*ranges from", category=UserWarning)  # warned of while embedding
         condition = (
             BoundData(registry, cells).under(covariates).covariate_values.drop(columns=covariate, errors="ignore")
         )

@@ -290,7 +290,7 @@ def test_numeric_levels_are_named_as_in_the_table(screen, make_st):
 
 def test_wrong_requests_raises(screened):
     adata, st = screened
-    with pytest.raises(ValueError, match=r"target='g4' was not seen in training. There are: 'g1'"):
+    with pytest.raises(ValueError, match=r"target='g4' was not seen in training. Available: 'g1'"):
         st.predict(target="g4")
     with pytest.raises(ValueError, match="target='none' is the control"):
         st.predict(target="none")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scstate_lora.data.fields import HANDFUL, CategoricalCovariate, Covariate
+from scstate_lora.data.fields import MAX_NUMERIC_LEVELS, CategoricalCovariate, Covariate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +75,7 @@ def _bins(values: np.ndarray) -> np.ndarray:
     """Assign values to groups: one per value if they are few, else quantiles; unknown values form their own."""
     present = values[~np.isnan(values)]
     levels = np.unique(present)
-    if len(levels) > HANDFUL:
+    if len(levels) > MAX_NUMERIC_LEVELS:
         levels = np.unique(np.quantile(present, np.linspace(0, 1, _BINS + 1)[:-1]))
     return np.where(np.isnan(values), -1, np.searchsorted(levels, values, side="right")).astype(np.int64)
 

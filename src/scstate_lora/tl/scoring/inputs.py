@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scstate_lora._utils import did_you_mean
+from scstate_lora._utils import did_you_mean, warn_user
 from scstate_lora.data import Registry
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.contexts import join_labels
@@ -193,12 +192,8 @@ def _refuse_predicted(adata: AnnData, argument: str) -> None:
 
 
 def _warn_of_overlap(real: pd.Index, train: pd.Index, targets: Sequence[str]) -> None:
-    """Warn if measured cells are training cells; two frames below a public function."""
+    """Warn if measured cells are training cells."""
     shared = len(set(real) & set(train))
     if shared:
         label = f"cells {targets[0]!r}" if len(targets) == 1 else "perturbed cells"
-        warnings.warn(
-            f"{shared} {label} are in both real and train, by name: the scores are not of held-out cells.",
-            UserWarning,
-            stacklevel=4,
-        )
+        warn_user(f"{shared} {label} are in both real and train, by name: the scores are not of held-out cells.")
