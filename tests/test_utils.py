@@ -22,12 +22,11 @@ def test_the_mistyped_name_need_not_be_a_string():
     assert did_you_mean(10, ["100", "burn"]) == "Did you mean '100'?"
 
 
-def test_a_warning_points_at_the_line_that_called_the_package(monkeypatch):
+def test_a_warning_points_at_the_line_that_called_the_package():
     namespace = {"warn_user": warn_user, "cached_property": cached_property}
     path = f"{_utils._PACKAGE}some_module.py"
     code = "class Bound:\n    @cached_property\n    def x(self): warn_user('hm')\ndef public(): return Bound().x"
     exec(compile(code, path, "exec"), namespace)  # a frame of the standard library lies between two of the package
-    monkeypatch.setattr(_utils, "_PACKAGE", _utils._PACKAGE)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         namespace["public"]()
