@@ -93,7 +93,7 @@ def test_read_depth_matters_to_a_base_that_is_told_it(embedded, form):
 def test_pieces_give_the_same(embedded, base, n_pairs, monkeypatch):
     genes = base.genes[:9]
     whole = _decode(embedded, base, genes).X
-    monkeypatch.setattr(inference_embed, "_PAIR_NUMBERS", n_pairs * 3 * base.encoder.config.decoder_dim)
+    monkeypatch.setattr(inference_embed, "_PAIR_ACTIVATIONS", n_pairs * 3 * base.encoder.config.decoder_dim)
     np.testing.assert_allclose(_decode(embedded, base, genes).X, whole, atol=1e-6)
 
 
