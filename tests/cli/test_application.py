@@ -203,7 +203,7 @@ REFUSED = {
     "repeated covariate": (["--covariates", "condition,condition"], "names 'condition' more than once"),
     "wrong control": ([*KEYS, "--control", "Sham"], "Did you mean 'sham'?"),
     "no control": (["--pert-key", "condition"], "needs control="),
-    "no perturbation": (["--control", "sham"], "without pert_key="),
+    "no perturbation": (["--control", "sham"], "needs pert_key="),
     "context without control": ([*KEYS, "data.context_keys=[mouse_id]"], "context_keys=[]"),
     "unknown layer": (["--layer", "raw"], "adata.layers['raw']"),
     "wrong scale": (["--input-scale", "log1p"], "use 'counts'"),
