@@ -10,7 +10,8 @@ import pytest
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
 from scstate_lora.data.bound import BoundData
-from scstate_lora.data.splits import SplitRules, make_split, read_split, split_table, write_split, write_split_table
+from scstate_lora.data.split_column import read_split, write_split
+from scstate_lora.data.splits import SplitRules, make_split, split_table, write_split_table
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from scstate_lora.data.expression import read_expression
 from scstate_lora.data.fields import as_labels
 from scstate_lora.data.genes import gene_names, match_genes, take_columns, unique_names
 from scstate_lora.data.matrix import check_scale, log_normalize, log_raw
-from scstate_lora.data.splits import read_split
+from scstate_lora.data.split_column import read_split
 from scstate_lora.data.stream import check_not_empty, matrix_name
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from scstate_lora.data.fields import CategoricalCovariate
 from scstate_lora.data.modalities import SharedColumn, find_column
 from scstate_lora.data.registry import Registry
 from scstate_lora.data.results import results_restored_on_error
-from scstate_lora.data.splits import SplitRules, make_split, write_split, write_split_table
+from scstate_lora.data.split_column import write_split
+from scstate_lora.data.splits import SplitRules, make_split, write_split_table
 from scstate_lora.data.stream import matrix_name
 
 if TYPE_CHECKING:

@@ -9,20 +9,16 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pandas as pd
 
-from scstate_lora._constants import OBS_SPLIT
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.contexts import join_labels
 from scstate_lora.data.fields import as_labels, label_of, obs_column
 from scstate_lora.data.results import SPLIT, write_result
+from scstate_lora.data.split_column import SPLITS, read_split
 from scstate_lora.data.split_files import SplitFile
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from scstate_lora.config import DataConfig
     from scstate_lora.data.bound import BoundData
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ def make_split(cells: BoundData, rules: SplitRules) -> np.ndarray:
         file does not fit the data, or no cell is left for training.
     """
     if rules.options.split_key is not None:
-        split = _stored_split(cells.adata, rules.options.split_key)
+        split = read_split(cells.adata, rules.options.split_key)
     else:
         split = _held_out_split(cells, rules)
     if not (split == "train").any():
@@ -134,18 +130,6 @@ def _held_out_split(cells: BoundData, rules: SplitRules) -> np.ndarray:
         split[_draw(strata, split == "train", options.test_size, rng)] = "test"
     if not (split == "val").any():
         split[_draw(strata, split == "train", options.val_size, rng)] = "val"
-    return split
-
-
-def _stored_split(adata: AnnData, split_key: str) -> np.ndarray:
-    split = as_labels(obs_column(adata, split_key)).to_numpy(dtype=object)
-    unknown = sorted(set(split) - set(SPLITS))
-    if unknown:
-        msg = (
-            f"adata.obs[{split_key!r}] holds {', '.join(map(repr, unknown[:5]))}; a split is one of "
-            f"{', '.join(map(repr, SPLITS))}. Rename the values."
-        )
-        raise ValueError(msg)
     return split
 
 
@@ -186,11 +170,6 @@ def _draw(strata: np.ndarray, candidates: np.ndarray, share: float, rng: np.rand
     return np.concatenate(chosen)
 
 
-def write_split(adata: AnnData, split: np.ndarray) -> None:
-    """Store the split in ``adata.obs["scstate_split"]``."""
-    adata.obs[OBS_SPLIT] = pd.Categorical(split, categories=list(SPLITS))
-
-
 def write_split_table(cells: BoundData, rules: SplitRules) -> pd.DataFrame:
     """Store the table of the split that is in ``adata.obs`` and the rules it follows; give the table.
 
@@ -204,11 +183,6 @@ def write_split_table(cells: BoundData, rules: SplitRules) -> pd.DataFrame:
     record = {"table": stored, "source": rules.source, "rules": rules.to_json()}
     write_result(cells.adata, SPLIT, record)
     return table
-
-
-def read_split(adata: AnnData) -> np.ndarray:
-    """Read the stored split of every cell, shape ``(n_cells,)``."""
-    return _stored_split(adata, OBS_SPLIT)
 
 
 def split_table(cells: BoundData) -> pd.DataFrame:

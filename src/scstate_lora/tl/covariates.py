@@ -11,7 +11,7 @@ from scstate_lora._constants import OBS_SPLIT
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.fields import ContinuousCovariate, Covariate, as_labels, obs_column
 from scstate_lora.data.results import COVARIATE_INFORMATION, write_result
-from scstate_lora.data.splits import read_split
+from scstate_lora.data.split_column import read_split
 from scstate_lora.metrics import (
     HeldOutScore,
     held_out_categorical_probe,
