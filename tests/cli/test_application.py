@@ -300,7 +300,7 @@ def test_missing_arguments_raise(call, files):
     assert "--covariates" in err
     code, _, err = call("rn")
     assert code == 2
-    assert "run" in err
+    assert "'rn'" in err
 
 
 def test_demo_calls_the_demonstration_and_says_where(call, tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def _cells(base, n=100, *, seed=0, n_unknown=6, density=0.5):
     """Counts of the base's genes and some others, in the base's order; one cell expresses nothing."""
     genes = [*base.genes, *(f"UNKNOWN{i}" for i in range(n_unknown))]
     rng = np.random.default_rng(seed)
-    x = sparse.random(n, len(genes), density=density, format="csr", rng=rng, dtype=np.float32)
+    x = sparse.random(n, len(genes), density=density, format="csr", random_state=rng, dtype=np.float32)
     x.data = np.ceil(30 * x.data**2)
     x = x.tolil()
     x[3] = 0
