@@ -43,7 +43,7 @@ def test_absent_gene_column_raises():
         gene_names(adata, "symbols")
 
 
-def test_names_that_are_the_same_as_text_raises():
+def test_names_that_are_equal_as_strings_raises():
     with pytest.raises(ValueError, match=r"x holds '1' more than once\. Names must be unique: do y"):
         unique_names([1, "1"], "x", "do y")
 
@@ -57,7 +57,7 @@ def test_a_tenth_of_the_genes_is_enough():
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "hint"),
+    ("available", "requested", "hint"),
     [
         ([g.capitalize() for g in HUMAN], HUMAN, r"Ignoring case 100% would match: mouse symbols"),
         (ENSEMBL, [f"{g}.3" for g in ENSEMBL], r"Without version suffixes .* 100% would match"),
@@ -67,11 +67,11 @@ def test_a_tenth_of_the_genes_is_enough():
         (HUMAN[:1], HUMAN, "gene_key="),
     ],
 )
-def test_under_a_tenth_of_the_genes_raises(found, wanted, hint):
+def test_under_a_tenth_of_the_genes_raises(available, requested, hint):
     with pytest.raises(ValueError, match=hint) as error:
-        match_genes(found, wanted)
-    assert f"The data has {', '.join(found[:3])}" in str(error.value)
-    assert f"the model has {', '.join(wanted[:3])}" in str(error.value)
+        match_genes(available, requested)
+    assert f"The data have {', '.join(available[:3])}" in str(error.value)
+    assert f"the model has {', '.join(requested[:3])}" in str(error.value)
     assert "of the model's 20 genes" in str(error.value)
 
 
@@ -99,7 +99,7 @@ def test_vocabulary_is_matched_by_plain_names():
 
 
 @pytest.mark.parametrize("kind", [object, "category", "string"])
-def test_the_column_that_finds_most_genes_is_taken(kind):
+def test_the_column_that_matches_most_genes_is_used(kind):
     columns = {"number": range(20), "few": [*HUMAN[:5], *"abcdefghijklmno"], "symbol": HUMAN[::-1]}
     adata = _cells(ENSEMBL, **columns)
     adata.var["symbol"] = adata.var["symbol"].astype(kind)
@@ -110,7 +110,7 @@ def test_the_column_that_finds_most_genes_is_taken(kind):
     assert match_vocabulary(adata, HUMAN, gene_key="few").columns.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_var_names_come_first_when_a_column_finds_as_many():
+def test_var_names_take_precedence_over_a_column_that_matches_as_many():
     assert match_vocabulary(_cells(HUMAN, symbol=HUMAN[::-1]), HUMAN).source == "adata.var_names"
 
 
@@ -120,7 +120,7 @@ def test_version_suffixes_of_ensembl_ids_do_not_matter(of_data, of_base):
     assert match_vocabulary(_cells(names), vocabulary).vocabulary.tolist() == list(range(19, -1, -1))
 
 
-def test_the_same_version_comes_first_and_dots_of_symbols_stay():
+def test_the_same_version_takes_precedence_and_dots_in_symbols_are_kept():
     vocabulary = ["ENSG00000000001.1", "ENSG00000000001.2", "RP11.1"]
     match = match_vocabulary(_cells(["RP11.2", "ENSG00000000001.2", "ENSG00000000001.9", "RP11.1"]), vocabulary)
     assert match.columns.tolist() == [1, 2, 3]
@@ -133,12 +133,12 @@ def test_repeated_and_missing_names_of_a_column_are_kept_and_skipped():
     assert match.columns.tolist() == [0, 2, 3, 5]
     assert match.vocabulary.tolist() == [1, 2, 1, 1]
     assert "4 of the data's 6 genes" in str(match)
-    assert str(match).endswith("(by adata.var['symbol']; 2 of them have the name of another)")
+    assert str(match).endswith("(by adata.var['symbol']; 2 of them repeat a gene)")
     with_nan = pd.Series(["GENE1", np.nan, 3], index=list("abc"), dtype=object)
     assert match_vocabulary(_cells("abc", symbol=with_nan), [*HUMAN, "nan", "3"]).columns.tolist() == [0]
 
 
-def test_a_column_that_repeats_few_genes_does_not_win():
+def test_a_column_that_repeats_few_genes_is_not_used():
     adata = _cells([*HUMAN[:5], *"abcdefghijklmno"], nearest=["GENE1"] * 20)
     assert match_vocabulary(adata, HUMAN).source == "adata.var_names"
 
@@ -162,7 +162,7 @@ def test_absent_column_for_the_vocabulary_raises():
         match_vocabulary(_cells(["a"], symbol=["GENE1"]), HUMAN, gene_key="symbols")
 
 
-def test_a_tenth_of_whichever_are_fewer_is_enough():
+def test_a_tenth_of_the_smaller_set_is_enough():
     large = [f"GENE{i}" for i in range(1000)]
     assert len(match_vocabulary(["GENE1", *"abcdefghi"], large).columns) == 1
     assert len(match_vocabulary([*HUMAN[:2], *(f"x{i}" for i in range(500))], HUMAN).columns) == 2
@@ -178,9 +178,9 @@ def test_a_tenth_of_whichever_are_fewer_is_enough():
         (_cells(MOUSE_ENSEMBL, symbol=[g.capitalize() for g in HUMAN]), HUMAN, r"Ignoring case 100% would match"),
         (_cells(MOUSE), HUMAN, r"look like mouse symbols \(Actb\) against human ones"),
         (_cells(MOUSE_ENSEMBL), ENSEMBL, r"Ensembl ids of two species \(ENSMUSG…, ENSG…\)"),
-        (_cells(MOUSE_ENSEMBL), HUMAN, r"another species \(ENSMUSG…\).*symbols of their human orthologues"),
-        (_cells(ENSEMBL, kind=["Gene Expression"] * 20), HUMAN, r"Ensembl ids, the base's are symbols: add a column"),
-        (_cells(HUMAN), ENSEMBL, r"not Ensembl ids, the base's are \(ENSG…\): add a column"),
+        (_cells(MOUSE_ENSEMBL), HUMAN, r"other than human \(ENSMUSG…\).*symbols of the human orthologues"),
+        (_cells(ENSEMBL, kind=["Gene Expression"] * 20), HUMAN, r"Ensembl ids, the base symbols: add a column"),
+        (_cells(HUMAN), ENSEMBL, r"The base uses Ensembl ids \(ENSG…\), the data do not: add a column"),
         (_cells([f"p{i}" for i in range(20)]), HUMAN, r"Add a column with such names to adata\.var"),
     ],
 )
@@ -192,7 +192,7 @@ def test_genes_outside_of_the_vocabulary_raises(adata, vocabulary, hint):
     assert f"the base has {', '.join(vocabulary[:3])}, …" in str(error.value)
 
 
-def test_another_column_than_the_one_that_would_match_raises():
+def test_a_column_that_does_not_match_raises_and_suggests_one_that_does():
     adata = _cells(ENSEMBL, kind=["protein"] * 20, symbol=HUMAN, empty=[None] * 20)
     with pytest.raises(ValueError, match=r"adata\.var\['symbol'\] would match 20: leave out gene_key='kind'"):
         match_vocabulary(adata, HUMAN, gene_key="kind")
@@ -200,7 +200,7 @@ def test_another_column_than_the_one_that_would_match_raises():
         match_vocabulary(adata, HUMAN, gene_key="empty")
 
 
-def test_columns_are_taken_in_order_and_absent_ones_are_empty():
+def test_columns_are_taken_in_order_and_absent_ones_are_zero():
     x = sparse.random(6, 5, density=0.6, format="csr", dtype=np.float32, random_state=0)
     taken = take_columns(x, np.array([4, -1, 0]))
     assert (taken.toarray()[:, [0, 2]] == x.toarray()[:, [4, 0]]).all()

@@ -147,7 +147,7 @@ def test_scale_is_decided_from_the_values(values, scale, reason):
     assert reason in why
 
 
-def test_shallow_counts_are_not_taken_for_log():
+def test_shallow_counts_are_not_mistaken_for_log1p():
     shallow = np.random.default_rng(0).poisson(0.05, (200, 100))
     assert resolve_scale(_stats(shallow), None, "adata.X")[0] == "counts"
 
@@ -170,7 +170,7 @@ def test_input_scale_overrides():
         (np.expm1(_log(COUNTS, target=1)), None, "neither counts nor log1p"),
     ],
 )
-def test_scale_against_the_values_raises(values, input_scale, message):
+def test_scale_that_contradicts_the_values_raises(values, input_scale, message):
     with pytest.raises(ValueError, match=message):
         resolve_scale(_stats(values), input_scale, "adata.X")
 
@@ -183,7 +183,7 @@ def test_new_data_of_the_same_scale_passes():
 
 
 @pytest.mark.parametrize(
-    ("setup", "input_scale", "new", "found"),
+    ("setup", "input_scale", "new", "kind"),
     [
         (_log(COUNTS), None, COUNTS, "counts"),
         (_log(COUNTS), None, COUNTS * 30.5, "counts"),
@@ -192,9 +192,9 @@ def test_new_data_of_the_same_scale_passes():
         (COUNTS, None, np.expm1(_log(COUNTS)), "normalised counts"),
     ],
 )
-def test_new_data_of_another_scale_raises(setup, input_scale, new, found):
+def test_new_data_of_another_scale_raises(setup, input_scale, new, kind):
     scale, reason = resolve_scale(_stats(setup), input_scale, "adata.X")
-    with pytest.raises(ValueError, match=rf"adata\.X looks like {found} .*set up on {scale}"):
+    with pytest.raises(ValueError, match=rf"adata\.X looks like {kind} .*set up on {scale}"):
         check_scale(_stats(new), scale, reason, "adata.X")
 
 
@@ -228,7 +228,7 @@ def test_stats_of_parts_add_up_to_those_of_the_whole(case, rows):
         assert parts.unlogged.constant == whole.unlogged.constant == (case in ("log", "empty cells"))
 
 
-def test_stats_say_what_a_matrix_holds():
+def test_stats_describe_a_matrix():
     stats = MatrixStats.of(_csr([[0, 2, 1.5], [0, 0, 0], [np.nan, -np.inf, -4]]))
     assert (stats.n_cells, stats.n_stored, stats.n_nan, stats.n_inf) == (3, 5, 1, 1)
     assert (stats.largest, stats.smallest, stats.whole) == (2, -4, False)
@@ -252,7 +252,7 @@ def test_spread_of_large_sums_is_exact():
     ("values", "input_scale"),
     [(_log(COUNTS), "counts"), (np.expm1(_log(COUNTS)), None), (np.expm1(_log(COUNTS, target=1)), None)],
 )
-def test_scale_of_parts_against_the_values_raises(values, input_scale):
+def test_scale_that_contradicts_the_values_of_parts_raises(values, input_scale):
     stats = sum((_stats(values[i : i + 1]) for i in range(20)), MatrixStats())
     with pytest.raises(ValueError, match="every cell"):
         resolve_scale(stats, input_scale, "adata.X")
@@ -267,7 +267,7 @@ def test_log_normalize_is_log1p_of_counts_per_10000():
     assert log_normalize(matrix, "log1p") is matrix
 
 
-def test_log_normalize_of_some_genes_uses_the_totals_of_all():
+def test_log_normalize_of_some_genes_uses_the_library_size_of_all():
     totals = COUNTS.sum(axis=1)
     some = log_normalize(_csr(COUNTS[:, :3]), "counts", totals)
     np.testing.assert_allclose(some.toarray(), _log(COUNTS)[:, :3], rtol=1e-5)
@@ -301,7 +301,7 @@ def test_log_expression_of_data_not_set_up_raises(adata):
         log_expression(adata)
 
 
-def test_checksum_tells_values_and_places_apart():
+def test_checksum_depends_on_values_and_positions():
     matrix = sparse.csr_matrix(np.array([[1, 2, 0], [0, 0, 3], [4, 0, 0]], dtype=np.float32))
     changed = {
         "value": [[1, 2, 0], [0, 0, 5], [4, 0, 0]],
@@ -310,11 +310,11 @@ def test_checksum_tells_values_and_places_apart():
         "two values": [[2, 1, 0], [0, 0, 3], [4, 0, 0]],
         "row ends": [[1, 0, 0], [0, 2, 3], [4, 0, 0]],
     }
-    found = {
+    checksums = {
         MatrixStats.of(sparse.csr_matrix(np.array(rows, dtype=np.float32)), checksum=True).checksum
         for rows in changed.values()
     }
-    assert len(found | {MatrixStats.of(matrix, checksum=True).checksum}) == 6
+    assert len(checksums | {MatrixStats.of(matrix, checksum=True).checksum}) == 6
     assert (
         MatrixStats.of(matrix.astype(np.float32).copy(), checksum=True).checksum
         == MatrixStats.of(matrix, checksum=True).checksum

@@ -132,7 +132,7 @@ def test_too_few_known_genes_raises(cells, base):
 def test_ensembl_ids_without_symbols_raises(cells, base):
     adata = cells.copy()
     adata.var_names = _ensembl(60)
-    with pytest.raises(ValueError, match="Ensembl ids, the base's are symbols: add a column with the symbols"):
+    with pytest.raises(ValueError, match="Ensembl ids, the base symbols: add a column with the symbols"):
         tl.embed(adata, base, progress_bar=False)
     adata.var_names = [f"ENSMUSG{i:011d}" for i in range(60)]
     with pytest.raises(ValueError, match="of another species"):

@@ -1,4 +1,4 @@
-"""Gene names: read from an AnnData, matched by name, and columns taken in the order asked for."""
+"""Gene names: read from an AnnData and matched by name, and columns taken in a requested order."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _MIN_COVERAGE = 0.1
 
 @dataclass(frozen=True)
 class GeneMatch:
-    """Which genes of some data are in a base's vocabulary.
+    """The genes shared by a data set and a base's vocabulary.
 
     Parameters
     ----------
     source
-        Where their names were found, ``"adata.var['gene_symbol']"`` for instance.
+        Where the gene names come from, for example ``"adata.var['gene_symbol']"``.
     columns
-        Positions of the genes among the data's, in the data's order, int64 ``(n_kept,)``.
+        Positions of the matched genes in the data, in the data's order, int64 ``(n_matched,)``.
     vocabulary
-        Their positions in the vocabulary, int64 ``(n_kept,)``; two columns may be of one gene.
+        Their positions in the vocabulary, int64 ``(n_matched,)``; two columns may match the same gene.
     n_data, n_vocabulary
-        Number of genes of the data, and of the vocabulary.
+        Number of genes in the data, and in the vocabulary.
     """
 
     source: str
@@ -49,16 +49,16 @@ class GeneMatch:
         return len(self.columns) / self.n_data
 
     @property
-    def n_found(self) -> int:
-        """Number of different genes of the vocabulary that were found."""
+    def n_matched(self) -> int:
+        """Number of distinct genes of the vocabulary that are in the data."""
         return len(np.unique(self.vocabulary))
 
     def __str__(self) -> str:
-        n_kept, repeated = len(self.columns), len(self.columns) - self.n_found
-        share = f"; {repeated:,} of them have the name of another" if repeated else ""
+        n_columns, n_repeated = len(self.columns), len(self.columns) - self.n_matched
+        note = f"; {n_repeated:,} of them repeat a gene" if n_repeated else ""
         return (
-            f"{n_kept:,} of the data's {self.n_data:,} genes are in the base's vocabulary of {self.n_vocabulary:,} "
-            f"(by {self.source}{share})"
+            f"{n_columns:,} of the data's {self.n_data:,} genes are in the base's vocabulary of {self.n_vocabulary:,} "
+            f"(by {self.source}{note})"
         )
 
 
@@ -68,7 +68,7 @@ def gene_names(adata: AnnData, gene_key: str | None = None) -> list[str]:
         return unique_names(adata.var_names, "adata.var_names", "adata.var_names_make_unique()")
     column, name = _gene_column(adata, gene_key), f"adata.var[{gene_key!r}]"
     if column.isna().any():
-        msg = f"{name} has {int(column.isna().sum())} missing names of {len(column)}. Take adata[:, {name}.notna()]."
+        msg = f"{name} has {int(column.isna().sum())} missing names of {len(column)}. Use adata[:, {name}.notna()]."
         raise ValueError(msg)
     return unique_names(column, name, f"adata[:, ~{name}.duplicated()] keeps the first of each")
 
@@ -80,32 +80,32 @@ def _gene_column(adata: AnnData, gene_key: str) -> pd.Series:
     return adata.var[gene_key]
 
 
-def unique_names(names: Any, what: str, fix: str) -> list[str]:
-    """Return names as a list of strings; a ValueError names one that is there twice, and how to fix it."""
+def unique_names(names: Any, label: str, remedy: str) -> list[str]:
+    """Return names as a list of strings; if they are not unique, a ValueError names a duplicate and the remedy."""
     listed = [str(n) for n in names]
     if len(set(listed)) < len(listed):
         repeated = Counter(listed).most_common(1)[0][0]
-        msg = f"{what} holds {repeated!r} more than once. Names must be unique: {fix}."
+        msg = f"{label} holds {repeated!r} more than once. Names must be unique: {remedy}."
         raise ValueError(msg)
     return listed
 
 
-def match_genes(found: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
-    """Position of every wanted gene among those found, -1 where absent, shape ``(n_wanted,)``.
+def match_genes(available: Sequence[str], requested: Sequence[str]) -> np.ndarray:
+    """Find the position of every requested gene among the available ones; -1 if absent, shape ``(n_requested,)``.
 
     Raises
     ------
     ValueError
-        Under 10 % of the wanted genes are found; the message shows both kinds of identifiers.
+        If fewer than 10 % of the requested genes are available; the message shows both kinds of identifiers.
     """
-    lookup = {name: i for i, name in enumerate(found)}
-    positions = np.array([lookup.get(name, -1) for name in wanted], dtype=np.int64)
+    lookup = {name: i for i, name in enumerate(available)}
+    positions = np.array([lookup.get(name, -1) for name in requested], dtype=np.int64)
     coverage = float((positions >= 0).mean())
     if coverage < _MIN_COVERAGE:
         msg = (
-            f"Only {coverage:.1%} of the model's {len(wanted)} genes are in the data (at least {_MIN_COVERAGE:.0%} "
-            f"needed). The data has {', '.join(found[:3])}, …; the model has {', '.join(wanted[:3])}, …. "
-            f"{_naming_hint(found, wanted)}"
+            f"Only {coverage:.1%} of the model's {len(requested)} genes are in the data (at least {_MIN_COVERAGE:.0%} "
+            f"needed). The data have {', '.join(available[:3])}, …; the model has {', '.join(requested[:3])}, …. "
+            f"{_naming_hint(available, requested)}"
         )
         raise ValueError(msg)
     return positions
@@ -114,34 +114,34 @@ def match_genes(found: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
 def match_vocabulary(
     data: AnnData | Sequence[str], vocabulary: Sequence[str], *, gene_key: str | None = None
 ) -> GeneMatch:
-    """Find the genes of some data in a base's vocabulary; the others are left out.
+    """Match the genes of a data set to a base's vocabulary; all others are left out.
 
-    ``adata.var_names`` and every column of text in ``adata.var`` are tried, and the one that finds most genes of the
-    vocabulary is taken. Version suffixes of Ensembl ids count only where both sides have them.
+    ``adata.var_names`` and every text column of ``adata.var`` are tried, and the one that matches most genes of the
+    vocabulary is used. Version suffixes of Ensembl ids count only if both sides have them.
 
     Parameters
     ----------
     data
         AnnData, or the names of its genes.
     vocabulary
-        Names of the genes that the base knows, each once.
+        Unique names of the genes in the base's vocabulary.
     gene_key
-        Column of ``adata.var`` to use in place of all.
+        Column of ``adata.var`` to use instead of trying all.
 
     Raises
     ------
     KeyError
-        The column ``gene_key`` does not exist.
+        If the column ``gene_key`` does not exist.
     ValueError
-        A name is twice in ``adata.var_names``, or under 10 % of the genes are found, of the vocabulary's or the data's,
-        whichever are fewer; the message shows both kinds of identifiers.
+        If ``adata.var_names`` has duplicates, or if fewer than 10 % of the genes match, of the vocabulary or of the
+        data, whichever is smaller; the message shows both kinds of identifiers.
     """
     candidates = _candidates(data, gene_key)
     best = _best_match(candidates, vocabulary)
     if not _enough(best):
         msg = (
             f"Only {len(best.columns):,} of the data's {best.n_data:,} genes are in the base's vocabulary of "
-            f"{best.n_vocabulary:,} (at least {_MIN_COVERAGE:.0%} needed of whichever are fewer). "
+            f"{best.n_vocabulary:,} (at least {_MIN_COVERAGE:.0%} of the smaller set needed). "
             f"{_examples(candidates)}; the base has {_listed(vocabulary)}. "
         )
         if gene_key is not None and _enough(better := _best_match(_candidates(data, None), vocabulary)):
@@ -152,25 +152,25 @@ def match_vocabulary(
 
 
 def _enough(match: GeneMatch) -> bool:
-    return match.n_found >= _MIN_COVERAGE * min(match.n_data, match.n_vocabulary)
+    return match.n_matched >= _MIN_COVERAGE * min(match.n_data, match.n_vocabulary)
 
 
 def _best_match(candidates: Mapping[str, Sequence[str | None]], vocabulary: Sequence[str]) -> GeneMatch:
-    """Match by whichever names find most genes of the vocabulary, the first of equals, which is var_names."""
+    """Match by the names that cover most genes of the vocabulary; in a tie, the first wins, which is var_names."""
     exact = {name: i for i, name in enumerate(vocabulary)}
     stems: dict[str, int] = {}
     for i, name in enumerate(vocabulary):
         stems.setdefault(_without_version(name), i)
     matches = []
     for source, names in candidates.items():
-        found = _positions(names, exact, stems)
-        kept = np.flatnonzero(found >= 0)
-        matches.append(GeneMatch(source, kept, found[kept], len(names), len(vocabulary)))
-    return max(matches, key=lambda match: match.n_found)
+        positions = _positions(names, exact, stems)
+        columns = np.flatnonzero(positions >= 0)
+        matches.append(GeneMatch(source, columns, positions[columns], len(names), len(vocabulary)))
+    return max(matches, key=lambda match: match.n_matched)
 
 
 def _candidates(data: AnnData | Sequence[str], gene_key: str | None) -> dict[str, list[str | None]]:
-    """Names of the data's genes by where they are; None for a missing one."""
+    """Collect the possible names of the data's genes, by source; a missing name is None."""
     if not hasattr(data, "var_names"):
         return {"the list of genes": list(unique_names(data, "The data", "set the data up again"))}
     adata: Any = data
@@ -185,20 +185,20 @@ def _candidates(data: AnnData | Sequence[str], gene_key: str | None) -> dict[str
 
 
 def _texts(column: pd.Series) -> list[str | None]:
-    """Texts of a column, None where there is none."""
+    """Return a column as strings, with None for missing values."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         levels = [*map(str, column.cat.categories), None]
-        return [levels[code] for code in column.cat.codes]  # code -1, the last, is a missing value
+        return [levels[code] for code in column.cat.codes]  # code -1 takes the last one: missing
     return [name if isinstance(name, str) else None for name in column.tolist()]
 
 
 def _positions(names: Sequence[str | None], exact: Mapping[Any, int], stems: Mapping[str, int]) -> np.ndarray:
-    """Positions of names in the vocabulary, -1 for one that is not there."""
-    found = [exact.get(name, -1) for name in names]
+    """Look up the positions of names in the vocabulary; -1 for an absent name."""
+    positions = [exact.get(name, -1) for name in names]
     for i, name in enumerate(names):
-        if found[i] < 0 and name is not None and name.startswith("ENS"):
-            found[i] = stems.get(_without_version(name), -1)
-    return np.array(found, dtype=np.int64)
+        if positions[i] < 0 and name is not None and name.startswith("ENS"):
+            positions[i] = stems.get(_without_version(name), -1)
+    return np.array(positions, dtype=np.int64)
 
 
 def _listed(names: Sequence[str | None]) -> str:
@@ -207,7 +207,7 @@ def _listed(names: Sequence[str | None]) -> str:
 
 
 def _examples(candidates: Mapping[str, Sequence[str | None]]) -> str:
-    """Show names of the first few sources."""
+    """Show example names from the first few sources."""
     shown = [f"{source} has {_listed(names) or 'no names'}" for source, names in list(candidates.items())[:4]]
     if len(candidates) > 4:
         shown.append(f"and {len(candidates) - 4} more columns were tried")
@@ -215,40 +215,41 @@ def _examples(candidates: Mapping[str, Sequence[str | None]]) -> str:
 
 
 def _vocabulary_hint(candidates: Mapping[str, Sequence[str | None]], vocabulary: Sequence[str]) -> str:
-    """Say how the data's genes could be found in a vocabulary."""
+    """Suggest how to match the data's genes to a vocabulary."""
     present = [[name for name in names if name is not None] for names in candidates.values()]
-    present = [names for names in present if len(set(names)) > len(names) / 2]  # not chromosomes or kinds of features
+    present = [names for names in present if len(set(names)) > len(names) / 2]  # not chromosomes or feature types
     for names in present:
-        if hint := _difference(names, vocabulary, of=min(len(names), len(vocabulary))):
+        if hint := _difference(names, vocabulary, total=min(len(names), len(vocabulary))):
             return hint
-    wanted = _ensembl_species(vocabulary)
-    found = [species for names in present if (species := _ensembl_species(names))]
-    if wanted is None and found:
-        if found[0] != "ENSG" and _share(vocabulary, str.isupper) > 0.5:
+    base_species = _ensembl_species(vocabulary)
+    data_species = [species for names in present if (species := _ensembl_species(names))]
+    if base_species is None and data_species:
+        if data_species[0] != "ENSG" and _share(vocabulary, str.isupper) > 0.5:
             return (
-                f"The data's are Ensembl ids of another species ({found[0]}…) than human, the base's look like human "
-                "symbols: add a column with the symbols of their human orthologues to adata.var; it will be found."
+                f"The data use Ensembl ids of a species other than human ({data_species[0]}…), and the base seems to "
+                "use human symbols: add a column with the symbols of the human orthologues to adata.var; it is then "
+                "matched automatically."
             )
-        kinds = "Ensembl ids, the base's are symbols: add a column with the symbols"
-    elif wanted is not None and not found:
-        kinds = f"not Ensembl ids, the base's are ({wanted}…): add a column with these ids"
+        kinds = "The data use Ensembl ids, the base symbols: add a column with the symbols"
+    elif base_species is not None and not data_species:
+        kinds = f"The base uses Ensembl ids ({base_species}…), the data do not: add a column with these ids"
     else:
-        return "Add a column with such names to adata.var; it will be found."
-    return f"The data's are {kinds} to adata.var; it will be found."
+        kinds = "Add a column with such names"
+    return f"{kinds} to adata.var; it is then matched automatically."
 
 
-def _naming_hint(found: Sequence[str], wanted: Sequence[str]) -> str:
-    """Say how two sets of gene names differ, as far as it can be seen."""
-    general = "Name the column of adata.var that holds names such as the model's: gene_key=..."
-    return _difference(found, wanted) or general
+def _naming_hint(available: Sequence[str], requested: Sequence[str]) -> str:
+    """Describe how two sets of gene names differ, as far as can be determined."""
+    general = "Name the column of adata.var with names like those of the model: gene_key=..."
+    return _difference(available, requested) or general
 
 
-def _difference(found: Sequence[str], wanted: Sequence[str], *, of: int | None = None) -> str | None:
-    """Say how two sets of gene names differ; None if it cannot be seen. Shares are of all wanted, or of that many."""
+def _difference(available: Sequence[str], requested: Sequence[str], *, total: int | None = None) -> str | None:
+    """Describe how two sets of gene names differ, or return None if unclear; `total` is the number that could match."""
 
     def share(simplify: Callable[[str], str]) -> float:
-        simple = {simplify(name) for name in found}
-        return min(1.0, sum(simplify(name) in simple for name in wanted) / (of or len(wanted)))
+        simple = {simplify(name) for name in available}
+        return min(1.0, sum(simplify(name) in simple for name in requested) / (total or len(requested)))
 
     if (matched := share(_without_version)) >= _MIN_COVERAGE:
         return (
@@ -260,19 +261,19 @@ def _difference(found: Sequence[str], wanted: Sequence[str], *, of: int | None =
             f"Ignoring case {matched:.0%} would match: mouse symbols (Actb) against human ones (ACTB)? Convert the "
             "data's genes to the model's species by a table of orthologues."
         )
-    if _share(found, str.istitle) > 0.5 and _share(wanted, str.isupper) > 0.5:
+    if _share(available, str.istitle) > 0.5 and _share(requested, str.isupper) > 0.5:
         return (
             "These look like mouse symbols (Actb) against human ones (ACTB): convert the data's genes to the model's "
             "species by a table of orthologues."
         )
-    species = [_ensembl_species(names) for names in (found, wanted)]
+    species = [_ensembl_species(names) for names in (available, requested)]
     if None not in species and species[0] != species[1]:
         return f"These are Ensembl ids of two species ({species[0]}…, {species[1]}…): convert them to orthologues."
     return None
 
 
-def _share(names: Sequence[str], holds: Callable[[str], bool]) -> float:
-    return sum(map(holds, names)) / len(names)
+def _share(names: Sequence[str], predicate: Callable[[str], bool]) -> float:
+    return sum(map(predicate, names)) / len(names)
 
 
 def _without_version(name: str) -> str:
@@ -280,13 +281,13 @@ def _without_version(name: str) -> str:
 
 
 def _ensembl_species(names: Sequence[str]) -> str | None:
-    """Return the prefix that most names share, ``ENSG`` (human) or ``ENSMUSG`` (mouse) for instance, if any does."""
+    """Return the Ensembl prefix of most names, such as ``ENSG`` (human) or ``ENSMUSG`` (mouse), or None."""
     prefixes = [match.group() for name in names if (match := re.match(r"ENS[A-Z]*G(?=\d{6})", name))]
     return max(set(prefixes), key=prefixes.count) if len(prefixes) > len(names) / 2 else None
 
 
 def take_columns(matrix: sparse.csr_matrix, positions: np.ndarray) -> sparse.csr_matrix:
-    """Take columns of a CSR matrix in the order asked for; position -1 gives an empty column."""
+    """Take columns of a CSR matrix in the given order; position -1 gives an empty column."""
     if len(positions) == matrix.shape[1] and np.array_equal(positions, np.arange(matrix.shape[1])):
         return matrix
     present = np.flatnonzero(positions >= 0)

@@ -1,4 +1,4 @@
-"""What an expression matrix holds: checked, its scale decided once for all of it, brought to log1p of CP10k."""
+"""Values of expression matrices: checks, the decision between counts and log1p, and log1p of CP10k."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ SCALES: tuple[Scale, ...] = ("counts", "log1p")
 
 # log1p of a library-size-normalised count cannot exceed log1p of the library size; e^20 is half a billion counts.
 _LOG_MAX = 20.0
+# Stored in the registries of saved models, and searched there: these texts must not change.
 _WHOLE = "every value is a whole number"
-_GIVEN = "as given by input_scale"
+_BY_ARGUMENT = "as given by input_scale"
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Number, mean and sum of squared deviations of some values; those of two groups add up to those of both."""
+    """Number, mean and sum of squared deviations of a group of values; the sum of two describes both groups."""
 
     count: int = 0
     mean: float = 0.0
@@ -34,14 +35,14 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Moments:
-        """Moments of the values of an array."""
+        """Compute the moments of the values of an array."""
         if not values.size:
             return cls()
         mean = float(values.mean(dtype=np.float64))
         return cls(values.size, mean, float(((values - mean) ** 2).sum()))
 
     def __add__(self, other: Moments) -> Moments:
-        # Chan et al. 1979: sums of squares of large, nearly equal numbers would cancel.
+        # Chan et al. 1979: differences of sums of squares would cancel for large, nearly equal numbers.
         count = self.count + other.count
         if count == 0:
             return self
@@ -51,32 +52,32 @@ class Moments:
 
     @property
     def constant(self) -> bool:
-        """Whether there are several values, all of them the same within a thousandth."""
+        """Whether the group has several values, all equal to within a thousandth."""
         return self.count > 1 and (self.squares / self.count) ** 0.5 < 1e-3 * self.mean
 
 
 @dataclass(frozen=True)
 class MatrixStats:
-    """What the checks and the decision on the scale need to know of a matrix; those of its parts add up to the whole's.
+    """Summary of a matrix for the checks and the decision on its scale; summaries of parts add up to that of the whole.
 
     Parameters
     ----------
     n_cells
         Number of rows.
     n_stored
-        Number of values other than zero, NaN and infinite ones included.
+        Number of values other than zero, including NaN and infinite ones.
     n_nan, n_inf
         Numbers of NaN and infinite values.
     largest, smallest
-        Of the finite values other than zero; ``-inf`` and ``inf`` without any.
+        Largest and smallest finite value other than zero; ``-inf`` and ``inf`` if there is none.
     whole
         Whether every finite value is a whole number.
     checksum
-        CRC-32 of values and positions; 0 unless it was requested. Equal for two scans of one matrix in equal chunks.
+        CRC-32 of values and positions, 0 unless requested; equal for two scans of one matrix in the same chunks.
     sums
-        Moments of the sums of cells that hold fractional values; whole numbers are counts whatever they sum to.
+        Moments of the sums of cells with fractional values; whole numbers are counts regardless of their sums.
     unlogged
-        The same of expm1 of the values, where none is too large for a logarithm.
+        The same for expm1 of the values, if none is too large to be a log1p value.
     """
 
     n_cells: int = 0
@@ -92,19 +93,19 @@ class MatrixStats:
 
     @classmethod
     def of(cls, matrix: sparse.csr_matrix, *, checksum: bool = False) -> MatrixStats:
-        """Describe a CSR matrix ``(n_cells, n_genes)`` without stored zeros."""
+        """Summarise a CSR matrix ``(n_cells, n_genes)`` without stored zeros."""
         stats = cls.of_rows(matrix.data, matrix.indptr)
         return replace(stats, checksum=_checksum(matrix)) if checksum else stats
 
     @classmethod
     def of_rows(cls, values: np.ndarray, ends: np.ndarray) -> MatrixStats:
-        """Describe the values of rows, given the number of values before each and of all, ``(n_rows + 1,)``."""
+        """Summarise the values of rows, given the offset of each row and the total, ``(n_rows + 1,)``."""
         n_cells, n_stored = len(ends) - 1, int(values.size)
         if n_stored == 0:
             return cls(n_cells=n_cells)
         n_nan = n_inf = 0
         present = values
-        largest, smallest = float(values.max()), float(values.min())  # NaN where any value is
+        largest, smallest = float(values.max()), float(values.min())  # NaN if any value is
         if not (np.isfinite(largest) and np.isfinite(smallest)):
             finite = np.isfinite(values)
             n_nan = int(np.isnan(values).sum())
@@ -141,23 +142,23 @@ class MatrixStats:
 
 def _checksum(matrix: sparse.csr_matrix) -> int:
     parts = (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data)
-    return reduce(lambda found, part: zlib.crc32(part.data, found), map(np.ascontiguousarray, parts), 0)
+    return reduce(lambda checksum, part: zlib.crc32(part.data, checksum), map(np.ascontiguousarray, parts), 0)
 
 
 def check_values(stats: MatrixStats, name: str) -> None:
-    """Refuse what is neither counts nor log1p values.
+    """Check that values can be counts or log1p values.
 
     Parameters
     ----------
     stats
-        Of the whole matrix.
+        Summary of the whole matrix.
     name
-        What to call it in messages.
+        Name of the matrix in messages.
 
     Raises
     ------
     ValueError
-        There are NaN, infinite or negative values, or no values other than zero.
+        If values are NaN, infinite or negative, or if all are zero.
     """
     if stats.n_nan:
         msg = f"{name} holds {stats.n_nan} NaN values. Replace or remove them; zero means not detected."
@@ -168,34 +169,34 @@ def check_values(stats: MatrixStats, name: str) -> None:
     if stats.smallest < 0:
         msg = (
             f"{name} holds negative values (smallest {stats.smallest:.3g}): it looks scaled or residualised. Give "
-            "counts or log1p values: a layer=, or adata.raw.to_adata() where the unscaled matrix was kept in .raw."
+            "counts or log1p values: a layer=, or adata.raw.to_adata() if .raw holds the unscaled matrix."
         )
         raise ValueError(msg)
     if stats.n_stored == 0:
-        msg = f"{name} holds only zeros: nothing was measured in these cells. Check the cells, or name another layer=."
+        msg = f"{name} holds only zeros: nothing was measured in these cells. Check the cells, or give another layer=."
         raise ValueError(msg)
 
 
 def resolve_scale(stats: MatrixStats, input_scale: str | None, name: str) -> tuple[Scale, str]:
-    """Decide from all of a matrix whether it holds counts or log1p values.
+    """Decide whether a whole matrix holds counts or log1p values.
 
     Parameters
     ----------
     stats
-        Of the whole matrix, checked.
+        Summary of the whole matrix, checked.
     input_scale
         ``"counts"``, ``"log1p"``, or None to decide from the values.
     name
-        What to call the matrix in messages.
+        Name of the matrix in messages.
 
     Returns
     -------
-    The scale, and a sentence that says why.
+    The scale, and the reason for the decision.
 
     Raises
     ------
     ValueError
-        ``input_scale`` is unknown or contradicts the values, or the values are neither counts nor log1p.
+        If ``input_scale`` is unknown or contradicts the values, or if the values are neither counts nor log1p.
     """
     largest, whole = stats.largest, stats.whole
     if input_scale is not None and input_scale not in SCALES:
@@ -208,21 +209,22 @@ def resolve_scale(stats: MatrixStats, input_scale: str | None, name: str) -> tup
         if largest > _LOG_MAX:
             msg = f"input_scale='log1p', but {name} reaches {largest:g}, and log1p values stay below {_LOG_MAX:g}."
             raise ValueError(msg)
-        return "log1p", _GIVEN
+        return "log1p", _BY_ARGUMENT
     if input_scale == "counts":
         if not whole and largest <= _LOG_MAX and stats.unlogged.constant:
             msg = (
                 f"input_scale='counts', but {name} is log1p of normalised counts (expm1 sums to the same number in "
-                "every cell): use input_scale='log1p', or name the layer that holds the counts."
+                "every cell): use input_scale='log1p', or give the layer that holds the counts."
             )
             raise ValueError(msg)
-        return "counts", f"{_GIVEN}; {_WHOLE}" if whole else _GIVEN
+        return "counts", f"{_BY_ARGUMENT}; {_WHOLE}" if whole else _BY_ARGUMENT
     if whole:
         return "counts", f"{_WHOLE}, up to {largest:g}"
     if stats.sums.constant:
         msg = (
-            f"{name} is neither counts nor log1p: fractional values up to {largest:g} that sum to the same number in "
-            "every cell, so normalised but not log-transformed. Run sc.pp.log1p, or name the layer of the counts."
+            f"{name} is neither counts nor log1p: its values are fractional, up to {largest:g}, and sum to the same "
+            "number in every cell, so it is normalised but not log-transformed. Run sc.pp.log1p, or give the layer "
+            "that holds the counts."
         )
         raise ValueError(msg)
     if largest <= _LOG_MAX:
@@ -231,39 +233,39 @@ def resolve_scale(stats: MatrixStats, input_scale: str | None, name: str) -> tup
 
 
 def check_scale(stats: MatrixStats, scale: Scale, reason: str, name: str) -> None:
-    """Refuse new data that is evidently of another scale than the data a model was set up on.
+    """Check that new data are not evidently on a different scale from the data a model was set up on.
 
     Parameters
     ----------
     stats, name
-        Of the new data's whole matrix, and what to call it.
+        Summary of the new data's whole matrix, and its name in messages.
     scale, reason
-        What :func:`resolve_scale` decided of the model's data.
+        Scale of the model's data, and the reason, from :func:`resolve_scale`.
 
     Raises
     ------
     ValueError
-        Counts were registered and these are log1p values, or the reverse.
+        If counts were registered and these are log1p or normalised values, or the reverse.
     """
     largest, whole = stats.largest, stats.whole
     looks_counts = (whole and largest > 1) or largest > _LOG_MAX
     looks_log = not whole and largest <= _LOG_MAX
-    # Fractional counts exist (ambient RNA removed), so log1p values are told from them only where all were whole.
+    # Counts can be fractional (ambient RNA removed): log1p values are recognised only if the model's counts were whole.
     if (scale == "log1p" and looks_counts) or (scale == "counts" and looks_log and _WHOLE in reason):
-        found = "counts" if looks_counts else "log1p values"
+        kind = "counts" if looks_counts else "log1p values"
     elif scale == "counts" and _WHOLE in reason and not whole and stats.sums.constant:
-        found = "normalised counts"
+        kind = "normalised counts"
     else:
         return
     msg = (
-        f"{name} looks like {found} (up to {largest:.3g}), but the model was set up on {scale} ({reason}). "
-        f"Put {'raw counts' if scale == 'counts' else 'log1p values'} there."
+        f"{name} looks like {kind} (up to {largest:.3g}), but the model was set up on {scale} ({reason}). "
+        f"Give {'raw counts' if scale == 'counts' else 'log1p values'}."
     )
     raise ValueError(msg)
 
 
 def log_raw(matrix: sparse.csr_matrix, scale: Scale) -> sparse.csr_matrix:
-    """Give the STATE embedding's input: log1p of counts without library-size scaling; log1p values as they are."""
+    """Compute log1p of counts without library-size scaling, the input of SE networks; log1p values are unchanged."""
     if scale == "log1p":
         return matrix
     logged = matrix.copy()
@@ -272,20 +274,21 @@ def log_raw(matrix: sparse.csr_matrix, scale: Scale) -> sparse.csr_matrix:
 
 
 def log_normalize(matrix: sparse.csr_matrix, scale: Scale, totals: np.ndarray | None = None) -> sparse.csr_matrix:
-    """Turn counts into log1p of counts per 10,000; log1p values are kept as they are.
+    """Compute log1p of counts per 10,000; log1p values are unchanged.
 
     Parameters
     ----------
     matrix
         Shape ``(n_cells, n_genes)``.
     scale
-        What it holds.
+        Scale of the matrix.
     totals
-        Counts of every cell ``(n_cells,)``, when the matrix is a subset of the genes. Cells without counts stay zero.
+        Library size of every cell ``(n_cells,)``, if the matrix is a subset of the genes. Cells without counts stay
+        zero.
 
     Returns
     -------
-    float32 CSR ``(n_cells, n_genes)``; the input itself where it is log1p already.
+    float32 CSR ``(n_cells, n_genes)``; the input itself if it is already log1p.
     """
     if scale == "log1p":
         return matrix
@@ -299,7 +302,7 @@ def log_normalize(matrix: sparse.csr_matrix, scale: Scale, totals: np.ndarray | 
 
 
 def fingerprint(x: sparse.csr_matrix, *more: np.ndarray) -> int:
-    """Checksum of a matrix and further arrays: whether cells are the same as before."""
+    """Compute a checksum of a matrix and further arrays, to detect that cells have changed."""
     total = zlib.crc32(repr(x.shape).encode())
     for array in (x.indptr, x.indices, x.data, *more):
         total = zlib.crc32(np.ascontiguousarray(array).data.cast("B"), total)
