@@ -28,7 +28,7 @@ def cells() -> ad.AnnData:
     return ad.AnnData(np.zeros((4, 2), dtype=np.float32), obs=pd.DataFrame(index=[f"c{i}" for i in range(4)]))
 
 
-def test_results_lie_beside_each_other(cells):
+def test_results_of_several_functions_and_keys_coexist(cells):
     write_result(cells, results.EVALUATE, 1)
     write_result(cells, results.EMBED, {"n": 1}, key="X_a")
     write_result(cells, results.EMBED, {"n": 2}, key="X_b")
@@ -53,7 +53,7 @@ def test_a_view_leaves_its_parent_alone(cells, key):
     assert read_result(view, results.EMBED, key=key) == {"n": 2}
 
 
-def test_as_uns_is_what_write_result_writes(cells):
+def test_as_uns_equals_what_write_result_writes(cells):
     write_result(cells, results.EMBED, 1, key="X_a")
     assert cells.uns == as_uns(results.EMBED, 1, key="X_a")
 
@@ -93,7 +93,7 @@ def test_targets_of_version_0_1_were_joined_by_commas(cells, stored, label, targ
     assert read_prediction(cells) == PREDICTION._replace(targets=targets)
 
 
-def test_measured_cells_are_no_prediction_raises(cells):
+def test_measured_cells_read_as_predicted_raises(cells):
     assert not is_predicted(cells)
     with pytest.raises(ValueError, match=r"must come from STTransition.predict"):
         read_prediction(cells)

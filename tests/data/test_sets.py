@@ -34,7 +34,7 @@ def test_groups_pair_perturbed_cells_with_controls_of_their_context():
         assert group.control.tolist() == np.flatnonzero(inside & (PERTS == CONTROL)).tolist()
 
 
-def test_groups_hold_only_the_cells_of_the_split():
+def test_groups_contain_only_cells_of_the_split():
     train = np.random.default_rng(2).random(N) < 0.5
     for group in make_groups(CONTEXTS, PERTS, CONTROL, train, min_cells=1):
         assert train[group.control].all()
@@ -67,7 +67,7 @@ def test_a_batch_has_sets_within_one_context():
     assert (batch["covariates"]["day"] == control * 10).all()
 
 
-def test_batches_depend_on_seed_and_index_alone():
+def test_batches_depend_only_on_seed_and_index():
     groups = make_groups(CONTEXTS, PERTS, CONTROL, ALL, min_cells=1)
     sampler = _sampler(groups)
     later = sampler[5]
@@ -78,7 +78,7 @@ def test_batches_depend_on_seed_and_index_alone():
     assert (_sampler(groups, seed=1)[5]["target"] != later["target"]).any()
 
 
-def test_a_set_holds_a_cell_twice_only_where_the_group_is_too_small():
+def test_a_set_repeats_cells_only_if_the_group_is_too_small():
     groups = make_groups(CONTEXTS, PERTS, CONTROL, ALL, min_cells=1)
     assert all(len(set(cells)) == 8 for cells in _rows(_sampler(groups)[0]["target"]))
     small = Group("B", 2, np.arange(20), np.array([30, 31]))
@@ -87,7 +87,7 @@ def test_a_set_holds_a_cell_twice_only_where_the_group_is_too_small():
     assert all(len(set(cells)) == 8 for cells in _rows(batch["control"]))
 
 
-def test_groups_are_drawn_by_the_root_of_their_size():
+def test_groups_are_sampled_by_the_square_root_of_their_size():
     large = Group("B", 2, np.arange(20), np.arange(100, 260))
     small = Group("T", 0, np.arange(20), np.arange(300, 310))
     drawn = np.concatenate([_sampler([large, small], n_sets=100)[i]["pert"] for i in range(10)])
@@ -108,8 +108,8 @@ def test_covariates_are_withheld_at_random_and_nothing_else_changes():
     assert ((hiding[4]["covariates"]["day"] == -1) != hidden).any()
 
 
-def test_no_group_to_draw_from_raises():
-    with pytest.raises(ValueError, match=r"no group of control and perturbed cells.*context_keys="):
+def test_no_groups_raises():
+    with pytest.raises(ValueError, match=r"No context has enough control and perturbed cells.*context_keys="):
         _sampler([])
 
 

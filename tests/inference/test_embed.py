@@ -46,11 +46,11 @@ def encoder():
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of a batch each."""
+    """One batch per block."""
     monkeypatch.setattr(embed, "_BLOCK_TOKENS", 1)
 
 
-def test_a_cell_embeds_the_same_whatever_its_neighbours_and_the_batch(encoder, small_blocks):
+def test_a_cell_embeds_the_same_whatever_its_neighbours_and_batch_size(encoder, small_blocks):
     encoder.train()  # embedding is never done with dropout
     together = _embed(encoder, _reader())
     assert together.shape == (30, 10)
@@ -63,35 +63,35 @@ def test_a_cell_embeds_the_same_whatever_its_neighbours_and_the_batch(encoder, s
         np.testing.assert_allclose(_embed(encoder, _reader(), options=options), together, atol=1e-6)
 
 
-def test_blocks_come_in_order_and_from_where_one_starts(encoder, small_blocks):
+def test_blocks_come_in_order_from_the_given_start(encoder, small_blocks):
     together = _embed(encoder, _reader())
     blocks = list(embed_cells(encoder, _reader(), options=ComputeOptions(batch_size=4, n_workers=3), start=9))
     assert [first for first, _ in blocks] == [9, 13, 17, 21, 25, 29]
     np.testing.assert_allclose(np.concatenate([block for _, block in blocks]), together[9:], atol=1e-6)
 
 
-def test_reads_ahead_while_it_computes_but_not_much(encoder, small_blocks):
-    read, asked = _reader(), []
+def test_workers_read_at_most_one_block_ahead_each(encoder, small_blocks):
+    read, requests = _reader(), []
 
     class Watched:
         def __len__(self):
             return len(read)
 
         def __call__(self, start, stop):
-            asked.append((start, threading.current_thread() is threading.main_thread()))
+            requests.append((start, threading.current_thread() is threading.main_thread()))
             return read(start, stop)
 
     blocks = embed_cells(encoder, Watched(), options=ComputeOptions(batch_size=3, n_workers=2))
-    asked.clear()
+    requests.clear()
     next(blocks)
-    for _ in range(100):  # the two that are ahead are read by other threads
-        if len(asked) >= 4:
+    for _ in range(100):  # two blocks are read ahead by other threads
+        if len(requests) >= 4:
             break
         time.sleep(0.01)
-    assert [start for start, _ in asked if start > 0] == [3, 6]
-    assert not any(main for start, main in asked if start > 0)
+    assert [start for start, _ in requests if start > 0] == [3, 6]
+    assert not any(main for start, main in requests if start > 0)
     blocks.close()
-    assert max(start for start, _ in asked) == 6
+    assert max(start for start, _ in requests) == 6
 
 
 def test_an_error_while_reading_reaches_the_caller(encoder, small_blocks):
@@ -107,7 +107,7 @@ def test_an_error_while_reading_reaches_the_caller(encoder, small_blocks):
         _embed(encoder, reader, options=ComputeOptions(batch_size=3))
 
 
-def test_cells_by_length_are_as_each_alone_without_padding(encoder):
+def test_cells_by_length_equal_each_cell_alone_without_padding(encoder):
     encoder.eval()
     read = _reader(pad=False)
     together = _embed(encoder, read, by_length=True, options=ComputeOptions(batch_size=4))
@@ -125,7 +125,7 @@ def _conditioned(encoder):
     return ConditionedSE(encoder, Conditioning(specs, SIZES.output_dim, hidden_dims=(8,)))
 
 
-def test_conditioned_embedding_takes_each_cells_own_covariates(encoder):
+def test_conditioned_embedding_uses_each_cells_own_covariates(encoder):
     add_lora(encoder, r=2, alpha=4, dropout=0.5, targets=("q",))
     network = _conditioned(encoder).train()
     codes, days = np.arange(30) % 2, np.linspace(-1, 1, 30, dtype=np.float32)
@@ -138,8 +138,8 @@ def test_conditioned_embedding_takes_each_cells_own_covariates(encoder):
     assert (np.abs(moved - z).max(1) > 1e-5).all()
 
 
-def test_conditioning_of_a_base_embedding_is_that_of_the_whole_network(encoder, monkeypatch):
-    monkeypatch.setattr(embed, "_CONDITIONED_AT_ONCE", 7)  # the last block is smaller
+def test_conditioning_a_base_embedding_equals_the_whole_network(encoder, monkeypatch):
+    monkeypatch.setattr(embed, "_CONDITIONING_BATCH", 7)  # the last block is smaller
     network = _conditioned(encoder).train()
     covariates = {"condition": np.arange(30) % 2, "day": np.linspace(-1, 1, 30, dtype=np.float32)}
     covariates["day"][3] = np.nan  # unknown
@@ -152,7 +152,7 @@ def test_conditioning_of_a_base_embedding_is_that_of_the_whole_network(encoder, 
     np.testing.assert_array_equal(without, z)
 
 
-def test_progress_is_shown_when_titled(encoder, capsys):
+def test_progress_is_shown_if_titled(encoder, capsys):
     _embed(encoder, _reader())
     assert capsys.readouterr().err == ""
     _embed(encoder, _reader(), progress="Embedding")
@@ -170,43 +170,43 @@ def test_bfloat16_is_close_but_not_the_same(encoder):
 
 
 @pytest.mark.slow
-def test_compiled_network_gives_the_same_and_is_left_as_it_was(encoder):
+def test_compiled_network_gives_the_same_and_is_restored(encoder):
     exact = _embed(encoder, _reader())
     np.testing.assert_allclose(_embed(encoder, _reader(), options=ComputeOptions(compile=True)), exact, atol=1e-6)
     assert all(layer._compiled_call_impl is None for layer in encoder.transformer_encoder.layers)
 
 
 def _short_of_memory(encoder, most):
-    """Let the network fail as a GPU without memory does above a number of cells; lists the sizes asked for."""
-    asked = []
+    """Let the network run out of memory above a number of cells; return the list of batch sizes it receives."""
+    batch_sizes = []
 
     def fail(_module, inputs):
-        asked.append(len(inputs[0]))
+        batch_sizes.append(len(inputs[0]))
         if len(inputs[0]) > most:
             raise torch.OutOfMemoryError("no memory")
 
     encoder.register_forward_pre_hook(fail)
-    return asked
+    return batch_sizes
 
 
 def test_too_large_a_batch_is_halved_until_it_fits(encoder, caplog):
     exact = _embed(encoder, _reader())
-    asked = _short_of_memory(encoder, 10)
+    batch_sizes = _short_of_memory(encoder, 10)
     with caplog.at_level("WARNING", logger="scstate_lora"):
         np.testing.assert_allclose(_embed(encoder, _reader()), exact, atol=1e-6)
-    assert max(asked) > 10
-    assert asked[-1] <= 10
+    assert max(batch_sizes) > 10
+    assert batch_sizes[-1] <= 10
 
 
-def test_a_batch_size_that_was_asked_for_and_does_not_fit_raises(encoder):
+def test_a_requested_batch_size_that_does_not_fit_raises(encoder):
     _short_of_memory(encoder, 10)
-    with pytest.raises(MemoryError, match=r"20 cells at a time do not fit .* Leave batch_size out"):
+    with pytest.raises(MemoryError, match=r"20 cells per batch do not fit .* Leave batch_size out"):
         _embed(encoder, _reader(), options=ComputeOptions(batch_size=20))
 
 
 def test_a_gpu_too_small_for_one_cell_raises(encoder):
     _short_of_memory(encoder, 0)
-    with pytest.raises(MemoryError, match=r"1 cells at a time do not fit .* n_tokens='expressed'"):
+    with pytest.raises(MemoryError, match=r"1 cells per batch do not fit .* n_tokens='expressed'"):
         _embed(encoder, _reader())
 
 

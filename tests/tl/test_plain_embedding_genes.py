@@ -119,10 +119,10 @@ def test_mouse_symbols_raises(cells, base):
     assert not adata.uns
 
 
-def test_too_few_known_genes_raises(cells, base):
+def test_too_few_matched_genes_raises(cells, base):
     adata = cells.copy()
     adata.var_names = [*base.genes[:3], *(f"UNKNOWN{i}" for i in range(57))]
-    with pytest.raises(ValueError, match=r"Only 3 of the data's 60 genes.*at least 10% needed"):
+    with pytest.raises(ValueError, match=r"Only 3 of the data's 60 genes.*at least 10% of the smaller set is needed"):
         tl.embed(adata, base, progress_bar=False)
     assert not adata.obsm
     adata.var_names = [*base.genes[:6], *(f"UNKNOWN{i}" for i in range(54))]
@@ -135,7 +135,7 @@ def test_ensembl_ids_without_symbols_raises(cells, base):
     with pytest.raises(ValueError, match="Ensembl ids, the base symbols: add a column with the symbols"):
         tl.embed(adata, base, progress_bar=False)
     adata.var_names = [f"ENSMUSG{i:011d}" for i in range(60)]
-    with pytest.raises(ValueError, match="of another species"):
+    with pytest.raises(ValueError, match="of a species other than human"):
         tl.embed(adata, base, progress_bar=False)
 
 

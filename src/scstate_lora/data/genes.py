@@ -141,7 +141,7 @@ def match_vocabulary(
     if not _enough(best):
         msg = (
             f"Only {len(best.columns):,} of the data's {best.n_data:,} genes are in the base's vocabulary of "
-            f"{best.n_vocabulary:,} (at least {_MIN_COVERAGE:.0%} of the smaller set needed). "
+            f"{best.n_vocabulary:,} (at least {_MIN_COVERAGE:.0%} of the smaller set is needed). "
             f"{_examples(candidates)}; the base has {_listed(vocabulary)}. "
         )
         if gene_key is not None and _enough(better := _best_match(_candidates(data, None), vocabulary)):

@@ -1,4 +1,4 @@
-"""Perturbations as numbers: one-hot, or features, by which also those that were never seen can be predicted."""
+"""Perturbation vectors: one-hot, or from features, which also describe perturbations never seen in training."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
 SEPARATOR = "+"
-"""Stands between the parts of a combination: ``"A+B"``."""
+"""Separator between the parts of a combination: ``"A+B"``."""
 
 
 @dataclass(frozen=True)
 class PerturbationTable:
-    """What describes every perturbation, as the network reads it.
+    """Vectors that describe the perturbations to the network.
 
-    Without features each perturbation has a column of its own. With features the first column is one and the others are
-    the features, standardised over the perturbations that train; the control is zero. A combination ``"A+B"`` that is
-    not in the table is the sum of its parts, so what is linear in the table adds up.
+    Without features, each perturbation has its own column. With features, the first column is one and the others are
+    the features, standardised over the training perturbations. The control is zero. A combination ``"A+B"`` that is not
+    in the table is the sum of its parts, so effects that are linear in the vectors add up.
 
     Parameters
     ----------
     names
         Perturbations in the table, the control first.
     values
-        float32 ``(n_names, n_columns)``.
+        Perturbation vectors, float32 ``(n_names, n_columns)``.
     from_features
-        Whether they are features; otherwise one-hot.
+        Whether the vectors come from features; otherwise they are one-hot.
     """
 
     names: tuple[str, ...]
@@ -41,65 +41,65 @@ class PerturbationTable:
 
     @classmethod
     def one_hot(cls, perturbations: Sequence[str], control: str) -> Self:
-        """Give every perturbation a column of its own; the control has none."""
+        """Make one-hot vectors: one column per perturbation, none for the control."""
         targets = [name for name in perturbations if name != control]
         return cls((control, *targets), np.eye(len(targets) + 1, dtype=np.float32)[:, 1:], from_features=False)
 
     @classmethod
     def of_features(cls, features: pd.DataFrame, *, trained: Collection[str], control: str) -> Self:
-        """Standardise features.
+        """Make vectors from features, standardised over the training perturbations.
 
         Parameters
         ----------
         features
-            One row a perturbation, numbers in every column.
+            One row per perturbation; all columns are numeric.
         trained
-            Perturbations of the training cells, without the control; combinations may be among them.
+            Perturbations of the training cells, without the control; may include combinations.
         control
-            Of no effect; its row, if there is one, is not used.
+            Control level; its row, if any, is ignored.
 
         Raises
         ------
         TypeError
-            It is no DataFrame, or holds something else than numbers.
+            If ``features`` is not a DataFrame, or a column is not numeric.
         ValueError
-            A name stands there twice, a number is missing or infinite, all columns are constant, or a perturbation of
-            the training cells has no features.
+            If a name is repeated, a number is missing or infinite, all columns are constant, or a perturbation of the
+            training cells has no features.
         """
         if not isinstance(features, pd.DataFrame):
-            found = type(features).__name__
-            msg = f"pert_features must be a DataFrame with one row a perturbation, found {found}."
+            msg = f"pert_features must be a DataFrame with one row per perturbation, found {type(features).__name__}."
             raise TypeError(msg)
         frame = features.set_axis(features.index.astype(str))
         if frame.index.has_duplicates:
             name = frame.index[frame.index.duplicated()][0]
-            msg = f"pert_features has {name!r} in several rows. Keep one row a perturbation."
+            msg = f"pert_features has {name!r} in several rows. Keep one row per perturbation."
             raise ValueError(msg)
         text = [str(c) for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
         if text:
-            msg = f"pert_features must hold numbers; {', '.join(map(repr, text[:3]))} does not."
+            msg = f"pert_features must be numeric in every column; not numeric: {', '.join(map(repr, text[:3]))}."
             raise TypeError(msg)
         frame = frame.drop(index=control, errors="ignore").astype(np.float64)
         if not np.isfinite(frame.to_numpy()).all():
             name = frame.index[~np.isfinite(frame.to_numpy()).all(axis=1)][0]
             msg = f"pert_features is missing or infinite for {name!r}. Fill it in, or leave the row out."
             raise ValueError(msg)
-        known = set(frame.index)
-        parts = sorted({part for name in trained for part in _parts(name, known)})
-        absent = [part for part in parts if part not in known]
+        described = set(frame.index)
+        parts = sorted({part for name in trained for part in _parts(name, described)})
+        absent = [part for part in parts if part not in described]
         if absent:
             msg = (
-                f"{len(absent)} of the {len(trained)} perturbations that train have no row in pert_features: "
-                f"{', '.join(map(repr, absent[:5]))}. {did_you_mean(absent[0], sorted(known))} Add them, or leave "
-                "those cells out."
+                f"{len(absent)} of the {len(trained)} training perturbations have no row in pert_features: "
+                f"{', '.join(map(repr, absent[:5]))}. {did_you_mean(absent[0], sorted(described))} Add them, or leave "
+                "their cells out."
             )
             raise ValueError(msg)
         used = frame.loc[parts].to_numpy()
         varies = used.std(axis=0) > 1e-9
         if not varies.any():
-            msg = f"No column of pert_features differs between the {len(parts)} perturbations that train."
+            msg = f"No column of pert_features differs between the {len(parts)} training perturbations."
             raise ValueError(msg)
-        # Divided by the root of their number too, so that all features together weigh as much as the first column.
+        # Also divided by the square root of their number, so that all features together weigh as much as the first
+        # column.
         scaled = (frame.to_numpy() - used.mean(axis=0))[:, varies] / used.std(axis=0)[varies] / np.sqrt(varies.sum())
         values = np.hstack([np.ones((len(frame), 1)), scaled])
         values = np.vstack([np.zeros((1, values.shape[1])), values]).astype(np.float32)
@@ -107,21 +107,28 @@ class PerturbationTable:
 
     @property
     def control(self) -> str:
-        """The unperturbed level."""
+        """The control level."""
         return self.names[0]
 
     @property
     def dim(self) -> int:
-        """Numbers that describe a perturbation."""
+        """Length of a perturbation vector."""
         return self.values.shape[1]
 
-    def encode(self, names: Sequence[str], *, where: str = "target") -> np.ndarray:
-        """Look perturbations up, float32 ``(n_names, dim)``; `where` says in messages where the names stand.
+    def encode(self, names: Sequence[str], *, source: str = "target") -> np.ndarray:
+        """Look up perturbation vectors, float32 ``(n_names, dim)``.
+
+        Parameters
+        ----------
+        names
+            Perturbations; may include combinations.
+        source
+            Origin of the names, for error messages.
 
         Raises
         ------
         ValueError
-            One of them, or a part of a combination, is not known. Never a silent zero.
+            If a perturbation, or a part of a combination, is not in the table.
         """
         position = {name: i for i, name in enumerate(self.names)}
         rows = []
@@ -129,9 +136,9 @@ class PerturbationTable:
             parts = _parts(name, position)
             absent = [part for part in parts if part not in position]
             if absent:
-                how = "has no row in pert_features" if self.from_features else "was not seen in training"
-                which = f"{where}={name!r}" + ("" if absent == [name] else f": its part {absent[0]!r}")
-                msg = f"{which} {how}. {did_you_mean(absent[0], self.names[1:])}"
+                problem = "has no row in pert_features" if self.from_features else "was not seen in training"
+                subject = f"{source}={name!r}" + ("" if absent == [name] else f": its part {absent[0]!r}")
+                msg = f"{subject} {problem}. {did_you_mean(absent[0], self.names[1:])}"
                 if not self.from_features:
                     msg += " Unseen perturbations need features: STTransition(adata, pert_features=...)."
                 raise ValueError(msg)
@@ -139,17 +146,17 @@ class PerturbationTable:
         return np.array(rows, dtype=np.float32).reshape(len(rows), self.dim)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, without the values."""
+        """Return the table as plain values that JSON can store, without the vectors."""
         return {"names": list(self.names), "from_features": self.from_features}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], values: np.ndarray) -> Self:
-        """Rebuild from :meth:`to_dict` and the values."""
+        """Rebuild a table from the result of :meth:`to_dict` and the vectors."""
         return cls(tuple(stored["names"]), values, bool(stored["from_features"]))
 
 
-def _parts(name: str, known: Collection[str]) -> list[str]:
-    """Parts of a combination that is not known as a whole."""
-    if name in known or SEPARATOR not in name:
+def _parts(name: str, available: Collection[str]) -> list[str]:
+    """Split a combination into its parts, unless it is available as a whole."""
+    if name in available or SEPARATOR not in name:
         return [name]
     return [part.strip() for part in name.split(SEPARATOR)]

@@ -1,4 +1,4 @@
-"""Cells in, sentences out: rows are read, brought to log1p and tokenised, a block at a time."""
+"""Cells in, sentences out: rows are read, converted to log1p and tokenised one block at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from scstate_lora.data.tokens import Sentences, Tokenizer
 
-# Arc's rule, cell by cell: above the one a value must be a count, above the other so must the sum of expm1.
+# Arc's per-cell rule: a cell holds counts if a value exceeds _LARGEST_LOG or sum(expm1) exceeds _LARGEST_TOTAL.
 _LARGEST_LOG = 35
 _LARGEST_TOTAL = 5_000_000
 
@@ -27,11 +27,11 @@ class SentenceReader:
     Parameters
     ----------
     read
-        Gives the log1p expression of cells ``start`` to ``stop``, float32 CSR ``(stop - start, n_columns)``.
+        Returns the log1p expression of cells ``start`` to ``stop``, float32 CSR ``(stop - start, n_columns)``.
     tokenizer
-        Turns it into sentences.
+        Converts expression to sentences.
     seeds
-        Seed of every cell, ``(n_cells,)``.
+        One seed per cell, ``(n_cells,)``.
     """
 
     read: Callable[[int, int], sparse.csr_matrix]
@@ -49,21 +49,21 @@ class SentenceReader:
 
     def __call__(self, start: int, stop: int) -> Sentences:
         """Tokenise cells ``start`` to ``stop``."""
-        with self._reading:  # files are read by one thread at a time
+        with self._reading:  # one thread at a time reads the file
             x = self.read(start, stop)
         return self.tokenizer(x, self.seeds[start:stop])
 
 
 def arc_log(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Bring cells to log1p as Arc's own tool does, which guesses for every cell whether it holds counts.
+    """Convert cells to log1p as Arc's own tool does, which guesses for each cell whether it holds counts.
 
-    A cell with a value over 35, or whose values' expm1 sum to more than 5 million, is taken for counts; all others for
-    log1p values. Of shallow cells' counts that is wrong: for comparison only.
+    A cell with a value over 35, or whose expm1 values sum to more than 5 million, is treated as counts and any other
+    cell as log1p values. This is wrong for counts of low read depth: use it for comparison only.
 
     Parameters
     ----------
     matrix
-        All genes of the data, those outside of the vocabulary too, CSR ``(n_cells, n_genes)``.
+        All genes of the data, including those outside the vocabulary, CSR ``(n_cells, n_genes)``.
     """
     counts_per_row = np.diff(matrix.indptr)
     row = np.repeat(np.arange(matrix.shape[0]), counts_per_row)
@@ -73,6 +73,6 @@ def arc_log(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     is_counts = np.bincount(row, weights=is_large, minlength=matrix.shape[0]) > 0
     is_counts |= np.floor(totals) > _LARGEST_TOTAL
     logged = matrix.copy()
-    chosen = is_counts[row]
-    logged.data[chosen] = np.log1p(logged.data[chosen])
+    in_count_cell = is_counts[row]
+    logged.data[in_count_cell] = np.log1p(logged.data[in_count_cell])
     return logged

@@ -1,4 +1,4 @@
-"""Results in ``adata.uns["scstate_lora"]``: the one door through which they are written and read."""
+"""Results in ``adata.uns["scstate_lora"]``: all are written and read here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VELOCITY_ALIGNMENT = "velocity_alignment"
 
 
 def as_uns(function: str, value: Any, *, key: str | None = None) -> dict[str, Any]:
-    """Return the ``uns`` of an AnnData that holds one result.
+    """Make the ``uns`` of an AnnData with one result.
 
     Parameters
     ----------
@@ -50,18 +50,18 @@ def write_result(adata: AnnData, function: str, value: Any, *, key: str | None =
     function
         What made the result, one of the constants of this module.
     value
-        The result, of types that an ``.h5ad`` file holds.
+        The result, of types that an ``.h5ad`` file can store.
     key
-        Name of the result where a function keeps several.
+        Name of the result, if a function stores several.
     """
-    # New dicts: those of a view belong to its parent.
+    # New dicts, as those of a view belong to its parent.
     results = dict(adata.uns.get(UNS_KEY, {}))
     results[function] = value if key is None else {**results.get(function, {}), key: value}
     adata.uns[UNS_KEY] = results
 
 
 def read_result(adata: AnnData, function: str, *, key: str | None = None) -> Any:
-    """Read a result; None if there is none.
+    """Read a result, or None if it does not exist.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def read_result(adata: AnnData, function: str, *, key: str | None = None) -> Any
 
 
 def require_result(adata: AnnData, function: str, *, call: str) -> Any:
-    """Read a result.
+    """Read a result that must exist.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def require_result(adata: AnnData, function: str, *, call: str) -> Any:
     Raises
     ------
     KeyError
-        If there is no such result.
+        If the result does not exist.
     """
     result = read_result(adata, function)
     if result is None:
@@ -104,7 +104,7 @@ def drop_result(adata: AnnData, function: str) -> None:
 
 @contextmanager
 def results_restored_on_error(adata: AnnData) -> Iterator[None]:
-    """Put all results back as they were if the block raises."""
+    """Restore all results to their earlier state if the block raises."""
     before = adata.uns.get(UNS_KEY)
     try:
         yield
@@ -131,23 +131,23 @@ class Prediction(NamedTuple):
     """``"genes"``, or the key of ``obsm`` with the predicted embedding."""
 
     def record(self, **further: Any) -> dict[str, Any]:
-        """Return what is stored under :data:`PREDICT`: the perturbations are called ``target``."""
+        """Return the record to store under :data:`PREDICT`, in which the perturbations are called ``target``."""
         names = {"targets": "target"}
         return {**{names.get(name, name): value for name, value in self._asdict().items()}, **further}
 
 
 def is_predicted(adata: AnnData) -> bool:
-    """Whether these are cells that a model predicted."""
+    """Whether these cells were predicted by a model."""
     return read_result(adata, PREDICT) is not None
 
 
 def read_prediction(adata: AnnData) -> Prediction:
-    """Read the description of predicted cells, also one written by version 0.1.
+    """Read the description of predicted cells, including descriptions written by version 0.1.
 
     Raises
     ------
     ValueError
-        If these are no predicted cells.
+        If these cells were not predicted.
     """
     record = read_result(adata, PREDICT)
     if record is None:
@@ -164,7 +164,7 @@ def read_prediction(adata: AnnData) -> Prediction:
 
 
 def _targets(stored: str | Sequence[str] | np.ndarray, labels: set[object]) -> list[str]:
-    """Names of perturbations, which version 0.1 joined by commas."""
+    """Return the names of perturbations, which version 0.1 joined by commas."""
     if not isinstance(stored, str):
         return [str(name) for name in np.asarray(stored, dtype=object).ravel()]
     return [stored] if stored in labels else stored.split(", ")

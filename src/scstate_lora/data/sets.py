@@ -1,4 +1,4 @@
-"""Cell sets: control and perturbed cells of one context, drawn for training and laid out for prediction."""
+"""Cell sets: control and perturbed cells of one context, sampled for training and arranged for prediction."""
 
 from __future__ import annotations
 
@@ -17,49 +17,48 @@ if TYPE_CHECKING:
 
 
 class SetBatch(TypedDict):
-    """One training batch of the State Transition model. What a run does not need is not in it."""
+    """One training batch of the State Transition model. Optional fields are absent if the run does not use them."""
 
     control: np.ndarray
-    """Control cells, log1p expression or an embedding, float32 ``(n_sets, n_cells, n_inputs)``."""
+    """Control cells: log1p expression or an embedding, float32 ``(n_sets, n_cells, n_inputs)``."""
     target: np.ndarray
     """Perturbed cells of the same contexts, float32 ``(n_sets, n_cells, n_inputs)``."""
     pert: np.ndarray
-    """What describes each set's perturbation, float32 ``(n_sets, pert_dim)``."""
+    """Perturbation vector of each set, float32 ``(n_sets, pert_dim)``."""
     covariates: dict[str, np.ndarray]
-    """Covariates of the control cells, ``(n_sets, n_cells)`` each."""
+    """Encoded covariates of the control cells, each ``(n_sets, n_cells)``."""
     target_genes: NotRequired[np.ndarray]
-    """log1p expression of the perturbed cells where ``target`` is their embedding, ``(n_sets, n_cells, n_genes)``."""
+    """log1p expression of the perturbed cells if ``target`` is their embedding, ``(n_sets, n_cells, n_genes)``."""
     velocity: NotRequired[np.ndarray]
-    """RNA velocity of the control cells, ``(n_sets, n_cells, n_inputs)``, NaN where unknown."""
+    """RNA velocity of the control cells, ``(n_sets, n_cells, n_inputs)``; NaN if unknown."""
     velocity_confidence: NotRequired[np.ndarray]
-    """Its confidence, ``(n_sets, n_cells)``."""
+    """Confidence of the velocity, ``(n_sets, n_cells)``."""
     batch_codes: NotRequired[np.ndarray]
-    """Rows of the control cells in the network's table of batches, an input, int64 ``(n_sets, n_cells)``."""
+    """Batches of the control cells as network input, rows of its batch table, int64 ``(n_sets, n_cells)``."""
     batch_labels: NotRequired[np.ndarray]
-    """Batch to recognise in each set, the most frequent of its control cells, int64 ``(n_sets,)``; -1 if unknown."""
+    """Batch to predict for each set, the most frequent of its control cells, int64 ``(n_sets,)``; -1 if unknown."""
 
 
 @dataclass(frozen=True)
 class SetData:
-    """What is known of every cell, from which sets are drawn.
+    """All cells from which sets are sampled.
 
     Parameters
     ----------
     x
         log1p expression, CSR ``(n_cells, n_genes)``, or an embedding, float32 ``(n_cells, n_columns)``.
     perts
-        What describes the perturbation of each code, float32 ``(n_codes, pert_dim)``.
+        Perturbation vector of each perturbation code, float32 ``(n_codes, pert_dim)``.
     covariates
-        Encoded covariates, ``(n_cells,)`` each.
+        Encoded covariates, each ``(n_cells,)``.
     genes
-        log1p expression where ``x`` is an embedding and expression is decoded from it.
+        log1p expression, if ``x`` is an embedding from which expression is decoded.
     velocity, velocity_confidence
         RNA velocity in the space of ``x``, ``(n_cells, n_columns)``, and its confidence, ``(n_cells,)``.
     batch_codes
-        Rows of the cells in the network's table of batches, which it reads, int64 ``(n_cells,)``.
+        Batches of the cells as network input, rows of its batch table, int64 ``(n_cells,)``.
     batch_labels
-        Batches of the cells that the network's batch token learns to recognise, int64 ``(n_cells,)``; -1 for an unknown
-        one.
+        Batches that the network's batch token learns to predict, int64 ``(n_cells,)``; -1 if unknown.
     """
 
     x: sparse.csr_matrix | np.ndarray
@@ -72,46 +71,54 @@ class SetData:
     batch_labels: np.ndarray | None = None
 
     def batch(self, control: np.ndarray, target: np.ndarray, codes: np.ndarray) -> SetBatch:
-        """Lay out sets of cells, all rows ``(n_sets, n_cells)``, with the code of each one's perturbation."""
-        made = SetBatch(
+        """Arrange sets of cells.
+
+        Parameters
+        ----------
+        control, target
+            Row indices of the cells, ``(n_sets, n_cells)``.
+        codes
+            Perturbation code of each set, ``(n_sets,)``.
+        """
+        batch = SetBatch(
             control=dense(self.x, control),
             target=dense(self.x, target),
             pert=self.perts[codes],
             covariates={name: values[control] for name, values in self.covariates.items()},
         )
         if self.batch_codes is not None:
-            made["batch_codes"] = self.batch_codes[control]
+            batch["batch_codes"] = self.batch_codes[control]
         if self.genes is not None:
-            made["target_genes"] = dense(self.genes, target)
+            batch["target_genes"] = dense(self.genes, target)
         if self.velocity is not None:
-            made["velocity"] = self.velocity[control]
+            batch["velocity"] = self.velocity[control]
         if self.velocity_confidence is not None:
-            made["velocity_confidence"] = self.velocity_confidence[control]
+            batch["velocity_confidence"] = self.velocity_confidence[control]
         if self.batch_labels is not None:
             labels = [_most_frequent(labels) for labels in self.batch_labels[control]]
-            made["batch_labels"] = np.array(labels, dtype=np.int64)
-        return made
+            batch["batch_labels"] = np.array(labels, dtype=np.int64)
+        return batch
 
 
 def _most_frequent(labels: np.ndarray) -> int:
-    known = labels[labels >= 0]
-    return int(np.bincount(known).argmax()) if len(known) else -1
+    labels = labels[labels >= 0]  # -1: unknown
+    return int(np.bincount(labels).argmax()) if len(labels) else -1
 
 
 def dense(x: sparse.csr_matrix | np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Take cells, ``(*rows.shape, n_columns)``."""
+    """Take rows as a dense array, ``(*rows.shape, n_columns)``."""
     taken = x[rows.ravel()]
     return (taken if isinstance(taken, np.ndarray) else taken.toarray()).reshape(*rows.shape, x.shape[1])
 
 
 @dataclass(frozen=True)
 class Group:
-    """Perturbed cells of one context, with the context's control cells.
+    """Cells of one context under one perturbation, with the context's control cells.
 
     Parameters
     ----------
     context, pert
-        Which context, and the code of the perturbation.
+        Name of the context, and code of the perturbation.
     control, perturbed
         Row indices.
     """
@@ -125,7 +132,7 @@ class Group:
 def make_groups(
     contexts: np.ndarray, perts: np.ndarray, control: int, cells: np.ndarray, *, min_cells: int
 ) -> list[Group]:
-    """Pair the perturbed cells of every context with its control cells, sorted by context and perturbation.
+    """Pair perturbed cells with the control cells of their context; groups are sorted by context and perturbation.
 
     Parameters
     ----------
@@ -134,13 +141,13 @@ def make_groups(
     control
         Code of the control.
     cells
-        Which cells may be used, bool ``(n_cells,)``: those of one split.
+        Cells to use, bool ``(n_cells,)``, for example those of one split.
     min_cells
         Groups with fewer control or perturbed cells are left out.
     """
     rows = np.flatnonzero(cells)
-    found = pd.DataFrame({"context": contexts[rows], "pert": perts[rows], "row": rows})
-    by_group = found.groupby(["context", "pert"], sort=True)["row"]
+    table = pd.DataFrame({"context": contexts[rows], "pert": perts[rows], "row": rows})
+    by_group = table.groupby(["context", "pert"], sort=True)["row"]
     members = {cast("tuple[str, int]", key): group.to_numpy() for key, group in by_group}
     groups = []
     for (context, pert), perturbed in members.items():
@@ -151,30 +158,30 @@ def make_groups(
 
 
 class SetSampler:
-    """Draw batches of cell sets. Batch ``i`` depends on the seed and ``i`` alone.
+    """Sample batches of cell sets. Batch ``i`` depends only on the seed and ``i``.
 
     Parameters
     ----------
     data
-        What is known of every cell.
+        All cells.
     groups
-        From :func:`make_groups`; drawn with probability in proportion to the square root of their size, so that small
-        cell types are not drowned.
+        Groups from :func:`make_groups`, sampled in proportion to the square root of their size, so that small cell
+        types are not swamped.
     n_sets, set_len
-        Sets a batch, cells a set. A group with fewer cells is drawn from with replacement.
+        Sets per batch, and cells per set. Groups with fewer cells are sampled with replacement.
     seed
-        Seed of the draws.
+        Random seed.
     unknown
-        What stands for "unknown" in each covariate: ``Registry.unknown()``.
+        Encoding of "unknown" for each covariate: :meth:`Registry.unknown`.
     withheld
-        Chance of each covariate of each control cell to be replaced by "unknown".
+        Probability of replacing each covariate of each control cell by "unknown".
     steps_per_epoch
-        Batches an epoch.
+        Batches per epoch.
 
     Raises
     ------
     ValueError
-        There is no group to draw from.
+        If ``groups`` is empty.
     """
 
     def __init__(
@@ -191,8 +198,8 @@ class SetSampler:
     ) -> None:
         if not groups:
             msg = (
-                "There is no group of control and perturbed cells to draw sets from; the split table counts the cells. "
-                "Hold out fewer cells, or compare within coarser contexts: context_keys=[...]."
+                "No context has enough control and perturbed cells to sample sets from; the split table lists the "
+                "counts. Hold out fewer cells, or use coarser contexts: context_keys=[...]."
             )
             raise ValueError(msg)
         self.data = data
@@ -208,10 +215,10 @@ class SetSampler:
 
     def __getitem__(self, index: int) -> SetBatch:
         rng = np.random.default_rng([self.seed, index])
-        chosen = [self.groups[i] for i in rng.choice(len(self.groups), size=self.n_sets, p=self.weights)]
-        control = np.stack([self._draw(g.control, rng) for g in chosen])  # (n_sets, set_len)
-        target = np.stack([self._draw(g.perturbed, rng) for g in chosen])
-        batch = self.data.batch(control, target, np.array([g.pert for g in chosen]))
+        groups = [self.groups[i] for i in rng.choice(len(self.groups), size=self.n_sets, p=self.weights)]
+        control = np.stack([self._draw(g.control, rng) for g in groups])  # (n_sets, set_len)
+        target = np.stack([self._draw(g.perturbed, rng) for g in groups])
+        batch = self.data.batch(control, target, np.array([g.pert for g in groups]))
         batch["covariates"] = withhold(batch["covariates"], self.unknown, self.withheld, rng)
         return batch
 
@@ -220,7 +227,7 @@ class SetSampler:
 
 
 class WholeGroups:
-    """Every group once, as one set, for validation: up to ``set_len`` control and perturbed cells, the same each time.
+    """Each group once, as one set, for validation: a fixed sample of up to ``set_len`` control and perturbed cells.
 
     Parameters
     ----------
@@ -244,6 +251,6 @@ class WholeGroups:
 
 
 def windows(rows: np.ndarray, set_len: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Split cells into sets of nearly equal size, at most ``set_len`` each, in random order, every cell once."""
+    """Divide cells at random into sets of nearly equal size, at most ``set_len`` cells each; every cell occurs once."""
     n_windows = max(1, -(-len(rows) // set_len))
     return np.array_split(rng.permutation(rows), n_windows)

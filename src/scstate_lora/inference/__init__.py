@@ -1,1 +1,1 @@
-"""Networks run over cells without gradient: blocks are read while others are computed."""
+"""Networks applied to cells without gradients, reading the next block while the current one is computed."""

@@ -1,4 +1,4 @@
-"""Arrays of cells on their way to a network: rows taken, and numpy turned into tensors."""
+"""Arrays of cells for a network: row selection and conversion to tensors."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 def to_tensors(batch: Any) -> Any:
-    """Numpy arrays in nested dicts to tensors."""
+    """Convert NumPy arrays in nested dicts to tensors."""
     if isinstance(batch, dict):
         return {key: to_tensors(value) for key, value in batch.items()}
     return torch.from_numpy(batch)
 
 
 def take(arrays: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
-    """Rows of every array in a nested dict; sparse matrices become dense."""
+    """Take rows of every array in a nested dict; sparse matrices become dense."""
     taken: dict[str, Any] = {}
     for key, value in arrays.items():
         if isinstance(value, dict):
             taken[key] = take(value, rows)
         else:
-            picked = value[rows]
-            taken[key] = picked.toarray() if hasattr(picked, "toarray") else picked
+            part = value[rows]
+            taken[key] = part.toarray() if hasattr(part, "toarray") else part
     return taken

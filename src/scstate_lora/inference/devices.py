@@ -1,4 +1,4 @@
-"""Device and precision to compute with, and the refusal of absent devices before any work begins."""
+"""Choice of device and precision; absent devices are refused before any work begins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Choose a device by its name in PyTorch, such as ``cuda:1``; None: CUDA if available, else the CPU.
+    """Choose a device by its PyTorch name, such as ``cuda:1``; None selects CUDA if available, else the CPU.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def check_accelerator(accelerator: str) -> None:
-    """Raise a ValueError if an accelerator, as Lightning names them, is absent; a TPU is left to Lightning."""
+    """Raise a ValueError if an accelerator, by its Lightning name, is absent; TPUs are left to Lightning."""
     kinds = {"gpu": ("cuda", "mps"), "cuda": ("cuda",), "mps": ("mps",)}.get(accelerator)
     if kinds is not None and not any(map(_count, kinds)):
         msg = f"accelerator={accelerator!r}, but PyTorch sees no such device here. Use accelerator='auto' or 'cpu'."
@@ -48,11 +48,11 @@ def _count(kind: str) -> int:
 
 
 def choose_precision(options: ComputeOptions, device: torch.device) -> str:
-    """Choose the precision on a device."""
+    """Choose the precision for a device."""
     return options.precision or ("bf16" if device.type == "cuda" else "fp32")
 
 
 def autocast(options: ComputeOptions, device: torch.device) -> torch.autocast:
-    """Make the context of that precision."""
+    """Make the autocast context for the chosen precision."""
     precision = choose_precision(options, device)
     return torch.autocast(device.type, dtype=_DTYPES[precision], enabled=precision != "fp32")

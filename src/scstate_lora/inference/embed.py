@@ -1,4 +1,4 @@
-"""Run cells through an SE network in blocks, without gradient; the next block is read while one is computed."""
+"""Apply an SE network to cells in blocks, without gradients; the next block is read while one is computed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
 # Activations per batch on CPU: fits in cache, and stays below malloc's threshold for returning memory to the OS.
 _CPU_ACTIVATIONS = 2**20
-# Tokens per block, the unit of reading and of what survives an interruption.
+# Tokens per block, the unit of reading and of resuming after an interruption.
 _BLOCK_TOKENS = 2**17
 _MAX_BATCH = 512
-# Activations alive at a time in the expression head.
+# Activations held at a time by the expression head.
 _PAIR_ACTIVATIONS = 2**25
-_CONDITIONED_AT_ONCE = 4096
+# Cells per batch when only the conditioning is computed.
+_CONDITIONING_BATCH = 4096
 
 
 class CellReader(Protocol):
@@ -54,26 +55,26 @@ def embed_cells(
     by_length: bool = False,
     progress: str | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Plain embedding of cells, block by block.
+    """Compute the plain embedding of cells, block by block.
 
     Parameters
     ----------
     encoder
-        SE network. It is moved to the device, and stays there.
+        SE network; it is moved to the device and stays there.
     read
-        Gives the sentences of consecutive cells.
+        Reader of the cells' sentences.
     options
         Device, precision and batch size.
     start
         First cell.
     by_length
-        Process cells of similar length together; for sentences that are not padded.
+        Process cells with similar sentence lengths together, for sentences without padding.
     progress
-        Title of a progress bar; None for none.
+        Title of a progress bar; None shows no bar.
 
     Yields
     ------
-    First cell of a block, and its embedding, float32 ``(n_block, embedding_dim)``.
+    Index of a block's first cell, and the block's embedding, float32 ``(n_block, embedding_dim)``.
 
     Raises
     ------
@@ -85,7 +86,14 @@ def embed_cells(
         return encoder(batch["genes"], batch["values"], batch.get("lengths"))
 
     yield from _in_blocks(
-        encoder, forward, encoder, read, {}, options or ComputeOptions(), start, by_length=by_length, progress=progress
+        read,
+        forward,
+        network=encoder,
+        encoder=encoder,
+        options=options,
+        start=start,
+        by_length=by_length,
+        progress=progress,
     )
 
 
@@ -98,13 +106,40 @@ def embed_conditioned(
     options: ComputeOptions | None = None,
     progress: str | None = None,
 ) -> np.ndarray:
-    """Conditioned embedding of cells, ``(n_cells, output_dim)``; covariates are encoded, ``(n_cells,)`` each."""
+    """Compute the conditioned embedding of cells.
+
+    Parameters
+    ----------
+    network
+        Conditioned network; it is moved to the device and stays there.
+    encoder
+        SE network inside it.
+    read
+        Reader of the cells' sentences.
+    covariates
+        Encoded covariates, each ``(n_cells,)``.
+    options
+        Device, precision and batch size.
+    progress
+        Title of a progress bar; None shows no bar.
+
+    Returns
+    -------
+    float32 ``(n_cells, output_dim)``, rows of unit length.
+    """
 
     def forward(batch: dict[str, Any]) -> Tensor:
         return network(batch["genes"], batch["values"], batch["covariates"])[1]
 
-    extra = {"covariates": dict(covariates)}
-    blocks = _in_blocks(network, forward, encoder, read, extra, options or ComputeOptions(), 0, progress=progress)
+    blocks = _in_blocks(
+        read,
+        forward,
+        network=network,
+        encoder=encoder,
+        options=options,
+        arrays={"covariates": dict(covariates)},
+        progress=progress,
+    )
     return np.concatenate([block for _, block in blocks])
 
 
@@ -115,16 +150,16 @@ def condition_cells(
     *,
     options: ComputeOptions | None = None,
 ) -> np.ndarray:
-    """Conditioned embedding of cells from their base embedding.
+    """Compute the conditioned embedding of cells from their base embedding.
 
     Parameters
     ----------
     network
-        Only its conditioning is used. It is moved to the device, and stays there.
+        Conditioned network, of which only the conditioning is used; it is moved to the device and stays there.
     base
-        ``(n_cells, embedding_dim)``.
+        Base embedding, ``(n_cells, embedding_dim)``.
     covariates
-        Encoded, ``(n_cells,)`` each.
+        Encoded covariates, each ``(n_cells,)``.
     options
         Device and precision.
 
@@ -137,8 +172,8 @@ def condition_cells(
     network.eval().to(device)
     conditioned = []
     with torch.inference_mode(), autocast(options, device):
-        for start in range(0, len(base), _CONDITIONED_AT_ONCE):
-            rows = slice(start, start + _CONDITIONED_AT_ONCE)
+        for start in range(0, len(base), _CONDITIONING_BATCH):
+            rows = slice(start, start + _CONDITIONING_BATCH)
             batch = to_tensors({"base": base[rows], "covariates": {k: v[rows] for k, v in covariates.items()}})
             batch = move_data_to_device(batch, device)
             conditioned.append(network.condition(batch["base"], batch["covariates"]).float().cpu().numpy())
@@ -154,32 +189,32 @@ def decode_cells(
     options: ComputeOptions | None = None,
     progress: str | None = None,
 ) -> np.ndarray:
-    """Predict the expression of genes from embeddings, by the network's own head.
+    """Predict the expression of genes from embeddings with the network's expression head.
 
     Parameters
     ----------
     encoder
-        SE network. It is moved to the device, and stays there.
+        SE network; it is moved to the device and stays there.
     embedding
-        ``(n_cells, embedding_dim)``.
+        Embedding of the cells, ``(n_cells, embedding_dim)``.
     genes
-        Vocabulary indices, ``(n_genes,)``.
+        Vocabulary indices of the genes, ``(n_genes,)``.
     read_depth
-        Mean of the non-zero targets, the same for all cells.
+        Mean of the non-zero target values, the same for all cells.
     options
         Device and precision.
     progress
-        Title of a progress bar; None for none.
+        Title of a progress bar; None shows no bar.
 
     Returns
     -------
-    float32 ``(n_cells, n_genes)``.
+    Predicted expression, float32 ``(n_cells, n_genes)``.
     """
     options = options or ComputeOptions()
     device = choose_device(options.device)
     encoder.eval().to(device)
     decoded = np.empty((len(embedding), len(genes)), dtype=np.float32)
-    n_pairs = max(1, _PAIR_ACTIVATIONS // (3 * encoder.config.decoder_dim))  # cells x genes at a time
+    n_pairs = max(1, _PAIR_ACTIVATIONS // (3 * encoder.config.decoder_dim))  # cells x genes per batch
     n_genes = min(len(genes), n_pairs)
     n_cells = max(1, n_pairs // n_genes)
     bar = progress_bar(total=len(embedding), desc=progress, unit=" cells", disable=progress is None)
@@ -196,18 +231,20 @@ def decode_cells(
 
 
 def _in_blocks(
-    network: nn.Module,
-    forward: Callable[[dict[str, Any]], Tensor],
-    encoder: SEEncoder,
     read: CellReader,
-    extra: dict[str, Any],
-    options: ComputeOptions,
-    start: int,
+    forward: Callable[[dict[str, Any]], Tensor],
     *,
+    network: nn.Module,
+    encoder: SEEncoder,
+    options: ComputeOptions | None,
+    arrays: Mapping[str, Any] | None = None,
+    start: int = 0,
     by_length: bool = False,
     progress: str | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
+    """Apply `forward`, a pass through `network`, to sentences and to the rows of further `arrays` of all cells."""
     network.eval()
+    options = options or ComputeOptions()
     device = choose_device(options.device)
     network.to(device)
     n_cells = len(read)
@@ -216,24 +253,24 @@ def _in_blocks(
     block = batch_size * -(-max(batch_size, _BLOCK_TOKENS // n_tokens) // batch_size)
     bar = progress_bar(total=n_cells, initial=start, desc=progress, unit=" cells", disable=progress is None)
     with bar, _compiled(encoder, compile=options.compile):
-        for first, sentences in _ahead(read, range(start, n_cells, block), n_cells, block, options.n_workers):
+        for first, sentences in _prefetched(read, range(start, n_cells, block), n_cells, block, options.n_workers):
             rows = np.arange(first, first + len(sentences.genes))
-            arrays = {"genes": sentences.genes, "values": sentences.values, **take(extra, rows)}
+            inputs = {"genes": sentences.genes, "values": sentences.values, **take(arrays or {}, rows)}
             order = np.arange(len(rows))
             if by_length:
-                arrays["lengths"] = sentences.lengths
+                inputs["lengths"] = sentences.lengths
                 order = np.argsort(sentences.lengths, kind="stable")
             parts: list[np.ndarray] = []
             done = 0
             while done < len(rows):
-                chosen = order[done : done + batch_size]
+                batch = order[done : done + batch_size]
                 try:
-                    parts.append(_run(forward, take(arrays, chosen), device, options))
+                    parts.append(_run(forward, take(inputs, batch), device, options))
                 except torch.OutOfMemoryError as error:
-                    batch_size = _smaller(batch_size, options, error)
+                    batch_size = _halved(batch_size, options, error)
                     continue
-                done += len(chosen)
-                bar.update(len(chosen))
+                done += len(batch)
+                bar.update(len(batch))
             joined = np.concatenate(parts)
             result = np.empty_like(joined)
             result[order] = joined
@@ -251,20 +288,20 @@ def _run(
 
 
 def _batch_size(options: ComputeOptions, config: SEConfig, device: torch.device, n_tokens: int) -> int:
-    """Choose the number of cells in a batch."""
+    """Choose the number of cells per batch."""
     if options.batch_size is not None:
         return options.batch_size
     if device.type != "cuda":
         return max(1, _CPU_ACTIVATIONS // (n_tokens * (config.d_model + config.d_hid)))
     free, _ = torch.cuda.mem_get_info(device)
-    per_cell = 32 * n_tokens * (config.d_model + config.d_hid)  # bytes of all activations alive within a layer
+    per_cell = 32 * n_tokens * (config.d_model + config.d_hid)  # bytes of all activations within a layer
     return int(min(_MAX_BATCH, max(1, 0.8 * free // per_cell)))
 
 
-def _ahead(
+def _prefetched(
     read: CellReader, starts: range, n_cells: int, block: int, n_workers: int
 ) -> Iterator[tuple[int, Sentences]]:
-    """Read blocks in order, as many ahead of use as there are workers."""
+    """Yield blocks in order while each worker reads one block ahead."""
     with ThreadPoolExecutor(n_workers) as pool:
         waiting: deque[tuple[int, Any]] = deque()
         try:
@@ -276,25 +313,25 @@ def _ahead(
             while waiting:
                 ready, future = waiting.popleft()
                 yield ready, future.result()
-        finally:  # also when the one who asks stops, or an error ends it
+        finally:  # also if the consumer stops early or an error occurs
             for _, future in waiting:
                 future.cancel()
 
 
-def _smaller(batch_size: int, options: ComputeOptions, error: torch.OutOfMemoryError) -> int:
-    """Halve the batch size that was chosen automatically."""
+def _halved(batch_size: int, options: ComputeOptions, error: torch.OutOfMemoryError) -> int:
+    """Halve a batch size that was chosen automatically."""
     if options.batch_size is not None or batch_size == 1:
-        msg = f"{batch_size} cells at a time do not fit into the GPU's memory. "
-        fix = "Leave batch_size out, or make it smaller." if batch_size > 1 else "Use n_tokens='expressed', or the CPU."
-        raise MemoryError(msg + fix) from error
+        msg = f"{batch_size} cells per batch do not fit into the GPU's memory. "
+        remedy = "Leave batch_size out, or reduce it." if batch_size > 1 else "Use n_tokens='expressed', or the CPU."
+        raise MemoryError(msg + remedy) from error
     torch.cuda.empty_cache()
-    logger.warning("%d cells at a time do not fit into the GPU's memory; trying half.", batch_size)
+    logger.warning("%d cells per batch do not fit into the GPU's memory; trying half as many.", batch_size)
     return batch_size // 2
 
 
 @contextmanager
 def _compiled(encoder: SEEncoder, *, compile: bool) -> Iterator[None]:
-    """Within this context the transformer's layers run compiled."""
+    """Run the transformer's layers compiled within this context."""
     layers = list(encoder.transformer_encoder.layers) if compile else []
     for layer in layers:
         layer.compile(dynamic=False)

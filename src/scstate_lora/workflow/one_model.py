@@ -194,7 +194,7 @@ def _make_st(adata: AnnData, config: RunConfig, place: ResultsFolder) -> STTrans
         seed=config.seed,
     )
     # Cells that are held out are embedded and predicted, too: not to be found out after the training.
-    st.perts.encode(st.registry.targets, where=f"adata.obs[{st.registry.pert_key!r}]")
+    st.perts.encode(st.registry.targets, source=f"adata.obs[{st.registry.pert_key!r}]")
     return st
 
 

@@ -449,7 +449,7 @@ class STTransition(HyperConnected, BaseModel):
             raise KeyError(msg)
         cells = self._bind(adata)
         names, codes = np.unique(cells.perturbations.astype(str), return_inverse=True)
-        pert_vectors = self.perts.encode(names.tolist(), where=f"adata.obs[{key!r}]")[codes]
+        pert_vectors = self.perts.encode(names.tolist(), source=f"adata.obs[{key!r}]")[codes]
         predictor, data = self._predictor, self._set_data(cells)
         with predictor.on(on):
             computed = predictor.run(data, cells.contexts, pert_vectors, represent=True)
