@@ -94,7 +94,11 @@ def test_holdout_of_several_conditions_numbers_and_lists(adata, registry):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"holdout": {"cell_type": "NK"}}, ValueError, r"holdout names 'NK', which adata\.obs\['cell_type'\] does not"),
+        (
+            {"holdout": {"cell_type": "NK"}},
+            ValueError,
+            r"holdout names 'NK', which is not in adata\.obs\['cell_type'\]",
+        ),
         ({"holdout": {"day": [10, 11]}}, ValueError, "holdout names '11'"),
         (
             {"holdout": {"celltype": "B"}},
@@ -115,7 +119,7 @@ def test_holdout_of_several_conditions_numbers_and_lists(adata, registry):
         ({"val_size": np.nan}, ValueError, "val_size=nan is not allowed"),
         ({"holdout": {"day": 10}, "split": {}}, ValueError, "holdout= and split= both say which cells are held out"),
         ({"split_key": "s", "split": "no.toml"}, ValueError, "split_key= and split= both say"),
-        ({"split": "no.toml"}, FileNotFoundError, r"There is no split file no\.toml"),
+        ({"split": "no.toml"}, FileNotFoundError, r"The split file no\.toml does not exist"),
         ({"split_dataset": "mine"}, ValueError, r"split_dataset='mine' .* Give the file: split="),
         (
             {"holdout": {"day": 10}, "zeroshot_controls": "trian"},
@@ -128,7 +132,7 @@ def test_holdout_of_several_conditions_numbers_and_lists(adata, registry):
         (
             {"split_key": "cell_type"},
             ValueError,
-            r"adata\.obs\['cell_type'\] holds 'B', 'T'; a split is one of 'train'",
+            r"adata\.obs\['cell_type'\] holds 'B', 'T'; allowed are 'train'",
         ),
     ],
 )
@@ -138,7 +142,7 @@ def test_unusable_argument_raises(adata, registry, arguments, error, message):
 
 
 @pytest.mark.parametrize("holdout", [{"cell_type": "B"}, {"cell_type": "B", "day": [10, 14]}])
-def test_controls_of_a_context_held_out_train_when_asked(adata, registry, holdout):
+def test_controls_of_a_held_out_context_train_if_requested(adata, registry, holdout):
     held = (adata.obs["cell_type"] == "B") & adata.obs["day"].isin(holdout.get("day", [10, 14, 19]))
     control = adata.obs["condition"] == "sham"
     assert ((_split(adata, registry, holdout=holdout) == "test") == held).all()
@@ -149,7 +153,7 @@ def test_controls_of_a_context_held_out_train_when_asked(adata, registry, holdou
 
 
 @pytest.mark.parametrize("condition", ["sham", "burn"])
-def test_a_condition_that_names_the_perturbation_holds_out_what_it_says(adata, registry, condition):
+def test_a_condition_that_names_the_perturbation_holds_out_exactly_it(adata, registry, condition):
     held = (adata.obs["cell_type"] == "B") & (adata.obs["condition"] == condition)
     for controls in ("held_out", "train"):
         holdout = {"cell_type": "B", "condition": condition}
@@ -159,11 +163,11 @@ def test_a_condition_that_names_the_perturbation_holds_out_what_it_says(adata, r
 
 def test_controls_that_train_without_a_perturbation_raises(adata):
     registry = Registry.create(adata, DataConfig(cell_type_key="cell_type"))
-    with pytest.raises(ValueError, match=r"is about control cells\. Say which they are: pert_key= and control="):
+    with pytest.raises(ValueError, match=r"needs control cells\. Define them: pert_key= and control="):
         _split(adata, registry, holdout={"cell_type": "B"}, zeroshot_controls="train")
 
 
-def test_holdout_of_values_that_never_meet_raises(adata, registry):
+def test_holdout_of_values_that_never_occur_together_raises(adata, registry):
     adata.obs["day"] = np.where(adata.obs["cell_type"] == "B", 10, 14)
     with pytest.raises(ValueError, match="matches no cell: its values never occur together"):
         _split(adata, registry, holdout={"cell_type": "B", "day": 14})

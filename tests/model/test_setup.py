@@ -100,7 +100,7 @@ def test_two_steps_give_what_one_call_gives(wound, setup, make_se, make_st):
         ({"modality": "rna"}, ValueError, "modality='rna' is for MuData"),
         ({"holdout": {"condition": "burn"}}, ValueError, r"No training cell has adata\.obs\['condition'\] = 'burn'"),
         ({"holdout": {"timepoint": "day14"}}, ValueError, r"No training cell has adata\.obs\['timepoint'\] = 'day14'"),
-        ({"split": "no/such.toml"}, FileNotFoundError, r"There is no split file no/such\.toml"),
+        ({"split": "no/such.toml"}, FileNotFoundError, r"The split file no/such\.toml does not exist"),
         ({"split": "a.toml", "holdout": {"timepoint": "day14"}}, ValueError, "holdout= and split= both say"),
         ({"split": {**WOUND, "zeroshot": {"wound.macrophages": "test"}}}, ValueError, "Did you mean 'macrophage'"),
         (

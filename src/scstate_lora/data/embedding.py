@@ -55,8 +55,8 @@ def read_embedding(adata: AnnData, key: str, *, width: int | None = None) -> np.
         raise ValueError(msg)
     try:
         if np.iscomplexobj(values):
-            msg_0 = "complex numbers"
-            raise TypeError(msg_0)
+            msg = "complex numbers"
+            raise TypeError(msg)
         with np.errstate(over="ignore"):
             numbers = values.astype(np.float32)
     except (TypeError, ValueError) as error:

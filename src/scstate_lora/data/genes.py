@@ -145,8 +145,7 @@ def match_vocabulary(
             f"{_examples(candidates)}; the base has {_listed(vocabulary)}. "
         )
         if gene_key is not None and _enough(better := _best_match(_candidates(data, None), vocabulary)):
-            msg_0 = f"{msg}{better.source} would match {len(better.columns):,}: leave out {gene_key=}."
-            raise ValueError(msg_0)
+            raise ValueError(msg + f"{better.source} would match {len(better.columns):,}: leave out {gene_key=}.")
         raise ValueError(msg + _vocabulary_hint(candidates, vocabulary))
     return best
 

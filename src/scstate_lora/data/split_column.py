@@ -30,7 +30,7 @@ def read_split(adata: AnnData, split_key: str = OBS_SPLIT) -> np.ndarray:
     unknown = sorted(set(split) - set(SPLITS))
     if unknown:
         msg = (
-            f"adata.obs[{split_key!r}] holds {', '.join(map(repr, unknown[:5]))}; a split is one of "
+            f"adata.obs[{split_key!r}] holds {', '.join(map(repr, unknown[:5]))}; allowed are "
             f"{', '.join(map(repr, SPLITS))}. Rename the values."
         )
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Splits: which cells train, which validate, which are held out; stored in the AnnData and shown as a table."""
+"""Splits: assignment of cells to training, validation and test, stored in the AnnData and shown as a table."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SplitRules:
-    """How the cells are split: the options of the data that say so, with the split file they name.
+    """Rules for splitting the cells: the data options, with the split file that they name.
 
     Parameters
     ----------
     options
-        Of these: ``holdout``, ``split_key``, ``split_dataset``, ``zeroshot_controls``, ``test_size`` and ``val_size``.
+        Data options, of which ``holdout``, ``split_key``, ``split_dataset``, ``zeroshot_controls``, ``test_size`` and
+        ``val_size`` are used.
     file
-        What ``options.split`` names.
+        The split file named by ``options.split``.
     seed
-        Seed of the random choices.
+        Seed of random splits.
     """
 
     options: DataConfig
@@ -55,7 +56,7 @@ class SplitRules:
 
     @property
     def source(self) -> str:
-        """Where the split comes from, in a few words."""
+        """Short description of where the split comes from."""
         if self.file is not None:
             return self.file.source
         if self.options.split_key is not None:
@@ -63,15 +64,15 @@ class SplitRules:
         return "random" if self.options.holdout is None else "holdout="
 
     def to_json(self) -> str:
-        """Turn the rules that were followed into JSON text."""
+        """Return the rules in effect as JSON text."""
         options = self.options
         if options.split_key is not None:
             return json.dumps({"split_key": options.split_key})
         rules: dict[str, Any] = {"test_size": options.test_size}
         if self.file is not None:
             dataset = self.file.choose(options.split_dataset)
-            whole, some = self.file.rules(dataset)
-            rules = {"dataset": dataset, "zeroshot": whole, "fewshot": {k: v.model_dump() for k, v in some.items()}}
+            whole, partial = self.file.rules(dataset)
+            rules = {"dataset": dataset, "zeroshot": whole, "fewshot": {k: v.model_dump() for k, v in partial.items()}}
         elif options.holdout is not None:
             rules = {"holdout": options.holdout}
         if "test_size" not in rules:
@@ -88,7 +89,7 @@ def make_split(cells: BoundData, rules: SplitRules) -> np.ndarray:
     cells
         The registered cells.
     rules
-        How they are split.
+        Rules for splitting them.
 
     Returns
     -------
@@ -97,8 +98,8 @@ def make_split(cells: BoundData, rules: SplitRules) -> np.ndarray:
     Raises
     ------
     KeyError, ValueError, TypeError
-        A column or a value of ``holdout`` does not exist, ``split_key`` holds anything but the three names, a split
-        file does not fit the data, or no cell is left for training.
+        If a column or value of ``holdout`` does not exist, ``split_key`` holds anything but the three names, a split
+        file does not fit the data, or no cells are left for training.
     """
     if rules.options.split_key is not None:
         split = read_split(cells.adata, rules.options.split_key)
@@ -111,14 +112,14 @@ def make_split(cells: BoundData, rules: SplitRules) -> np.ndarray:
 
 
 def _held_out_split(cells: BoundData, rules: SplitRules) -> np.ndarray:
-    """Hold cells out by a file, by conditions or at random; validation is drawn from the rest unless the file says."""
+    """Hold out cells by file, by conditions or at random; validation cells are random unless the file defines them."""
     registry, strata = cells.registry, cells.contexts
     if registry.pert_key is not None:
         strata = join_labels([strata, cells.perturbations], len(cells))
     options = rules.options
     spare_controls = options.zeroshot_controls == "train"
     if spare_controls and registry.pert_key is None:
-        msg = "zeroshot_controls='train' is about control cells. Say which they are: pert_key= and control=."
+        msg = "zeroshot_controls='train' needs control cells. Define them: pert_key= and control=."
         raise ValueError(msg)
     rng = np.random.default_rng(rules.seed)
     split = np.full(len(cells), "train", dtype=object)
@@ -134,7 +135,7 @@ def _held_out_split(cells: BoundData, rules: SplitRules) -> np.ndarray:
 
 
 def _held_out(cells: BoundData, holdout: list[dict[str, Any]], *, spare_controls: bool) -> np.ndarray:
-    """Cells that agree with all of one mapping, bool ``(n_cells,)``; controls only by name where they are spared."""
+    """Find cells that match all entries of any mapping, bool ``(n_cells,)``; spared controls match only by name."""
     adata, pert_key = cells.adata, cells.registry.pert_key
     held = np.zeros(adata.n_obs, dtype=bool)
     for condition in holdout:
@@ -145,7 +146,7 @@ def _held_out(cells: BoundData, holdout: list[dict[str, Any]], *, spare_controls
             values = [label_of(v) for v in (value if isinstance(value, list) else [value])]
             absent = [v for v in values if v not in levels]
             if absent:
-                msg = f"holdout names {absent[0]!r}, which adata.obs[{key!r}] does not hold. "
+                msg = f"holdout names {absent[0]!r}, which is not in adata.obs[{key!r}]. "
                 raise ValueError(msg + did_you_mean(absent[0], levels))
             matches &= labels.isin(values).to_numpy()
         if not matches.any():
@@ -158,28 +159,28 @@ def _held_out(cells: BoundData, holdout: list[dict[str, Any]], *, spare_controls
 
 
 def _draw(strata: np.ndarray, candidates: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw the indices of a share of the candidates, the same share in every stratum up to rounding at random."""
+    """Sample the same share of candidates in every stratum, rounded at random; return their row indices."""
     rows = np.flatnonzero(candidates)
     codes, _ = pd.factorize(strata[rows], sort=True)
     by_stratum = np.split(rows[np.argsort(codes, kind="stable")], np.cumsum(np.bincount(codes))[:-1])
-    chosen = [np.zeros(0, dtype=np.int64)]
+    sampled = [np.zeros(0, dtype=np.int64)]
     for members in map(rng.permutation, by_stratum):
-        # A stratum of n gives floor or ceil of share * n cells, but never its last one.
+        # floor or ceil of share * n cells from a stratum of n, but never all of them
         n = min(int(share * len(members) + rng.random()), len(members) - 1)
-        chosen.append(members[: max(n, 0)])
-    return np.concatenate(chosen)
+        sampled.append(members[: max(n, 0)])
+    return np.concatenate(sampled)
 
 
 def write_split_table(cells: BoundData, rules: SplitRules) -> pd.DataFrame:
-    """Store the table of the split that is in ``adata.obs`` and the rules it follows; give the table.
+    """Store and return the table of the split in ``adata.obs``, together with its rules.
 
     Notes
     -----
     Adds ``adata.uns["scstate_lora"]["split"]``: ``table`` (a DataFrame, see :func:`split_table`), ``source`` (where the
-    split comes from, for instance the path of a file) and ``rules`` (JSON).
+    split comes from, for example the path to a file) and ``rules`` (JSON).
     """
     table = split_table(cells)
-    stored = table.set_axis(table.index.astype(str))  # as it is read from a file
+    stored = table.set_axis(table.index.astype(str))  # as when read from a file
     record = {"table": stored, "source": rules.source, "rules": rules.to_json()}
     write_result(cells.adata, SPLIT, record)
     return table
