@@ -63,11 +63,38 @@ def gather(values: Any) -> Any:
         return {key: gather(value) for key, value in values.items()}
     if place()[1] == 1:
         return values
-    if values.dtype == torch.bool:  # not every backend sends bits
-        return gather(values.to(torch.uint8)).bool()
-    from torch.distributed.nn.functional import all_gather  # missing from builds without torch.distributed
+    if values.requires_grad:
+        return _Gather.apply(values)
+    return _all_gather(values)
 
-    return torch.cat(all_gather(values))
+
+class _Gather(torch.autograd.Function):
+    """all_gather with a gradient: the sum over processes of what each sends back to this process' part.
+
+    As ``torch.distributed.nn.functional.all_gather``, which torch 2.13 calls deprecated; its successor is private.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.n = len(values)
+        return _all_gather(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # The sum has a factor n_processes too many for a loss that all processes share; DDP's mean takes it out again.
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        rank = dist.get_rank()
+        return total[rank * ctx.n : (rank + 1) * ctx.n]
+
+
+def _all_gather(values: Tensor) -> Tensor:
+    sent = values.detach().contiguous()
+    if sent.dtype == torch.bool:  # not every backend sends bits
+        return _all_gather(sent.to(torch.uint8)).bool()
+    parts = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, sent)
+    return torch.cat(parts)
 
 
 def mean_over_processes(values: Tensor) -> Tensor:

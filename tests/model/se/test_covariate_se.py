@@ -164,7 +164,7 @@ def test_continuous_covariates_take_values_between_and_warn_beyond(wound, make_s
     se.train(max_epochs=1, **QUICK)
     between = se.get_latent_representation(covariates={"time_days": 12})
     assert np.isfinite(between).all()
-    with pytest.warns(UserWarning, match=r"covariates\['time_days'\].*10 \.\.\. 19.*extrapolation"):
+    with pytest.warns(UserWarning, match=r"covariates\['time_days'\] .*25\.5.* 10 to 19\. This is extrapolation"):
         se.get_latent_representation(covariates={"time_days": 25.5})
 
 
@@ -344,7 +344,10 @@ def test_wrong_model_options_raises(wound, setup, options, message):
     ("objective", "message"),
     [
         ({"contrastive_on": "cell_type"}, "contrastive_on='cell_type', but no cell_type_key was set up"),
-        ({**dict.fromkeys([*TERMS], 0), "batch": 1.0}, "asks for batch only, and this experiment has nothing"),
+        (
+            {**dict.fromkeys([*TERMS], 0), "batch": 1.0},
+            "has weights for batch only, which this experiment has no data for",
+        ),
     ],
 )
 def test_objectives_that_the_data_cannot_serve_end_before_any_work_raises(wound, make_se, objective, message):

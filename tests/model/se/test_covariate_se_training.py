@@ -76,7 +76,7 @@ def test_weights_of_zero_switch_terms_off(make):
 def test_an_objective_that_nothing_can_be_computed_from_raises(make):
     only_batch = {"batch": 1.0, **dict.fromkeys(("reconstruction", "contrastive", "covariates"), 0)}
     model = make(objective={**only_batch, "preservation": 0, "counterfactual": 0})
-    with pytest.raises(ValueError, match="asks for batch only, and this experiment has nothing to compute"):
+    with pytest.raises(ValueError, match="has weights for batch only, which this experiment has no data for"):
         model.train(max_epochs=1, **OPTIONS)
     assert not model.is_trained
 

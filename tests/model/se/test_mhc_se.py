@@ -337,7 +337,7 @@ def test_what_is_not_possible_raises_before_any_training(make, make_se, cells, s
     for mhc, error, found in (
         ({"layer_indices": [2]}, ValueError, r"mhc: layer_indices has \[2\], but the transformer has 2 layers"),
         ({"knd": "streams"}, ValueError, "Did you mean 'kind'"),
-        ("streams", TypeError, "mhc must be True, False, a dict or MHCConfig, found str"),
+        ("streams", ValueError, "mhc='streams' is not allowed: .*dictionary or instance of MHCConfig"),
     ):
         with pytest.raises(error, match=found):
             model.train(**SHORT, mhc=mhc)

@@ -92,7 +92,7 @@ def test_embeddings_of_another_width_or_none_raise(fitted):
 
 
 def test_a_base_besides_raises(wound, trained):
-    with pytest.raises(ValueError, match=r"base= and embed_key='X_pca' are both given"):
+    with pytest.raises(ValueError, match=r"base= and embed_key='X_pca' each name a base"):
         ssl.LoRACovariateSE(_with_pca(wound), base=trained[1].base)
 
 
