@@ -43,8 +43,8 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--sets", type=int, default=8, help="sets, or of the SE encoder sentences, in a batch")
-    parser.add_argument("--cells", type=int, default=64, help="cells of a set, or tokens of a sentence")
+    parser.add_argument("--sets", type=int, default=8, help="sets (sentences for the SE encoder) per batch")
+    parser.add_argument("--cells", type=int, default=64, help="cells per set, or tokens per sentence")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--networks", nargs="+", default=[*BACKBONES, "se"], choices=[*BACKBONES, "se"])
     parser.add_argument("--threads", type=int, default=1)
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _network(name: str, args: argparse.Namespace) -> tuple[nn.Module, Callable[[nn.Module], Tensor], Tensor]:
-    """Give a network, how it is run on a batch, and what it is to give."""
+    """Return a network, a function that runs it on a batch, and the target."""
     torch.manual_seed(0)
     if name != "se":
         cells, target = torch.randn(2, args.sets, args.cells, args.hidden)

@@ -4,7 +4,7 @@
 
 The base has random weights, allocated here: no checkpoint is read. It takes 3 GB of memory and the step some more; one
 step of four cells is about 30 TFLOP, minutes on a CPU. Where there is CUDA, training there is measured as well, in
-bf16, 16 cells a batch.
+bf16, 16 cells per batch.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 def make_batch(n_cells: int, n_tokens: int) -> Batch:
-    """Return random cells with what a step asks of them."""
+    """Return random cells with the targets of a step."""
     generator = torch.Generator().manual_seed(1)
     values = torch.rand(n_cells, n_tokens, generator=generator).pow(8)  # few genes have most of the counts
     return {
@@ -121,7 +121,7 @@ def make_batch(n_cells: int, n_tokens: int) -> Batch:
 
 
 def train(network: ConditionedSE, batch: Batch, *, n_steps: int) -> float:
-    """Take optimiser steps on reconstruction, preservation and the covariates; seconds a step."""
+    """Take optimiser steps on reconstruction, preservation and the covariates; seconds per step."""
     network.train()
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
     start = time.perf_counter()

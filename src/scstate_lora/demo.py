@@ -1,4 +1,4 @@
-"""The demonstration: the main job on a simulated wound and on real blood cells, and one page about both."""
+"""The demonstration: the main job on a simulated wound and on real blood cells, and one page on both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scstate_lora.workflow import run
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Their burned cells are in no training set: predicting them is the test.
+# Their burned cells are held out; the test is to predict them.
 _HELD_OUT = ("macrophage", "fibroblast", "endothelial")
 
 

@@ -220,10 +220,13 @@ def test_hyper_connections_go_on_after_an_interruption(call, config, tmp_path, s
     [
         (
             {"lora": {"r": 4}},
-            "{config}: st: lora gives options of adapters, and there are none as finetune is left out",
+            "{config}: st: lora has options of adapters, but finetune is left out, so there are none",
         ),
-        ({"lora": {"r": 4}, "finetune": "full"}, "there are none as finetune is 'full'. Write finetune: lora"),
-        ({"reuse": "backbone"}, "{config}: st: reuse='backbone' says what is taken from a pretrained model"),
+        ({"lora": {"r": 4}, "finetune": "full"}, "finetune is 'full', so there are none. Write finetune: lora"),
+        (
+            {"reuse": "backbone"},
+            "{config}: st: reuse='backbone' is about a pretrained model",
+        ),
         ({"finetune": "lorra"}, "{config}: st.finetune='lorra' is not allowed"),
         ({"objective": {"enrgy": 2}}, "there is no option 'st.objective.enrgy'. Did you mean 'energy'?"),
         ({"pretrained": "nowhere/at/all.ckpt"}, "st.pretrained: nowhere/at/all.ckpt is neither a file or folder nor"),
@@ -253,7 +256,7 @@ def test_interrupted_training_goes_on_to_the_same_result(call, config, tmp_path,
     assert (out / "models" / "base").is_dir()
     code, _, err = call(*command)
     assert code == 2
-    assert "holds a run that was interrupted. Go on with it by --resume" in err
+    assert "holds an interrupted run. Resume it by --resume" in err
 
     go_on()
     monkeypatch.setattr(ssl.LoRACovariateSE, "train_base", lambda *_a, **_k: pytest.fail("the base is there"))
@@ -381,7 +384,7 @@ def _set(section, **values):
         (_set("data", covariates=[{"name": "conditoin"}]), "adata.obs['conditoin'] does not exist. Did you mean"),
         (
             _set("data", covariates=[{"name": "condition", "num_categories": 3}]),
-            "num_categories=3, and adata.obs['condition'] holds 2",
+            "num_categories=3, but adata.obs['condition'] holds 2",
         ),
         (lambda options: options.pop("se"), "has neither a section se nor a section st"),
         (lambda options: options.pop("file"), "Which cells?"),

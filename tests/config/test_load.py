@@ -61,8 +61,8 @@ def test_options_come_from_the_file_then_arguments_then_assignments(tmp_path):
     path.write_text("data: {covariates: [a], layer: file, gene_key: file}\nseed: 1\nse: {}\n")
     config = load_run(
         path,
-        absent={"st": None, "se": None},
-        given={"data.layer": "argument", "data.gene_key": "argument", "file": "cells.h5ad"},
+        defaults={"st": None, "se": None},
+        arguments={"data.layer": "argument", "data.gene_key": "argument", "file": "cells.h5ad"},
         overrides=["data.gene_key=assignment"],
     )
     assert (config.seed, config.data.layer, config.data.gene_key) == (1, "argument", "assignment")
@@ -82,7 +82,7 @@ def test_what_is_wrong_is_blamed_on_where_it_stands_raises(tmp_path):
     with pytest.raises(ValueError, match=r"^On the command line, there is no option 'se\.trian'"):
         load_run(path, overrides=["data.covariates=[a]", "se.trian.lr=1"])
     with pytest.raises(ValueError, match=r"^options: seed='x' is not allowed"):
-        load_run(given={"data.covariates": ["a"]}, overrides=["seed=x"])
+        load_run(arguments={"data.covariates": ["a"]}, overrides=["seed=x"])
 
 
 def test_folder_as_configuration_raises(tmp_path):
@@ -92,7 +92,7 @@ def test_folder_as_configuration_raises(tmp_path):
 
 def test_empty_file_holds_no_options(tmp_path):
     (tmp_path / "mine.yaml").write_text("# nothing yet\n")
-    assert load_run(tmp_path / "mine.yaml", given={"data.batch_key": "b"}).data.batch_key == "b"
+    assert load_run(tmp_path / "mine.yaml", arguments={"data.batch_key": "b"}).data.batch_key == "b"
 
 
 def test_key_that_stands_twice_in_an_assignment_raises():

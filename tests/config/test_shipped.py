@@ -50,9 +50,9 @@ def test_there_are_some():
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_file_is_a_configuration(path):
-    config = load_run(path, absent={"se": None, "st": None})
+    config = load_run(path, defaults={"se": None, "st": None})
     assert config.se is not None or config.st is not None
-    assert load_run(path, absent={"se": None, "st": None}, overrides=["seed=3"]).seed == 3
+    assert load_run(path, defaults={"se": None, "st": None}, overrides=["seed=3"]).seed == 3
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

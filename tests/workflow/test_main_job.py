@@ -179,7 +179,7 @@ def test_the_same_folder_takes_a_second_run(finished, tmp_path, said):
         warnings.simplefilter("error", UserWarning)
         again = workflow.run(adata, config, folder)
     assert "Replacing the results of an earlier run" in said.text
-    assert "came with 'X_scstate_lora', 'X_scstate_base', 'X_scstate_st'" in said.text
+    assert "Removed 'X_scstate_lora', 'X_scstate_base', 'X_scstate_st' from obsm" in said.text
     assert again.models.st is None
     assert again.predictions == []
     left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
@@ -308,7 +308,7 @@ def test_features_are_read_from_parquet(tmp_path, monkeypatch, stored):
         ("perts.csv", "name,a\n", "cannot be read"),
         ("perts.csv", "name,a\nA,1,2,3\n", "the first line has 2 columns, the others have 4"),
         ("perts.csv", "name,a\nA,1\nA,2\n", "has 'A' in several rows"),
-        ("perts.csv", "name,a\nA,1\nB,high\n", "the column 'a' holds something else than numbers, for instance 'high'"),
+        ("perts.csv", "name,a\nA,1\nB,high\n", "the column 'a' holds values that are not numbers, for instance 'high'"),
         ("perts.csv", "name,a\nA,1\nB,2,3,4\n", "cannot be read"),
         ("perts.csv.gz", "name,a\nA,1\n", "cannot be read"),
         ("perts.parquet", "no parquet", "perts.parquet cannot be read"),

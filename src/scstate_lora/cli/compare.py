@@ -34,7 +34,7 @@ def compare(
     from scstate_lora.config.compare import load_compare
 
     file, overrides = split_file(file, overrides)
-    options = load_compare(config, given={} if file is None else {"file": file}, overrides=overrides)
+    options = load_compare(config, arguments={} if file is None else {"file": file}, overrides=overrides)
     path, folder = check_paths(options, out)
     cells = read_cells(path, options.data.modality)
 

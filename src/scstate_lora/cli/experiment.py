@@ -65,9 +65,9 @@ def run(
     top = {name: value for name, value in (("file", file), ("base", base)) if value is not None}
     options = load_run(
         config,
-        given=top | {f"data.{name}": value for name, value in data.items()},
+        arguments=top | {f"data.{name}": value for name, value in data.items()},
         overrides=overrides,
-        absent={"data": {}},
+        defaults={"data": {}},
     )
     if not options.data.covariate_keys and options.data.batch_key is None:
         msg = "Name the columns of obs that describe the cells, by --covariates or as data.covariates in a --config."
@@ -104,8 +104,8 @@ def train(
     from scstate_lora.config import load_run
 
     file, overrides = split_file(file, overrides)
-    given = {} if file is None else {"file": file}
-    options = load_run(config, absent={"se": None, "st": None}, given=given, overrides=overrides)
+    arguments = {} if file is None else {"file": file}
+    options = load_run(config, defaults={"se": None, "st": None}, arguments=arguments, overrides=overrides)
     if options.se is None and options.st is None:
         msg = f"{config} has neither a section se nor a section st: nothing to train. Write se: {{}} for the defaults."
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Validated options: one frozen class a subject, unknown keys refused with a suggestion."""
+"""Validated options: one frozen class per subject, unknown keys refused with a suggestion."""
 
 from __future__ import annotations
 

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class VariantConfig(Options):
-    """One variant of STTransition; what it does not say is as for all variants."""
+    """One variant of STTransition; unset options are those shared by all variants."""
 
     model: dict[str, Any] = Field(default_factory=dict)
     """Sizes and form: options of STModelConfig."""
     objective: dict[str, Any] = Field(default_factory=dict)
     """Loss terms: options of STObjectiveConfig."""
     pretrained: str | Literal[False] | None = None
-    """Folder or hub id of a published ST model; null as for all variants, false for none."""
+    """Folder or hub id of a published ST model; null: as for all variants, false: none."""
     reuse: Literal["all", "backbone"] | None = None
-    """What is taken from it; null as for all variants."""
+    """Which part of it is used; null: as for all variants."""
     finetune: Literal["lora", "full", "frozen"] | None = None
     """How the backbone trains; null: adapters on a pretrained one, all of a new one."""
     lora: dict[str, Any] = Field(default_factory=dict)
@@ -41,44 +41,45 @@ class Thresholds(Options):
     """What counts as a success."""
 
     validation_improvement: float = 0.2
-    """The validation loss falls at least by this share, from the first epoch to the best one."""
+    """Least relative decrease of the validation loss, from the first epoch to the best one."""
     loss_variance: float = 0.1
-    """The training loss of the last 10 % of the steps varies less."""
+    """Upper limit of the variance of the training loss over the last 10 % of the steps."""
     gradient_spikes: float = 5.0
-    """Fewer gradient spikes an epoch."""
+    """Upper limit of the gradient spikes per epoch."""
     pearson_delta: float = 0.5
-    """The Pearson correlation of the change is above: passed."""
+    """Pearson correlation of the change above which it passes."""
     pearson_delta_strong: float = 0.65
-    """The same: strong."""
+    """Above this it is strong."""
     pearson_delta_excellent: float = 0.75
-    """The same: excellent."""
+    """Above this it is excellent."""
     cell_type_score: float = 0.7
-    """The Pearson correlation of the change is above in every cell type."""
+    """Least Pearson correlation of the change in every cell type."""
     nearest_distance: float = 0.3
-    """Predicted cells lie nearer to measured ones, as a share of the mean distance between those: passed."""
+    """Distance from predicted to measured cells, relative to the mean distance among the latter, below which it
+    passes."""
     nearest_distance_strong: float = 0.2
-    """The same: strong."""
+    """Below this it is strong."""
     day_order: float = 1.0
-    """At least this share of the pairs of days is predicted in their order."""
+    """Least share of the pairs of days that are predicted in their order."""
     markers_up: float = 1.0
-    """At least this share of the known markers is predicted to rise."""
+    """Least share of the known markers that are predicted to rise."""
 
 
 class CompareConfig(Options):
     """What is compared with what."""
 
     variants: dict[str, VariantConfig | None] | list[str] | None = None
-    """Further variants by name beside the usual ones, null leaving one out; or the names of those wanted; null: all."""
+    """Further variants by name beside the usual ones, null leaving one out; or the names to compare; null: all."""
     seeds: list[int] = Field(default=[0], min_length=1)
-    """Every variant is trained once with each."""
+    """Seeds; every variant is trained once with each."""
     target: str | list[str] | None = None
-    """Perturbations that are scored; null: all that have test cells."""
+    """Perturbations to score; null: all that have test cells."""
     context_key: str | list[str] | None = None
-    """Columns whose combinations are scored on their own; null: the cell type."""
+    """Columns whose combinations are scored separately; null: the cell type."""
     time_key: str | None = None
-    """Column of the time, whose order predictions should keep."""
+    """Column of the time, whose order predictions should preserve."""
     markers: dict[str, list[str]] | list[str] | None = None
-    """Genes that are known to rise, by perturbation or for all."""
+    """Genes known to rise, by perturbation or for all."""
     thresholds: Thresholds = Thresholds()
     """What counts as a success."""
 
@@ -92,33 +93,33 @@ class CompareConfig(Options):
 
 
 class CompareRunConfig(RunConfig):
-    """A run that compares: the data and, under `st`, what is alike in all variants; `se` and `base` are not used."""
+    """A run that compares: the data and, under `st`, the options shared by all variants; `se` and `base` are unused."""
 
     compare: CompareConfig = CompareConfig()
     """What is compared with what."""
 
 
 def load_compare(
-    path: str | Path | None = None, *, given: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()
+    path: str | Path | None = None, *, arguments: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()
 ) -> CompareRunConfig:
-    """Make the options of a comparison, as :func:`scstate_lora.config.load_run` does those of a run.
+    """Make the options of a comparison, as :func:`scstate_lora.config.load_run` makes those of a run.
 
     Parameters
     ----------
     path
-        YAML file; None for none. One for ``scstate-lora train`` will do, and may have a section ``compare``.
-    given
-        Top-level options that go before those of the file.
+        YAML file; None for none. A file for ``scstate-lora train`` serves, and may have a section ``compare``.
+    arguments
+        Top-level options that take precedence over those of the file.
     overrides
         ``section.key=value`` assignments.
 
     Raises
     ------
     FileNotFoundError
-        There is no such file; near names are suggested.
+        If there is no such file; near names are suggested.
     ValueError
-        The file is not YAML, an option is unknown (near ones are suggested) or a value is not allowed.
+        If the file is not YAML, an option is unknown (near ones are suggested) or a value is not allowed.
     """
     loaded = {} if path is None else read_yaml(path)
-    merged = with_overrides({"data": {}, **loaded, **(given or {})}, overrides)
+    merged = with_overrides({"data": {}, **loaded, **(arguments or {})}, overrides)
     return CompareRunConfig.parse(merged, name="options" if path is None else str(path))

@@ -1,4 +1,4 @@
-"""Options of the data: what its columns mean."""
+"""Options of the data: what its columns mean, and how the cells are split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ContinuousEncoderConfig(Options):
     hidden_dim: int = Field(default=128, ge=1)
     """Width of the hidden layer."""
     output_dim: int | None = Field(default=None, ge=1)
-    """Width of the covariate's vector, as `embed_dim` of the covariate; 256 by default."""
+    """Width of the covariate's vector, the same as its `embed_dim`; 256 by default."""
     activation: Activation = "silu"
     """Activation of the hidden layer."""
 
@@ -34,11 +34,11 @@ class CovariateConfig(Options):
     type: Literal["categorical", "continuous"] | None = None
     """Its kind; by default continuous for numbers with more than 8 different values, categorical otherwise."""
     num_categories: int | None = Field(default=None, ge=2)
-    """How many categories the data must hold; not checked by default."""
+    """Number of categories the data must hold; not checked by default."""
     embed_dim: int | None = Field(default=None, ge=1)
     """Width of the covariate's own vector in LoRACovariateSE; 256 by default."""
     allow_missing: bool = False
-    """Take missing values as unknown, in place of an error."""
+    """Treat missing values as unknown instead of refusing them."""
     continuous_encoder: ContinuousEncoderConfig | None = None
     """Encoder of a continuous covariate."""
 
@@ -82,17 +82,17 @@ def declared_covariates(covariate_keys: Any) -> dict[str, CovariateConfig]:
     Raises
     ------
     TypeError
-        It is of another type.
+        If it is of another type.
     ValueError
-        A key is named twice, a kind or an option is unknown, or options contradict each other.
+        If a key is named twice, a kind or an option is unknown, or options contradict each other.
     """
     if isinstance(covariate_keys, Mapping):
         return {key: _declared(key, value) for key, value in covariate_keys.items()}
     if isinstance(covariate_keys, (str, CovariateConfig)):
         covariate_keys = [covariate_keys]
     if not isinstance(covariate_keys, Iterable):
-        found = type(covariate_keys).__name__
-        msg = f"covariate_keys must be a list of keys or a mapping key -> kind, found {found}."
+        kind = type(covariate_keys).__name__
+        msg = f"covariate_keys must be a list of keys or a mapping key -> kind, found {kind}."
         raise TypeError(msg)
     declared: dict[str, CovariateConfig] = {}
     for i, item in enumerate(covariate_keys):
@@ -112,7 +112,7 @@ def declared_covariates(covariate_keys: Any) -> dict[str, CovariateConfig]:
 
 def _declared(key: Any, value: Any) -> CovariateConfig:
     """Options of one covariate of the mapping form."""
-    what = f"covariate_keys[{key!r}]"
+    label = f"covariate_keys[{key!r}]"
     if not isinstance(key, str):
         msg = f"A key of adata.obs must be a string, found {key!r} ({type(key).__name__})."
         raise TypeError(msg)
@@ -120,17 +120,17 @@ def _declared(key: Any, value: Any) -> CovariateConfig:
         return CovariateConfig(name=key)
     if isinstance(value, str):
         if value not in ("categorical", "continuous"):
-            msg = f"{what}={value!r} is unknown. {did_you_mean(value, ['categorical', 'continuous'])}"
+            msg = f"{label}={value!r} is unknown. {did_you_mean(value, ['categorical', 'continuous'])}"
             if key == "name":
-                msg += f" Options of a covariate stand in a list: covariate_keys=[{{'name': {value!r}, ...}}]."
+                msg += f" Options of a covariate go in a list: covariate_keys=[{{'name': {value!r}, ...}}]."
             raise ValueError(msg)
-        return CovariateConfig.parse({"name": key, "type": value}, name=what)
+        return CovariateConfig.parse({"name": key, "type": value}, name=label)
     if not isinstance(value, (Mapping, CovariateConfig)):
-        msg = f"{what} must be 'categorical', 'continuous', None or options, found {type(value).__name__}."
+        msg = f"{label} must be 'categorical', 'continuous', None or options, found {type(value).__name__}."
         raise TypeError(msg)
-    options = CovariateConfig.parse({"name": key, **_as_dict(value)}, name=what)
+    options = CovariateConfig.parse({"name": key, **_as_dict(value)}, name=label)
     if options.name != key:
-        msg = f"{what} has the name {options.name!r}. Leave the name out, or make both the same."
+        msg = f"{label} has the name {options.name!r}. Leave the name out, or make both the same."
         raise ValueError(msg)
     return options
 
@@ -140,7 +140,7 @@ def _as_dict(options: Mapping[str, Any] | CovariateConfig) -> dict[str, Any]:
 
 
 def _check_covariates(value: Any) -> Any:
-    """Short forms as they are, anything with options as a list of them; our own messages in place of a union's."""
+    """Keep short forms, and bring anything with options to a list of them; with messages of our own."""
     try:
         declared = declared_covariates(value)
     except TypeError as error:
@@ -205,17 +205,17 @@ class DataConfig(Options):
     layer: str | None = None
     """Layer of the expression; adata.X by default."""
     input_scale: Literal["counts", "log1p"] | None = None
-    """What the expression is; decided from the values by default."""
+    """`counts` or `log1p`: the scale of the expression; decided from the values by default."""
     gene_key: str | None = None
-    """Column of adata.var with gene names."""
+    """Column of adata.var with gene names; adata.var_names by default."""
     embed_key: str | None = None
-    """Embedding in adata.obsm to work from."""
+    """Embedding in adata.obsm to work from, in place of a base model."""
     modality: str | None = None
     """Modality of a MuData."""
     holdout: Annotated[list[dict[str, Level | list[Level]]], BeforeValidator(_check_conditions)] | None = None
-    """Conditions that no model may see in training."""
+    """Conditions whose cells no model may see in training: mappings from a column to a value, or to several."""
     split_key: str | None = None
-    """Column with train, val and test."""
+    """Column with `train`, `val` and `test`."""
     split: (
         Annotated[
             str | dict[str, Any] | SerializeAsAny[Options],
@@ -226,11 +226,11 @@ class DataConfig(Options):
     """Split file in TOML, of the cell types and perturbations held out: a path, relative to the
     working directory, or its sections."""
     split_dataset: str | None = None
-    """Which dataset of the split file the cells are; needed where it splits several."""
+    """Dataset of the split file that the cells belong to; required if it splits several."""
     zeroshot_controls: Literal["held_out", "train"] = "held_out"
-    """Whether control cells of contexts that are held out as a whole train."""
+    """`train`: control cells of contexts that are held out as a whole train; otherwise they are held out, too."""
     test_size: float = Field(default=0.2, ge=0, lt=1)
-    """Share of the cells held out at random, where nothing else says which."""
+    """Share of the cells held out at random, unless other options name them."""
     val_size: float = Field(default=0.1, ge=0, lt=1)
     """Share of the remaining cells that validate; ignored if the split file defines validation cells."""
 

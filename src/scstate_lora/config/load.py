@@ -30,8 +30,8 @@ def shipped() -> dict[str, Traversable]:
 def load_run(
     path: str | Path | None = None,
     *,
-    absent: Mapping[str, Any] | None = None,
-    given: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
     overrides: Iterable[str] = (),
 ) -> RunConfig:
     """Make the options of a run from a file and a command line, which takes precedence.
@@ -40,9 +40,9 @@ def load_run(
     ----------
     path
         YAML file; None for none.
-    absent
+    defaults
         Defaults of top-level options that the file leaves out.
-    given
+    arguments
         Options by dotted name, for instance ``{"data.pert_key": "condition"}``.
     overrides
         ``section.key=value`` assignments, see :func:`with_overrides`.
@@ -56,8 +56,8 @@ def load_run(
         suggested), or a value is not allowed; the message names the file if the fault is there.
     """
     loaded = {} if path is None else read_yaml(path)
-    merged = _one_name({**(absent or {}), **loaded})
-    for name, value in (given or {}).items():
+    merged = _one_name({**(defaults or {}), **loaded})
+    for name, value in (arguments or {}).items():
         _assign(merged, name, value, source=name)
     merged = with_overrides(merged, overrides)
     if path is None:

@@ -15,7 +15,7 @@ class MHCConfig(Options):
     kind: Literal["streams", "features"] = "streams"
     """`streams` mixes parallel residual streams, as in the paper; `features` mixes the features of one stream."""
     n_streams: int = Field(default=4, ge=2)
-    """Residual streams; of `streams` only."""
+    """Residual streams; for `streams` only."""
     sinkhorn_iters: int = Field(default=10, ge=1)
     """Rounds of normalising rows and columns."""
     layer_indices: tuple[int, ...] | None = Field(default=None, min_length=1)

@@ -37,31 +37,31 @@ class STRunConfig(Options):
     objective: STObjectiveConfig = STObjectiveConfig()
     """Loss terms."""
     pretrained: str | None = None
-    """Folder or hub id of a published ST model; null starts anew."""
+    """Folder or hub id of a published ST model to start from; null: a new one."""
     reuse: Literal["all", "backbone"] = "all"
-    """What is taken from it."""
+    """Which part of it is used."""
     finetune: Literal["lora", "full", "frozen"] | None = None
     """How the backbone trains; null: adapters on a pretrained one, all of a new one."""
     lora: STLoraConfig = STLoraConfig()
     """Adapters."""
     pert_features: str | None = None
-    """Table of what describes the perturbations, one row a name: .csv, .tsv or .parquet. null: one-hot."""
+    """Table of perturbation features, one row per perturbation: .csv, .tsv or .parquet. null: one-hot."""
     train: TrainConfig = TrainConfig()
     """Training."""
 
     @property
     def has_adapters(self) -> bool:
-        """Whether adapters on the backbone train, asked for or by default."""
+        """Whether adapters on the backbone train, by request or by default."""
         return self.finetune == "lora" or (self.finetune is None and self.pretrained is not None)
 
     @model_validator(mode="after")
     def _without_effect(self) -> Self:
         if self.reuse != "all" and self.pretrained is None:
-            msg = f"reuse={self.reuse!r} says what is taken from a pretrained model, and pretrained names none."
+            msg = f"reuse={self.reuse!r} is about a pretrained model, but pretrained names none."
             raise ValueError(msg)
         if not self.has_adapters and self.lora != STLoraConfig():
-            said = "is left out" if self.finetune is None else f"is {self.finetune!r}"
-            msg = f"lora gives options of adapters, and there are none as finetune {said}. Write finetune: lora."
+            state = "is left out" if self.finetune is None else f"is {self.finetune!r}"
+            msg = f"lora has options of adapters, but finetune {state}, so there are none. Write finetune: lora."
             raise ValueError(msg)
         return self
 
@@ -70,14 +70,14 @@ class RunConfig(SharedTraining):
     """A whole run: data, both models, the device, the seed."""
 
     file: str | None = None
-    """File of the cells; a path as seen from where the command is run."""
+    """File of the cells: a path, relative to the working directory."""
     data: DataConfig
-    """Columns."""
+    """Columns and split."""
     se: SERunConfig | None = SERunConfig()
     """Embedding model; null for none."""
     st: STRunConfig | None = STRunConfig()
-    """Perturbation model, where there is a perturbation; null for none."""
+    """Perturbation model, if the data has a perturbation; null for none."""
     base: str | None = None
-    """SE checkpoint, hub id or directory of a saved model whose base is taken; null trains a compact one."""
+    """SE checkpoint, hub id or directory of a saved model, whose base is used; null: train a compact one."""
     seed: int = 0
     """Seed of everything random."""

@@ -10,10 +10,10 @@ from scstate_lora.config.options import Options, check_heads
 
 
 class CompactBaseConfig(Options):
-    """The compact SE base that is trained on the user's own cells when no pretrained base is given."""
+    """The compact SE base that is trained on the user's own cells if no pretrained base is given."""
 
     token_dim: int = Field(default=64, ge=2)
-    """Components of the SVD that makes the gene tokens; fewer when the data has fewer."""
+    """Components of the SVD that makes the gene tokens; fewer if the data has fewer."""
     d_model: int = Field(default=128, ge=8)
     """Width of the transformer."""
     n_layers: int = Field(default=2, ge=1)
@@ -25,16 +25,16 @@ class CompactBaseConfig(Options):
     output_dim: int = Field(default=128, ge=2)
     """Width of the cell embedding."""
     n_tokens: int | None = Field(default=None, ge=2)
-    """Length of a cell's sentence, CLS included. None: what 19 of 20 training cells can fill with expressed genes, at
-    most 257; sentences that are padded with genes of no expression make a worse embedding."""
+    """Length of a cell's sentence, including CLS. None: the number that 19 of 20 training cells can fill with expressed
+    genes, at most 257; sentences padded with unexpressed genes make a worse embedding."""
     n_steps: int = Field(default=300, ge=1)
     """Optimiser steps of the self-supervised training."""
     batch_size: int = Field(default=32, ge=2)
-    """Cells a step."""
+    """Cells per step."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
     n_targets: int = Field(default=8, ge=1)
-    """Genes a step that the expression head is asked for."""
+    """Genes per step that the expression head predicts."""
 
     @model_validator(mode="after")
     def _heads(self) -> Self:
@@ -46,13 +46,13 @@ class ConditioningConfig(Options):
     """How covariates enter the embedding. Each covariate's own sizes belong to its declaration."""
 
     combine: Literal["concat_mlp", "add"] = "concat_mlp"
-    """Combine the covariates' vectors by an MLP, which learns interactions, or add them up."""
+    """Combine the covariates' vectors by an MLP, which learns interactions, or by their sum."""
     hidden_dims: tuple[int, ...] = (1024, 512)
     """Hidden widths of that MLP."""
     withheld: float = Field(default=0.1, ge=0, lt=1)
-    """Share of a cell's covariates that are replaced by "unknown" in training, each on its own."""
+    """Share of a cell's covariates that are replaced by "unknown" in training, each independently."""
     n_steps: int = Field(default=600, ge=0)
-    """Steps of the conditioning alone, on base embeddings that are computed once, before adapters are trained along."""
+    """Steps that train the conditioning alone, on base embeddings computed once, before the adapters join."""
 
     @model_validator(mode="after")
     def _positive(self) -> Self:
@@ -66,25 +66,25 @@ class SEObjectiveConfig(Options):
     """Weights of the loss terms of LoRACovariateSE; 0 switches a term off."""
 
     reconstruction: float = Field(default=1.0, ge=0)
-    """Expression predicted from the conditioned embedding by the frozen expression head."""
+    """Reconstruction of the expression from the conditioned embedding by the frozen expression head."""
     contrastive: float = Field(default=0.3, ge=0)
     """Contrastive loss: cells of one label together, others apart."""
     covariates: float = Field(default=0.05, ge=0)
-    """Covariates read from the conditioned embedding by linear heads."""
+    """Covariates predicted from the conditioned embedding by linear heads."""
     preservation: float = Field(default=1.0, ge=0)
     """1 - cosine between the conditioned and the base embedding."""
     counterfactual: float = Field(default=2.0, ge=0)
-    """Cells moved to another combination of covariates match those of their type that were measured there."""
+    """Match of cells moved to another combination of covariates with the cells of their type measured there."""
     batch: float = Field(default=0.3, ge=0)
-    """Cells of different batches, but of one type and condition, lie alike; only with a batch_key."""
+    """Mixing of the batches among cells of one type and condition; only with a batch_key."""
     contrastive_loss: Literal["supcon", "infonce", "ntxent"] = "supcon"
     """Which contrastive loss."""
     contrastive_on: Literal["auto", "cell_type", "covariates"] = "auto"
-    """Its labels: the cell type where there is one and else the combination of categorical covariates, or as named."""
+    """Its labels; `auto`: the cell type if known, else the combination of categorical covariates."""
     temperature: float = Field(default=0.1, gt=0)
-    """Of the contrastive loss."""
+    """Temperature of the contrastive loss."""
     n_targets: int = Field(default=8, ge=1)
-    """Genes a step that are reconstructed."""
+    """Genes per step that are reconstructed."""
 
     @property
     def weights(self) -> dict[str, float]:

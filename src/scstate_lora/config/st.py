@@ -10,10 +10,10 @@ from scstate_lora.config.options import Options, check_heads
 
 
 class STModelConfig(Options):
-    """Sizes and form of STTransition. `summary()` shows what was chosen from the data, and why."""
+    """Sizes and form of STTransition. `summary()` shows the choices made from the data, and why."""
 
     space: Literal["genes", "embedding"] = "genes"
-    """What cells are to the model: log1p expression, or the registered embedding (`embed_key`)."""
+    """Representation of the cells: log1p expression, or the registered embedding (`embed_key`)."""
     backbone: Literal["gpt2", "llama", "bert"] = "gpt2"
     """Architecture of the transformer over the set."""
     hidden: int = Field(default=256, ge=8)
@@ -27,19 +27,20 @@ class STModelConfig(Options):
     n_decoder_layers: int = Field(default=2, ge=1)
     """Linear layers of the head."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """In encoders and head, while training."""
+    """Dropout in encoders and head, while training."""
     residual: Literal["output", "latent"] = "output"
-    """`output`: a cell is the control plus what is learned; `latent`: it is made anew, as by Arc's models."""
+    """`output`: predict the change of the control cell; `latent`: predict the perturbed cell itself, as Arc's
+    models."""
     prior: Literal["context", "mean"] = "context"
-    """What a prediction starts from: the mean shift, or with `context` what contexts alike show besides."""
+    """Start of a prediction: the mean shift; with `context`, corrected by the shifts in similar contexts."""
     gene_decoder: bool = True
     """Decode expression from a predicted embedding."""
     confidence_token: bool = False
-    """Learn to say how large the loss of a set will be."""
+    """Learn to predict the loss of a set."""
     batch_token: bool = False
-    """Learn to tell the batch of a set from a token beside the cells; needs a `batch_key`."""
+    """Learn to predict the batch of a set from a token beside the cells; needs a `batch_key`."""
     cell_set_len: int | None = Field(default=None, ge=2)
-    """Cells a set; None: the power of two below the median group, at most 64 on a CPU and 256 on a GPU."""
+    """Cells per set; None: the power of two below the median group, at most 64 on a CPU and 256 on a GPU."""
     n_genes: int | None = Field(default=2000, ge=1)
     """At most this many genes, the most variable ones; None for all."""
 
@@ -61,7 +62,7 @@ class STObjectiveConfig(Options):
     mse: float = Field(default=0.0, ge=0)
     """Squared distance of the means."""
     shrinkage: float = Field(default=1.0, ge=0)
-    """Multiplies the weight, estimated from the data, that holds cells near the shift of their context."""
+    """Factor on the weight, estimated from the data, that keeps cells near the shift of their context."""
     l1: float = Field(default=0.0, ge=0)
     """Mean absolute change of a cell."""
     decoder: float = Field(default=1.0, ge=0)
@@ -75,15 +76,15 @@ class STObjectiveConfig(Options):
     velocity: float = Field(default=0.1, ge=0)
     """Disagreement of a cell's change with its RNA velocity; only with a `velocity_key`."""
     velocity_beta: float = Field(default=1.0, ge=0)
-    """Weight of the lengths beside the direction in it."""
+    """Weight of the lengths relative to the direction in that term."""
     velocity_kind: Literal["direction", "l2"] = "direction"
     """Direction and length, or the plain squared difference."""
     velocity_min_confidence: float = Field(default=0.0, ge=0)
-    """Cells whose velocity has less confidence are dropped."""
+    """Cells whose velocity has a lower confidence are dropped."""
     velocity_warmup_steps: int = Field(default=1000, ge=0)
-    """Steps over which its weight rises, at most half of the training."""
+    """Steps over which the weight of the velocity rises, at most half of the training."""
     velocity_regularization: float = Field(default=0.0, ge=0)
-    """Change of the cells for which no velocity vouches; only with a `velocity_key`."""
+    """Penalty on the change of cells without a confident velocity; only with a `velocity_key`."""
 
     @model_validator(mode="after")
     def _any_distance(self) -> Self:

@@ -1,4 +1,4 @@
-"""The main job in one call: set up, train, embed, predict, evaluate, and leave it all in a folder; or a part of it."""
+"""The main job in one call, into one folder: set up, train, embed, predict, evaluate; or a part of it."""
 
 from __future__ import annotations
 

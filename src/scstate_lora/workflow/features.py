@@ -1,4 +1,4 @@
-"""Read the table that describes perturbations: numbers, one row a name."""
+"""Read the table of perturbation features: numbers, one row per perturbation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scstate_lora._utils import did_you_mean
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _PARQUET = ".parquet"
 FORMATS = (*(f"{ending}{packed}" for ending in _SEPARATORS for packed in ("", ".gz")), _PARQUET)
-"""What a table can be read from."""
+"""Endings of files that a table can be read from."""
 
 
 def read_features(path: str | Path) -> pd.DataFrame:
@@ -29,15 +29,15 @@ def read_features(path: str | Path) -> pd.DataFrame:
     Raises
     ------
     FileNotFoundError
-        There is no such file; near names are suggested.
+        If there is no such file; near names are suggested.
     ValueError
-        It is no such file, is damaged or empty, has a name twice or a column that is no number; or it is parquet, and
-        nothing that reads that is installed.
+        If the file is of another kind, damaged or empty, has a name twice or a column that is not numeric; or is
+        parquet and no reader for that is installed.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        there = [file.name for file in sorted(path.parent.glob("*")) if file.name.endswith(FORMATS)]
-        msg = f"pert_features: there is no file {path}." + (f" {did_you_mean(path.name, there)}" if there else "")
+        present = [file.name for file in sorted(path.parent.glob("*")) if file.name.endswith(FORMATS)]
+        msg = f"pert_features: there is no file {path}." + (f" {did_you_mean(path.name, present)}" if present else "")
         raise FileNotFoundError(msg)
     if not path.name.endswith(FORMATS):
         msg = f"pert_features: {path} is of another kind; it must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
@@ -57,9 +57,9 @@ def read_features(path: str | Path) -> pd.DataFrame:
 def _read_text(path: Path) -> pd.DataFrame:
     separator = _SEPARATORS[Path(path.name.removesuffix(".gz")).suffix]
     header = list(pd.read_csv(path, sep=separator, nrows=0).columns)
-    # The names as text, so that a perturbation named NA is no missing value.
+    # Names are read as text, so that a perturbation named NA is not a missing value.
     table = pd.read_csv(path, sep=separator, header=None, skiprows=1, converters={0: str}).set_index(0)
-    if table.shape[1] not in (len(header) - 1, len(header)):  # R leaves the heading of the names out
+    if table.shape[1] not in (len(header) - 1, len(header)):  # R omits the heading of the names
         msg = f"the first line has {len(header)} columns, the others have {table.shape[1] + 1}."
         raise ValueError(msg)
     return table.set_axis(header[-table.shape[1] :] if table.shape[1] else [], axis=1).rename_axis(None)
@@ -81,11 +81,11 @@ def _check(table: pd.DataFrame, path: Path) -> None:
         raise ValueError(msg)
     if table.index.has_duplicates:
         name = table.index[table.index.duplicated()][0]
-        msg = f"pert_features: {path} has {name!r} in several rows. Keep one row a perturbation."
+        msg = f"pert_features: {path} has {name!r} in several rows. Keep one row per perturbation."
         raise ValueError(msg)
     for column in table.columns:
         if not pd.api.types.is_numeric_dtype(table[column]):
             text = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
             example = f", for instance {table[column][text].iloc[0]!r}" if text.any() else ""
-            msg = f"pert_features: {path}: the column {str(column)!r} holds something else than numbers{example}."
+            msg = f"pert_features: {path}: the column {str(column)!r} holds values that are not numbers{example}."
             raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""The folder of results: what stands where in it, whose it is, and whether a run in it can go on."""
+"""The folder of results: its layout, which run it belongs to, and whether that run can be resumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 PARTS = ("base", "se", "st")
-"""What is trained, each with logs and a history of its own."""
+"""The trained parts, each with its own logs and history."""
 TABLES = ("split", "embeddings", "perturbation", *(f"history_{part}" for part in PARTS))
 RESULTS = (
     "config.yaml",
@@ -28,9 +28,9 @@ RESULTS = (
     *(f"models/{part}" for part in PARTS),
     *(f"tables/{name}.csv" for name in TABLES),
 )
-"""What a run writes besides its logs."""
+"""What a run writes, except for its logs."""
 _MARK = "# All options of a run of scstate_lora"
-# What may be another in a run that goes on: how far it goes, and what it is computed on.
+# Options that may change when a run is resumed: how far it goes, and on which device it computes.
 _MAY_DIFFER = {
     "file",
     "accelerator",
@@ -39,43 +39,43 @@ _MAY_DIFFER = {
         for part in ("se", "st")
         for name in (
             *("max_epochs", "accelerator", "devices", "strategy", "compile", "gradient_checkpointing"),
-            "resume_from",  # of the first start
+            "resume_from",  # that of the first start
         )
     ),
 }
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes: the only one, or the first of several that train together."""
+    """Whether this process writes: it is the only one, or the first of several that train together."""
     return rank_zero_only.rank == 0
 
 
 class ResultsFolder:
     """A folder of results.
 
-    Several processes that train together all read it, and only the first one writes.
+    If several processes train together, all of them read it, but only the first one writes.
 
     Parameters
     ----------
     path
-        Where it is, or will be.
+        The folder; it need not exist yet.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.earlier: RunConfig | None = None
-        """Options of the interrupted run that goes on."""
+        """Options of the interrupted run that is resumed."""
 
     def model(self, part: str) -> Path:
-        """Where a model is saved."""
+        """Folder of a saved model."""
         return self.path / "models" / part
 
     def logs(self, part: str) -> Path:
-        """Where the logs and checkpoints of a training are."""
+        """Folder of the logs and checkpoints of a training."""
         return self.path / "logs" / part
 
     def table(self, name: str) -> Path:
-        """Where a table is."""
+        """File of a table."""
         return self.path / "tables" / f"{name}.csv"
 
     def checkpoint(self, part: str) -> Path | None:
@@ -84,16 +84,16 @@ class ResultsFolder:
         return path if self.earlier is not None and path.is_file() else None
 
     def saved(self, part: str) -> Path | None:
-        """Model that the interrupted run saved, if it got that far."""
+        """Model saved by the interrupted run, if it got that far."""
         return self.model(part) if self.earlier is not None and self.model(part).is_dir() else None
 
     def is_finished(self, part: str, config: RunConfig) -> bool:
-        """Whether the interrupted run trained a model as far as it is to be trained now.
+        """Whether the interrupted run has trained a model for as many epochs as requested now.
 
         Raises
         ------
         ValueError
-            It is to be trained further, and its checkpoints are gone.
+            If it is to be trained further, but its checkpoints are gone.
         """
         if self.saved(part) is None or self.earlier is None:
             return False
@@ -109,20 +109,20 @@ class ResultsFolder:
         return False
 
     def look(self, config: RunConfig, *, resume: bool) -> None:
-        """Find out what is there, and refuse what would be lost or does not fit; writes nothing.
+        """Inspect the folder, and refuse to lose files or to resume another run; writes nothing.
 
         Raises
         ------
         FileExistsError
-            There are files that would be overwritten and are not of an earlier run, or of one that was interrupted and
-            is not to be resumed.
+            If files would be overwritten that do not belong to an earlier run, or belong to an interrupted one that is
+            not to be resumed.
         ValueError
-            The run to be resumed had other options.
+            If the run to be resumed had other options.
         """
-        there = self._present()
-        if there and not self._is_of_a_run():
+        present = self._present()
+        if present and not self._is_of_a_run():
             msg = (
-                f"{there[0]} exists and would be overwritten, and {self.path} is not the folder of an earlier run. "
+                f"{present[0]} exists and would be overwritten, and {self.path} is not the folder of an earlier run. "
                 "Choose another folder, or move it away."
             )
             raise FileExistsError(msg)
@@ -130,25 +130,25 @@ class ResultsFolder:
             self.earlier = self._read_config()
             self._check_same(config)
         elif resume:
-            logger.info("There is no run in %s to go on with: starting one.", self.path)
+            logger.info("There is no run in %s to resume: starting one.", self.path)
         elif is_first_process() and self._is_interrupted():
             msg = (
-                f"{self.path} holds a run that was interrupted. Go on with it by --resume (from Python, resume=True), "
+                f"{self.path} holds an interrupted run. Resume it by --resume (from Python, resume=True), "
                 "name another folder, or delete this one."
             )
             raise FileExistsError(msg)
 
     def start(self, config: RunConfig) -> None:
-        """Make the folder, without results of an earlier run unless that goes on, and write the options."""
+        """Make the folder, remove results of an earlier run unless that is resumed, and write the options."""
         if not is_first_process():
             return
         if self.earlier is None:
-            there = self._present()
-            if there:
+            present = self._present()
+            if present:
                 logger.info("Replacing the results of an earlier run in %s.", self.path)
-            _remove(there)
+            _remove(present)
         else:
-            logger.info("Going on with the run in %s.", self.path)
+            logger.info("Resuming the run in %s.", self.path)
             begun = [self.logs(part) for part in PARTS if self.checkpoint(part) is None]
             _remove([self.path / name for name in ("adata.h5ad", "predictions.h5ad", "report.html")] + begun)
         for name in ("tables", "models", "logs"):
@@ -167,22 +167,22 @@ class ResultsFolder:
             adata.write_h5ad(self.path / f"{name}.h5ad", compression="gzip")
 
     def drop(self, *paths: Path) -> None:
-        """Delete what is of no more use."""
+        """Delete files and folders that are no longer needed."""
         if is_first_process():
             _remove(paths)
 
     def _present(self) -> list[Path]:
-        """Find what a run would replace."""
-        ours = [self.path / name for name in RESULTS]
-        ours += [file for part in PARTS for file in sorted(self.logs(part).glob("*"))]
-        return [path for path in ours if path.exists()]
+        """Find the files and folders that a run would replace."""
+        paths = [self.path / name for name in RESULTS]
+        paths += [file for part in PARTS for file in sorted(self.logs(part).glob("*"))]
+        return [path for path in paths if path.exists()]
 
     def _is_of_a_run(self) -> bool:
         config = self.path / "config.yaml"
         return config.is_file() and config.read_bytes().startswith(_MARK.encode())
 
     def _is_interrupted(self) -> bool:
-        """Whether there is training that would be lost; a finished run has written its cells."""
+        """Whether training would be lost; a finished run has written its cells."""
         if not self._is_of_a_run() or (self.path / "adata.h5ad").exists():
             return False
         logs = [self.logs(part) / "checkpoints" / "last.ckpt" for part in PARTS]
@@ -198,8 +198,8 @@ class ResultsFolder:
             if name not in _MAY_DIFFER and before.get(name) != now.get(name):
                 msg = (
                     f"{name} was {before.get(name)!r} in the run in {self.path} and is {now.get(name)!r} now. A run "
-                    "goes on with the options and cells that it was started with; only max_epochs may grow. Name "
-                    "another folder to train anew."
+                    "continues with the options and cells it was started with; only max_epochs may grow. Name another "
+                    "folder to train anew."
                 )
                 raise ValueError(msg)
 

@@ -86,9 +86,7 @@ def run(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume
     Every error is raised before any training, and nothing is written then.
     """
     if config.se is None:
-        msg = (
-            "The whole job needs the embedding model, and se is null. To train the other one alone: scstate-lora train."
-        )
+        msg = "The main job needs the embedding model, but se is null. To train the other one: scstate-lora train."
         raise ValueError(msg)
     place = ResultsFolder(folder)
     trained = train_models(data, config, place, resume=resume)

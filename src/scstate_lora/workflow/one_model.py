@@ -1,4 +1,4 @@
-"""Set up and train the models of a configuration, or go on where an interrupted run was."""
+"""Set up and train the models of a configuration, or resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from scstate_lora.config import RunConfig, TrainConfig
     from scstate_lora.data.bound import BoundData
 
-# What the compact base's training takes over from that of the model.
+# Options of the model's training that apply to that of the compact base, too.
 _DEVICE = ("accelerator", "devices", "strategy", "precision")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Models that were trained, each None where it was not asked for.
+    """Trained models, each None if its section is.
 
     Parameters
     ----------
@@ -58,14 +58,14 @@ def train(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resu
     data
         Cells x genes; embeddings are added to it.
     config
-        Everything that can be chosen. The models whose sections are there are trained.
+        All options. The models whose sections are given are trained.
     folder
         Where the results are written: ``adata.h5ad``, ``config.yaml``, ``tables/*.csv``, ``models/se`` and
         ``models/st``, and in ``logs/base``, ``logs/se`` and ``logs/st`` TensorBoard's files, ``metrics.csv`` and
         ``checkpoints``. The results of an earlier run are replaced.
     resume
-        Go on with the run that was interrupted in this folder, with the same cells and options; ``max_epochs`` may be
-        larger. Where there is none one is started.
+        Resume the run that was interrupted in this folder, with the same cells and options; ``max_epochs`` may be
+        larger. If there is none, one is started.
 
     Raises
     ------
@@ -89,9 +89,9 @@ def train(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resu
 
 
 def train_models(data: AnnData | MuData, config: RunConfig, place: ResultsFolder, *, resume: bool) -> Trained:
-    """Do what :func:`train` does, but for writing the cells; without a perturbation, no model of one."""
+    """Do what :func:`train` does, except for writing the cells; without a perturbation, train no model of it."""
     if config.se is None and config.st is None:
-        msg = "There is neither an se nor an st among the options: nothing to train. Write se: {} for the defaults."
+        msg = "The options have neither a section se nor st: nothing to train. Write se: {} for the defaults."
         raise ValueError(msg)
     _check_trainer(config)
     place.look(config, resume=resume)
@@ -110,7 +110,7 @@ def train_models(data: AnnData | MuData, config: RunConfig, place: ResultsFolder
     if se is not None:
         try:
             _train_base(se, config, place)
-        except ValueError:  # too few cells to train on: the last refusal there can be
+        except ValueError:  # too few cells to train on: the last possible refusal
             if is_new and is_first_process():
                 shutil.rmtree(place.path)
             raise
@@ -121,12 +121,10 @@ def train_models(data: AnnData | MuData, config: RunConfig, place: ResultsFolder
 
 
 def _check_trainer(config: RunConfig) -> None:
-    """Refuse a device or another option that cannot be before anything is written."""
+    """Refuse an absent device or an option that is not allowed before anything is written."""
     for name, section in (("se", config.se), ("st", config.st)):
         if section is not None and section.train.run_folder is not None:
-            msg = (
-                f"{name}.train.run_folder: the logs of a run lie within its results. Name the folder of those instead."
-            )
+            msg = f"{name}.train.run_folder: the logs of a run are part of its results. Name their folder instead."
             raise ValueError(msg)
         if section is not None:
             options = TrainOptions.parse(_training(config, section.train), name=f"{name}.train")
@@ -134,20 +132,20 @@ def _check_trainer(config: RunConfig) -> None:
 
 
 def _training(config: RunConfig, section: TrainConfig) -> dict[str, Any]:
-    """Take what is set for all, and on top what is set for this model; the rest is the model's own default."""
+    """Options set for all models, overridden by those set for this one; the others stay the model's own defaults."""
     shared = config.model_dump(include=set(SharedTraining.model_fields))
     return {**shared, **section.model_dump(exclude_none=True)}
 
 
 def _check_same_cells(cells: BoundData, place: ResultsFolder) -> None:
-    """Refuse to go on with other cells, to judge by the table of the split."""
+    """Refuse to resume with other cells, judging by the table of the split."""
     if place.earlier is None or not place.table("split").exists():
         return
     before, now = pd.read_csv(place.table("split")), split_table(cells)
     if before.astype(str).to_csv(index=False) != now.astype(str).to_csv(index=False):
         msg = (
-            f"The cells are not those of the run in {place.path}: that split {_count(before)} of them, this one "
-            f"{_count(now)}; see {place.table('split')}. Resume with the same file, or name another folder."
+            f"The cells are not those of the run in {place.path}, which split {_count(before)}; this one splits "
+            f"{_count(now)}, see {place.table('split')}. Resume with the same file, or name another folder."
         )
         raise ValueError(msg)
 
@@ -193,24 +191,24 @@ def _make_st(adata: AnnData, config: RunConfig, place: ResultsFolder) -> STTrans
         pert_features=None if options.pert_features is None else read_features(options.pert_features),
         seed=config.seed,
     )
-    # Cells that are held out are embedded and predicted, too: not to be found out after the training.
+    # Held-out cells are embedded and predicted, too: refuse unknown perturbations before the training, not after it.
     st.perts.encode(st.registry.targets, source=f"adata.obs[{st.registry.pert_key!r}]")
     return st
 
 
 def _drop_earlier_embeddings(adata: AnnData) -> None:
-    """Take out what other models left under the names that this run writes, or leaves unwritten."""
+    """Remove embeddings of other models under the names that this run may write."""
     earlier = [key for key in (OBSM_SE, OBSM_BASE, OBSM_ST) if key in adata.obsm]
     if earlier:
-        logger.info("The cells came with %s in obsm, of other models: left out.", ", ".join(map(repr, earlier)))
+        logger.info("Removed %s from obsm, which other models had written.", ", ".join(map(repr, earlier)))
     for key in earlier:
         del adata.obsm[key]
     drop_result(adata, EVALUATE)
 
 
 def _train_base(se: LoRACovariateSE, config: RunConfig, place: ResultsFolder) -> None:
-    """Train the compact base where one is needed, and keep it until the model that holds it is saved."""
-    assert config.se is not None  # there is a model of it
+    """Train the compact base if one is needed, and keep it until the model that contains it is saved."""
+    assert config.se is not None  # the model exists
     if se.base is not None:
         return
     options = _training(config, config.se.train)
@@ -226,14 +224,14 @@ def _train_base(se: LoRACovariateSE, config: RunConfig, place: ResultsFolder) ->
 
 
 def _keep_base(se: LoRACovariateSE, place: ResultsFolder) -> None:
-    if is_first_process() and isinstance(se.base, SEBase) and se.base.source is None:  # nowhere else
+    if is_first_process() and isinstance(se.base, SEBase) and se.base.source is None:  # saved nowhere else
         se.base.save(place.model("base"))
 
 
 def _train_se(se: LoRACovariateSE, config: RunConfig, place: ResultsFolder) -> None:
-    assert config.se is not None  # there is a model of it
+    assert config.se is not None  # the model exists
     if not se.is_trained:
-        if place.saved("se"):  # what is there is as far as it was to be trained, and goes further now
+        if place.saved("se"):  # it was trained as far as requested then, and goes further now
             _keep_base(se, place)
             place.drop(place.model("se"))
         se.train(**_in_place(_training(config, config.se.train), "se", place))
@@ -246,7 +244,7 @@ def _train_se(se: LoRACovariateSE, config: RunConfig, place: ResultsFolder) -> N
 
 
 def _train_st(st: STTransition, config: RunConfig, place: ResultsFolder) -> None:
-    assert config.st is not None  # there is a model of it
+    assert config.st is not None  # the model exists
     if not st.is_trained:
         place.drop(place.model("st"))
         st.train(**_in_place(_training(config, config.st.train), "st", place))

@@ -34,29 +34,29 @@ def predict_to_file(
     covariates: Mapping[str, Any] | None = None,
     device: str | None = None,
 ) -> tuple[int, int]:
-    """Write what :meth:`scstate_lora.STTransition.predict` gives for several targets, whole or not at all.
+    """Write the results of :meth:`scstate_lora.STTransition.predict` for several targets, completely or not at all.
 
     Parameters
     ----------
     st
         The model.
     cells
-        Cells whose controls are taken.
+        Cells whose control cells are used.
     out
-        An ``.h5ad``; what was there is replaced.
+        An ``.h5ad``; an existing file is replaced.
     targets, contexts, covariates, device
         As for ``predict``.
 
     Returns
     -------
-    How many cells were predicted, and how many genes.
+    Number of predicted cells, and of genes.
 
     Raises
     ------
     ValueError, KeyError
         As ``predict``, before anything is written.
     OSError
-        Writing failed; what was at ``out`` is unchanged.
+        If writing failed; an earlier file at ``out`` is unchanged.
     """
     targets = list(dict.fromkeys(targets))
     st.perts.encode(targets)  # refuses the last of them before the first is predicted
@@ -90,13 +90,13 @@ def _write(out: Path, first: AnnData, others: Iterator[AnnData], targets: list[s
 
 
 def _arrays(predicted: AnnData) -> dict[str, np.ndarray]:
-    """Matrices of predicted cells by their place in the file."""
+    """Matrices of predicted cells by their path in the file."""
     genes = {} if predicted.X is None else {"X": predicted.X}
     return {**genes, **{f"obsm/{key}": values for key, values in predicted.obsm.items()}}
 
 
 def _make(file: Any, name: str, shape: tuple[int, int]) -> None:
-    """Make room for a matrix; anndata writes its description, with no rows."""
+    """Allocate a matrix; anndata writes its description, without rows."""
     from anndata.io import write_elem
 
     chunks = (max(1, min(shape[0], _CHUNK_BYTES // (4 * shape[1]))), shape[1])
