@@ -76,7 +76,7 @@ def register(data: AnnData | MuData, config: DataConfig, *, seed: int = 0) -> Bo
     Raises
     ------
     TypeError, KeyError, ValueError, FileNotFoundError
-        See :func:`scstate_lora.setup_anndata`.
+        As in :func:`scstate_lora.setup_anndata`.
     """
     adata = choose_modality(data, config.modality)
     rules = SplitRules.of(config, seed=seed)

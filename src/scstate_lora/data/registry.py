@@ -96,7 +96,7 @@ class Registry:
         Raises
         ------
         TypeError, KeyError, ValueError
-            See :func:`scstate_lora.setup_anndata`.
+            As in :func:`scstate_lora.setup_anndata`.
         """
         check_not_empty(adata)
         unique_names(adata.obs_names, "adata.obs_names", "adata.obs_names_make_unique()")

@@ -56,7 +56,7 @@ class ExpressionSource:
         Raises
         ------
         ValueError
-            The file is damaged.
+            If the file is damaged.
         """
         start, stop, _ = slice(start, stop).indices(self.n_cells)
         if stop <= start:
@@ -149,7 +149,7 @@ class ExpressionSource:
         Raises
         ------
         ValueError
-            There are NaN, infinite or negative values, or only zeros, or the file is damaged.
+            If values are NaN, infinite or negative, or all zero, or the file is damaged.
         """
         chunks = progress_bar(self.chunks(), desc=f"Checking {self.name}", unit="chunk", disable=not progress)
         described = (MatrixStats.of(self.read(*bounds), checksum=checksum) for bounds in chunks)
@@ -207,11 +207,11 @@ def open_source(adata: AnnData, layer: str | None = None) -> ExpressionSource:
     Raises
     ------
     KeyError
-        The layer does not exist.
+        If the layer does not exist.
     TypeError
-        The matrix is not numeric.
+        If the matrix is not numeric.
     ValueError
-        The matrix is absent or empty, or the file is damaged.
+        If the matrix is absent or empty, or the file is damaged.
     """
     name = matrix_name(layer)
     if layer is not None and layer not in adata.layers:
@@ -247,11 +247,11 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
     Raises
     ------
     KeyError
-        The layer does not exist.
+        If the layer does not exist.
     TypeError
-        The matrix is not numeric.
+        If the matrix is not numeric.
     ValueError
-        The matrix is absent, empty, or holds NaN, infinite or negative values.
+        If the matrix is absent, empty, or holds NaN, infinite or negative values.
     """
     return open_source(adata, layer).read_all()
 
@@ -273,11 +273,11 @@ def open_cells(path: str | Path, layer: str | None = None) -> AnnData:
     Raises
     ------
     FileNotFoundError
-        There is no such file.
+        If the file does not exist.
     KeyError
-        The layer does not exist.
+        If the layer does not exist.
     ValueError
-        The file is of another kind, damaged, or holds no matrix.
+        If the file is of another kind, damaged, or holds no matrix.
     """
     from anndata import AnnData
 

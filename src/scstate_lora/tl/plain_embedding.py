@@ -99,16 +99,16 @@ def embed(
     Raises
     ------
     TypeError
-        `base` is neither a model, a base nor a path, or `adata` holds no numbers.
+        If `base` is neither a model, a base nor a path, or `adata` holds no numbers.
     KeyError
-        `layer` or `gene_key` does not exist.
+        If `layer` or `gene_key` does not exist.
     ValueError
-        The model has no base yet, the checkpoint is damaged, unsafe or of another kind, under 10 % of the genes are
+        If the model has no base yet, the checkpoint is damaged, unsafe or of another kind, under 10 % of the genes are
         found, the matrix is unusable, an option makes no sense, or `resume` holds something else.
     FileNotFoundError
-        There is nothing at the path given.
+        If no file is found at the path.
     MemoryError
-        The GPU's memory is too small.
+        If the GPU's memory is too small.
 
     Notes
     -----
@@ -183,7 +183,7 @@ def embed_file(
     TypeError, KeyError, ValueError, FileNotFoundError, MemoryError
         As in :func:`embed`, or a file is damaged, or of a format that is not known.
     OSError
-        Writing failed.
+        If writing failed.
 
     Notes
     -----

@@ -72,7 +72,7 @@ def train(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resu
     TypeError, KeyError, ValueError
         As :func:`scstate_lora.setup_anndata`; no model is asked for; the run to be resumed had other options or cells.
     FileExistsError
-        ``folder`` holds files that would be overwritten and are not of an earlier run, or are of one that was
+        If ``folder`` holds files that would be overwritten and are not of an earlier run, or are of one that was
         interrupted and is not to be resumed.
 
     Notes
