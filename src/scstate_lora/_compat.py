@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    import pandas as pd
     from torch import Tensor
 
 
@@ -52,6 +53,15 @@ def safe_resume() -> dict[str, bool]:
     import lightning as L
 
     return {} if L.__version__.startswith("2.5.") else {"weights_only": True}
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read a table with every number exactly as it was written."""
+    import pandas as pd
+
+    # pandas 3.1 does so by default, and deprecates the option.
+    exactly: dict[str, Any] = {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
+    return pd.read_csv(path, **exactly)
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ import yaml
 
 import scstate_lora as ssl
 from scstate_lora import workflow
+from scstate_lora._compat import read_csv
 from scstate_lora.config import RunConfig
 from scstate_lora.demo import run_demo
 from scstate_lora.reporting import report
@@ -117,7 +118,7 @@ def test_predictions_read_back(finished):
 def test_tables_hold_the_scores_and_histories(finished):
     done, folder = finished
     assert sorted(p.stem for p in (folder / "tables").iterdir()) == sorted(TABLES)
-    read = {p.stem: pd.read_csv(p, float_precision="round_trip") for p in (folder / "tables").iterdir()}
+    read = {p.stem: read_csv(p) for p in (folder / "tables").iterdir()}
     split = done.adata.obs["scstate_split"].value_counts()
     assert read["split"][["train", "val", "test"]].sum().to_dict() == split.to_dict()
     for name, history in (
@@ -151,7 +152,7 @@ def test_every_training_has_logs_of_its_own(finished):
     histories = {"base": done.models.se.base_history, "se": done.models.se.history, "st": done.models.st.history}
     assert sorted(p.name for p in (folder / "logs").iterdir()) == sorted(histories)
     for name, history in histories.items():
-        logs = pd.read_csv(folder / "logs" / name / "metrics.csv", float_precision="round_trip")
+        logs = read_csv(folder / "logs" / name / "metrics.csv")
         np.testing.assert_array_equal(logs["loss"], history["loss"])
         assert list((folder / "logs" / name).glob("events.out.tfevents.*"))
         assert not (folder / "logs" / name / "checkpoints").exists()  # the models are saved

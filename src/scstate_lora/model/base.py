@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import pandas as pd
 from anndata import AnnData
 
+from scstate_lora._compat import read_csv
 from scstate_lora._utils import did_you_mean
 from scstate_lora.config import DataConfig
 from scstate_lora.data.bound import BoundData
@@ -202,7 +203,7 @@ class BaseModel(ABC):
 def read_history(path: Path) -> pd.DataFrame:
     """Read a history as it was saved."""
     try:
-        return pd.read_csv(path, float_precision="round_trip")
+        return read_csv(path)
     except pd.errors.EmptyDataError:  # a base that was not trained here
         return pd.DataFrame()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from scstate_lora._compat import read_csv
 from scstate_lora._constants import OBSM_BASE, OBSM_SE, OBSM_ST
 from scstate_lora._logging import logger
 from scstate_lora.config import TrainOptions
@@ -171,7 +172,7 @@ def _make_se(adata: AnnData, config: RunConfig, place: ResultsFolder) -> LoRACov
         seed=config.seed,
     )
     if base is not config.base:
-        se.base_history = pd.read_csv(place.table("history_base"), float_precision="round_trip")
+        se.base_history = read_csv(place.table("history_base"))
     return se
 
 
