@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import anndata as ad
 import lightning as L
 import pandas as pd
+import pytest
 
 import scstate_lora as ssl
 from scstate_lora.model.st.published import load_network, st_config
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
     from scstate_lora.io.published.st_checkpoint import STCheckpoint
     from scstate_lora.nn.covariates import CovariateSpec
+
+NEEDS_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
 
 QUICK = {"accelerator": "cpu", "progress_bar": False, "logger": False}
 """Options of a training that shows and writes nothing."""

@@ -60,7 +60,9 @@ def read_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     # pandas 3.1 does so by default, and deprecates the option.
-    exactly: dict[str, Any] = {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
+    exactly: dict[str, Any] = (
+        {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
+    )
     return pd.read_csv(path, **exactly)
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -147,6 +146,8 @@ def test_a_disk_that_is_really_full_raises(tmp_path: Path) -> None:
         "except OSError as error:\n"
         "    print(error)\n"
     )
+
+    resource = pytest.importorskip("resource", reason="Windows cannot limit the size of a file")
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

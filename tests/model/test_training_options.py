@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import scstate_lora as ssl
-from tests.builders import QUICK, Stop
+from tests.builders import NEEDS_FORK, QUICK, Stop
 
 OPTIONS = {**QUICK, "max_epochs": 2, "batch_size": 4}
 
@@ -22,6 +22,7 @@ def make(wound, setup, make_st):
     return new
 
 
+@NEEDS_FORK
 def test_two_processes_train_a_transition_model_as_one_does(make, same_training):
     one, two = make(), make()
     options = {**OPTIONS, "max_epochs": 1}

@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -529,8 +528,8 @@ def test_after_a_kill_the_same_command_goes_on(base, tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         done = _wait_for_cells(hidden / "progress.json", process)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+        process.kill()
+    assert process.returncode != 0
     assert not out.exists()
     done = json.loads((hidden / "progress.json").read_text())["done"]
     assert 0 < done < n

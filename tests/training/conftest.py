@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import traceback
 
 import pytest
@@ -9,6 +10,7 @@ from torch import distributed as dist
 
 
 def _work(function, rank, n, folder):
+    torch.set_num_threads(1)  # OpenMP's others were left behind by the fork
     try:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=n)
         torch.save(function(rank), folder / f"{rank}.pt")
@@ -22,6 +24,9 @@ def _work(function, rank, n, folder):
 @pytest.fixture
 def in_processes(tmp_path):
     """Run ``function(rank)`` in two processes that are joined by gloo, and give what they returned, by rank."""
+
+    if not hasattr(os, "fork"):
+        pytest.skip("Windows cannot fork")
 
     def run(function, n=2):
         folder = tmp_path / f"processes{len(list(tmp_path.iterdir()))}"

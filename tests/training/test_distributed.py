@@ -18,6 +18,7 @@ from scstate_lora.training.batches import make_loader
 from scstate_lora.training.distributed import alone, gather, mean_over_processes, place, rows_of, share
 from scstate_lora.training.plans import Plan
 from scstate_lora.training.runner import TrainingRun
+from tests.builders import NEEDS_FORK
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
 
@@ -173,6 +174,7 @@ def _train(n_cells=8, kept=None, **options):
 TWO = {"devices": 2, "strategy": "ddp_fork"}
 
 
+@NEEDS_FORK
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_train_what_one_does(tmp_path, same_training, accumulate):
     one = _train(logger=False, accumulate_grad_batches=accumulate)
@@ -183,6 +185,7 @@ def test_two_processes_train_what_one_does(tmp_path, same_training, accumulate):
     assert {file.name for file in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
 
 
+@NEEDS_FORK
 def test_what_two_processes_began_one_can_finish(tmp_path, same_training):
     class Stop(L.Callback):
         def on_train_batch_end(self, trainer, *args):
@@ -196,6 +199,7 @@ def test_what_two_processes_began_one_can_finish(tmp_path, same_training):
     same_training(_train(logger=False), _train(resume_from=tmp_path))
 
 
+@NEEDS_FORK
 def test_batch_size_that_devices_cannot_share_ends_before_training_raises(tmp_path):
     with pytest.raises(ValueError, match=r"batch of 7 .* devices=2 .* batch_size"):
         _train(n_cells=7, run_folder=tmp_path / "run", **TWO)
@@ -243,7 +247,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow  # starts an interpreter
-@pytest.mark.skipif(sys.platform == "win32", reason="has no fork")
+@NEEDS_FORK
 def test_forked_processes_do_not_wait_for_threads_left_in_the_caller(tmp_path):
     parallel = "torch.ones(1_000_000).exp()"  # needs OpenMP's second thread, which a forked process does not have
     script = tmp_path / "script.py"

@@ -8,7 +8,7 @@ import torch
 
 import scstate_lora as ssl
 from scstate_lora.data.bound import BoundData
-from tests.builders import NO_DROPOUT, QUICK, Stop, latent
+from tests.builders import NEEDS_FORK, NO_DROPOUT, QUICK, Stop, latent
 
 OPTIONS = {**QUICK, "batch_size": 32}
 
@@ -159,6 +159,7 @@ def test_it_stops_when_validation_gets_no_better(make):
     assert model.history["best"].sum() >= 1
 
 
+@NEEDS_FORK
 @pytest.mark.parametrize("lora", [NO_DROPOUT, False], ids=["adapters", "none"])
 def test_two_processes_train_what_one_does(make, same_training, lora):
     one, two = make({"batch_key": "mouse_id"}, lora=lora), make({"batch_key": "mouse_id"}, lora=lora)
@@ -169,6 +170,7 @@ def test_two_processes_train_what_one_does(make, same_training, lora):
     np.testing.assert_allclose(latent(two), latent(one), atol=1e-4)
 
 
+@NEEDS_FORK
 def test_a_batch_that_devices_cannot_share_raises(make):
     model = make()
     with pytest.raises(ValueError, match=r"batch of 33 .* devices=2 .* batch_size"):

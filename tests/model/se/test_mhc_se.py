@@ -11,7 +11,7 @@ import scstate_lora as ssl
 from scstate_lora.config import MHCConfig
 from scstate_lora.data.bound import BoundData
 from scstate_lora.nn.hyper_connections import mhc_layers, mhc_parameters
-from tests.builders import NO_DROPOUT, QUICK, Stop, latent
+from tests.builders import NEEDS_FORK, NO_DROPOUT, QUICK, Stop, latent
 
 OPTIONS = {**QUICK, "batch_size": 32}
 # No longer than it takes to see that all that is to be trained is.
@@ -266,6 +266,7 @@ def test_recomputed_activations_change_no_weight(make, same_training):
     same_training((one.network, one.history), (two.network, two.history), tolerance=1e-6)
 
 
+@NEEDS_FORK
 def test_two_processes_train_what_one_does(make, same_training):
     one, two = make(), make()
     one.train(**SHORT, mhc={"dynamic": True})
