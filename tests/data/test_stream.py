@@ -100,7 +100,7 @@ def test_backed_and_opened_files_and_their_views_are_read(form, values, gap, wri
         _check(open_source(adata[adata.obs["kind"] == "b"]), COUNTS[1::2])
 
 
-def test_messy_file_is_read_in_canonical_form(tmp_path):
+def test_unsorted_file_with_duplicates_is_read_in_canonical_form(tmp_path):
     # Unsorted, with a duplicate and a stored zero, of integers.
     messy = sparse.csr_matrix((np.array([2, 1, 1, 0]), np.array([2, 0, 0, 1]), np.array([0, 4, 4])), shape=(2, 3))
     ad.AnnData(messy).write_h5ad(tmp_path / "a.h5ad")
@@ -109,7 +109,7 @@ def test_messy_file_is_read_in_canonical_form(tmp_path):
     _check(open_source(open_cells(tmp_path / "a.h5ad")), np.array([[2.0, 0, 2], [0, 0, 0]]))
 
 
-def test_what_is_read_is_not_shared():
+def test_rows_do_not_share_memory_with_the_matrix():
     adata = _example()
     open_source(adata).read(0, 50).data[:] = 7
     open_source(adata).read_all().data[:] = 7
@@ -144,7 +144,7 @@ def test_view_of_a_backed_file_is_not_read_whole(tmp_path, monkeypatch):
 def test_columns_on_disk_are_read_once_and_warns(write, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("scstate_lora"), "propagate", True)
     open_source(open_cells(write(_example(sparse.csc_matrix))))
-    assert "adata.X is stored by columns (CSC)" in caplog.text
+    assert "adata.X is stored by column (CSC)" in caplog.text
     assert caplog.records[0].levelname == "WARNING"
     caplog.clear()
     open_source(_example(sparse.csc_matrix))
@@ -165,7 +165,7 @@ def test_opened_cells_hold_obs_var_and_one_matrix(write):
     assert open_source(cells, "counts").name == "adata.layers['counts']"
 
 
-def test_bar_is_shown_when_asked_for(capsys):
+def test_progress_bar_is_shown_if_requested(capsys):
     open_source(_example()).scan()
     assert capsys.readouterr().err == ""
     open_source(_example()).scan(progress=True)
@@ -241,7 +241,7 @@ def test_memory_does_not_grow_with_the_file(ending, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a.h5ad", "a.zarr"])
 def test_absent_file_raises(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=rf"There is no (file|directory) .*{name}"):
+    with pytest.raises(FileNotFoundError, match=rf"The (file|directory) .*{name} does not exist"):
         open_cells(tmp_path / name)
 
 
@@ -300,11 +300,11 @@ def test_damaged_zarr_values_raises(tmp_path):
 @pytest.mark.parametrize(
     ("part", "index", "value", "message"),
     [
-        ("indices", 5, 1000, "indices beyond its shape"),
-        ("indices", 5, -1, "indices beyond its shape"),
-        ("indptr", 3, 10**6, "number of its values is not what its offsets say"),
-        ("indptr", -1, 10**6, "number of its values is not what its offsets say"),
-        ("indptr", 0, 1, "number of its values is not what its offsets say"),
+        ("indices", 5, 1000, "indices outside its shape"),
+        ("indices", 5, -1, "indices outside its shape"),
+        ("indptr", 3, 10**6, "number of its values does not match its offsets"),
+        ("indptr", -1, 10**6, "number of its values does not match its offsets"),
+        ("indptr", 0, 1, "number of its values does not match its offsets"),
     ],
 )
 def test_impossible_offsets_and_indices_raises(tmp_path, form, part, index, value, message):
@@ -346,14 +346,14 @@ def _other_group(file):
     [
         pytest.param(
             _old_layout,
-            r"obs of .*a\.h5ad is in the layout of an old anndata .*anndata\.read_h5ad and write it again",
+            r"obs of .*a\.h5ad has the layout of an old anndata .*anndata\.read_h5ad and write it again",
             marks=pytest.mark.filterwarnings("ignore::anndata.OldFormatWarning"),
         ),
         (_no_var, r"a\.h5ad has no var: it was not written by anndata"),
         (_unknown_encoding, r"obs of .*a\.h5ad cannot be read: .*newer anndata"),
-        (_no_matrix, r"a\.h5ad holds no X\. It has the layers 'counts': name one by layer="),
+        (_no_matrix, r"a\.h5ad holds no X\. Its layers are 'counts': give one as layer="),
         (_no_matrix_or_layers, r"a\.h5ad holds no X\. It has no layers"),
-        (_other_group, r"/X of .*a\.h5ad is no matrix that anndata wrote"),
+        (_other_group, r"/X of .*a\.h5ad is not a matrix written by anndata"),
     ],
 )
 def test_file_of_another_layout_raises(tmp_path, change, message):

@@ -82,7 +82,7 @@ def test_agrees_with_a_plain_reference(levels, density, n_tokens):
     assert (values[:, 0] == 0).all()
 
 
-def test_highest_genes_with_their_share_of_the_total():
+def test_most_expressed_genes_with_their_share_of_the_total():
     x = sparse.csr_matrix(np.array([[0, 3, 1, 0, 4, 2]], dtype=np.float32))
     genes, values = tokenize(x, cell_seeds(["a"], 0), n_tokens=4)
     genes, shares = _in_order(genes, values)
@@ -139,7 +139,7 @@ def test_ties_are_random_by_seed_and_cell_but_the_same_for_a_name():
     assert taken.max() < 80
 
 
-def test_padding_draws_unexpressed_genes_alone_all_with_the_same_chance():
+def test_padding_samples_unexpressed_genes_uniformly():
     dense = np.zeros((300, 20), dtype=np.float32)
     dense[:, :5] = 1
     genes, values = tokenize(sparse.csr_matrix(dense), cell_seeds(_names(300), 0), n_tokens=26)
@@ -167,7 +167,7 @@ def test_with_enough_genes_padding_takes_each_unexpressed_gene_at_most_once():
     assert (np.sort(genes, axis=1) == np.arange(20)).all()
 
 
-def test_all_genes_expressed_start_again():
+def test_a_sentence_is_repeated_if_all_genes_are_expressed():
     x = sparse.csr_matrix(np.array([[1, 3, 2]], dtype=np.float32))
     genes, values = tokenize(x, cell_seeds(["a"], 0), n_tokens=9)
     share = {1: 50, 2: 100 / 3, 0: 100 / 6}
@@ -209,7 +209,7 @@ def _without(x, vocabulary):
     return x[:, columns[np.argsort(vocabulary[columns])]]
 
 
-def test_genes_outside_of_the_vocabulary_are_as_if_not_there():
+def test_genes_outside_the_vocabulary_are_ignored():
     x = _expression(n_genes=40, levels=3)
     seeds = cell_seeds(_names(x.shape[0]), 0)
     vocabulary = np.full(40, -1)
@@ -225,7 +225,7 @@ def test_genes_outside_of_the_vocabulary_are_as_if_not_there():
     assert (lengths == np.minimum(np.diff(kept.indptr), 4)).all()
 
 
-def test_a_cell_depends_on_the_genes_names_and_not_on_their_order_in_the_data():
+def test_a_cell_depends_on_gene_names_and_not_on_gene_order():
     x = _expression(n_genes=40, density=0.3, levels=2)
     seeds = cell_seeds(_names(x.shape[0]), 0)
     order = np.random.default_rng(0).permutation(40)
@@ -237,7 +237,7 @@ def test_a_cell_depends_on_the_genes_names_and_not_on_their_order_in_the_data():
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
 
 
-def test_cls_takes_the_value_of_a_kept_gene_counted_in_the_datas_order():
+def test_cls_takes_the_value_of_a_matched_gene_by_its_position_in_the_data():
     x = sparse.csr_matrix(np.array([[9, 1, 2, 3, 4], [9, 1, 2, 0, 0], [0, 0, 0, 0, 0]], dtype=np.float32))
     vocabulary = np.array([-1, 7, 6, 5, 4])
     seeds = cell_seeds(["a", "b", "c"], 0)
@@ -247,7 +247,7 @@ def test_cls_takes_the_value_of_a_kept_gene_counted_in_the_datas_order():
     assert (values[:, 0] == 0).all()
 
 
-def test_without_padding_the_length_is_that_of_the_expressed_genes():
+def test_without_padding_the_length_is_the_number_of_expressed_genes():
     x = _expression(n_genes=30, density=0.3)
     x.data[x.indptr[4] : x.indptr[5]] = 0
     x.eliminate_zeros()

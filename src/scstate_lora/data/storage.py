@@ -1,4 +1,4 @@
-"""Where expression matrices are: in memory, or in an HDF5 file or zarr store, of which rows are read on demand."""
+"""Storage of expression matrices: in memory, or in an HDF5 file or zarr store whose rows are read on demand."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class InMemory:
 
     @property
     def offsets(self) -> np.ndarray:
-        """Number of values before every row, and of all, ``(n_rows + 1,)``."""
+        """Offset of the first value of every row, and the total number of values, ``(n_rows + 1,)``."""
         n_rows, n_columns = self.matrix.shape
         return np.arange(n_rows + 1) * n_columns if self.dense else self.matrix.indptr
 
     def rows(self, start: int, stop: int) -> Any:
-        """Take rows; they may share memory with the whole."""
+        """Take rows, which may share memory with the matrix."""
         return self.matrix[start:stop]
 
 
@@ -48,7 +48,7 @@ class DenseOnDisk:
 
     @property
     def offsets(self) -> np.ndarray:
-        """As of :class:`InMemory`."""
+        """As in :class:`InMemory`."""
         return np.arange(self.array.shape[0] + 1) * self.array.shape[1]
 
     def rows(self, start: int, stop: int) -> np.ndarray:
@@ -58,7 +58,7 @@ class DenseOnDisk:
 
 @dataclass(frozen=True)
 class SparseOnDisk:
-    """A CSR or CSC matrix in an HDF5 or zarr group; the offsets of its rows (CSC: columns) are in memory."""
+    """A CSR or CSC matrix in an HDF5 or zarr group, with the offsets of its rows (CSC: columns) in memory."""
 
     group: Any
     shape: tuple[int, int]
@@ -68,14 +68,14 @@ class SparseOnDisk:
 
     @classmethod
     def open(cls, dataset: Any, name: str) -> SparseOnDisk:
-        """Read the offsets, and check that the values are as many."""
+        """Read the offsets, and check that they match the number of values."""
         group, shape = dataset.group, dataset.shape
         n_offsets = group["indptr"].shape[0]
         offsets = _read(group["indptr"], 0, n_offsets, name).astype(np.int64)
-        fits = n_offsets == 1 + shape[0 if dataset.format == "csr" else 1] and offsets[0] == 0
-        fits = fits and bool((np.diff(offsets) >= 0).all())
-        if not fits or {group["data"].shape[0], group["indices"].shape[0]} != {int(offsets[-1])}:
-            raise _damaged(group, name, "the number of its values is not what its offsets say")
+        is_valid = n_offsets == 1 + shape[0 if dataset.format == "csr" else 1] and offsets[0] == 0
+        is_valid = is_valid and bool((np.diff(offsets) >= 0).all())
+        if not is_valid or {group["data"].shape[0], group["indices"].shape[0]} != {int(offsets[-1])}:
+            raise _damaged(group, name, "the number of its values does not match its offsets")
         return cls(group, shape, offsets, name)
 
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
@@ -83,15 +83,15 @@ class SparseOnDisk:
         return sparse.csr_matrix(self._slice(start, stop, self.shape[1]), shape=(stop - start, self.shape[1]))
 
     def transposed(self) -> sparse.csr_matrix:
-        """Read all of a CSC matrix, as CSR."""
+        """Read a whole CSC matrix and convert it to CSR."""
         return sparse.csc_matrix(self._slice(0, self.shape[1], self.shape[0]), shape=self.shape).tocsr()
 
     def _slice(self, start: int, stop: int, n_minor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first, last = int(self.offsets[start]), int(self.offsets[stop])
         indices = _read(self.group["indices"], first, last, self.name)
-        # Scipy does not look at the indices: a wrong one would crash.
+        # SciPy does not check the indices: an invalid one would crash.
         if indices.size and (indices.min() < 0 or indices.max() >= n_minor):
-            raise _damaged(self.group, self.name, "it has indices beyond its shape")
+            raise _damaged(self.group, self.name, "it has indices outside its shape")
         values = _read(self.group["data"], first, last, self.name)
         return values, indices, self.offsets[start : stop + 1] - first
 
@@ -99,8 +99,8 @@ class SparseOnDisk:
 Stored = InMemory | DenseOnDisk | SparseOnDisk
 
 
-def find_storage(matrix: Any, name: str) -> Stored:
-    """Find out how a matrix is stored."""
+def open_storage(matrix: Any, name: str) -> Stored:
+    """Wrap a matrix according to how it is stored."""
     from anndata.abc import CSCDataset, CSRDataset
 
     on_disk = isinstance(matrix, CSRDataset | CSCDataset)
@@ -112,8 +112,8 @@ def find_storage(matrix: Any, name: str) -> Stored:
         return SparseOnDisk.open(matrix, name)
     if isinstance(matrix, CSCDataset):
         logger.warning(
-            "%s is stored by columns (CSC), so its cells cannot be read one by one: all of it is read into memory. For "
-            "less memory, write it as CSR once: adata.X = adata.X.tocsr() before adata.write_h5ad(...).",
+            "%s is stored by column (CSC), so single cells cannot be read: the whole matrix is read into memory. To "
+            "save memory, store it as CSR: adata.X = adata.X.tocsr() before adata.write_h5ad(...).",
             name,
         )
         return InMemory(SparseOnDisk.open(matrix, name).transposed())
@@ -140,32 +140,32 @@ def _read(array: Any, start: int, stop: int, name: str) -> np.ndarray:
     """Read a slice of a stored array."""
     try:
         return np.asarray(array[start:stop])
-    except (OSError, RuntimeError, ValueError) as error:  # what HDF5's and zarr's decompressors raise
+    except (OSError, RuntimeError, ValueError) as error:  # from the decompressors of HDF5 and zarr
         raise _damaged(array, name, str(error)) from error
 
 
-def _damaged(stored: Any, name: str, what: str) -> ValueError:
-    where = stored.file.filename if _is_h5(stored) else zarr_path(stored)
-    return ValueError(f"{name} of {where} cannot be read: {what}. The file is damaged: copy or write it again.")
+def _damaged(stored: Any, name: str, problem: str) -> ValueError:
+    path = stored.file.filename if _is_h5(stored) else zarr_path(stored)
+    return ValueError(f"{name} of {path} cannot be read: {problem}. The file is damaged: copy or write it again.")
 
 
 def open_file(path: Path) -> Any:
-    """Open an .h5ad file or a .zarr directory as a group of HDF5 or zarr."""
+    """Open an .h5ad file or a .zarr directory as an HDF5 or zarr group."""
     kind = path.suffix.lower()
     if path.name.lower().endswith(".zarr.zip"):
-        msg = f"{path} is a zipped zarr store, in which rows are slow to find. Unzip it and give the .zarr directory."
+        msg = f"{path} is a zipped zarr store, whose rows are slow to read. Unzip it and give the .zarr directory."
         raise ValueError(msg)
     if kind not in (".h5ad", ".zarr"):
-        msg = f"{path} is neither an .h5ad file nor a .zarr directory. Write the AnnData by write_h5ad or write_zarr."
+        msg = f"{path} is neither an .h5ad file nor a .zarr directory. Write the AnnData with write_h5ad or write_zarr."
         raise ValueError(msg)
     if not path.exists():
-        msg = f"There is no {'file' if kind == '.h5ad' else 'directory'} {path}. Check the path."
+        msg = f"The {'file' if kind == '.h5ad' else 'directory'} {path} does not exist. Check the path."
         raise FileNotFoundError(msg)
     if kind == ".h5ad" and path.is_dir():
-        msg = f"{path} is a directory, and an .h5ad is a file. If it is a zarr store, let its name end in .zarr."
+        msg = f"{path} is a directory, but .h5ad is a file format. If it is a zarr store, let its name end in .zarr."
         raise ValueError(msg)
     if kind == ".zarr" and not path.is_dir():
-        msg = f"{path} is a file, and a zarr store is a directory. Unpack it if it is an archive."
+        msg = f"{path} is a file, but a zarr store is a directory. Unpack it if it is an archive."
         raise ValueError(msg)
     try:
         if kind == ".h5ad":
@@ -173,28 +173,28 @@ def open_file(path: Path) -> Any:
 
             return h5py.File(path, "r")
         return open_zarr(path, "r")
-    except (PermissionError, BlockingIOError):  # these say what is the matter
+    except (PermissionError, BlockingIOError):  # their messages are clear
         raise
     except (OSError, ValueError) as error:
-        msg = f"{path} cannot be opened: {error}. It is damaged or not what its name says: copy or write it again."
+        msg = f"{path} cannot be opened: {error}. It is damaged or of another format: copy or write it again."
         raise ValueError(msg) from error
 
 
 def read_table(file: Any, key: str, path: Path) -> pd.DataFrame:
-    """Read obs or var."""
+    """Read ``obs`` or ``var``."""
     from anndata.io import read_elem
 
     if key not in file:
-        msg = f"{path} has no {key}: it was not written by anndata. Write the AnnData by write_h5ad or write_zarr."
+        msg = f"{path} has no {key}: it was not written by anndata. Write the AnnData with write_h5ad or write_zarr."
         raise ValueError(msg)
     try:
         table = read_elem(file[key])
-    except Exception as error:  # HDF5, zarr and anndata each raise their own
-        msg = f"{key} of {path} cannot be read: {error}. It is damaged, or of a newer anndata: copy or write it again."
+    except Exception as error:  # HDF5, zarr and anndata raise different ones
+        msg = f"{key} of {path} cannot be read: {error}. It is damaged or from a newer anndata: copy or write it again."
         raise ValueError(msg) from error
     if not isinstance(table, pd.DataFrame):
         msg = (
-            f"{key} of {path} is in the layout of an old anndata (before 0.7). Read the file by anndata.read_h5ad and "
+            f"{key} of {path} has the layout of an old anndata (before 0.7). Read the file with anndata.read_h5ad and "
             "write it again."
         )
         raise ValueError(msg)
@@ -202,7 +202,7 @@ def read_table(file: Any, key: str, path: Path) -> pd.DataFrame:
 
 
 def lazy_matrix(stored: Any, path: Path) -> Any:
-    """Make of a stored matrix what an AnnData can hold without reading it."""
+    """Wrap a stored matrix so that an AnnData can hold it without reading it."""
     from anndata.io import sparse_dataset
 
     if not hasattr(stored, "keys"):
@@ -210,11 +210,11 @@ def lazy_matrix(stored: Any, path: Path) -> Any:
     try:
         return sparse_dataset(stored)
     except (ValueError, KeyError) as error:
-        msg = f"{stored.name} of {path} is no matrix that anndata wrote: {error}."
+        msg = f"{stored.name} of {path} is not a matrix written by anndata: {error}."
         raise ValueError(msg) from error
 
 
 def layers_of(file: Any) -> str:
-    """Say which layers a file has."""
+    """Describe the layers of a file, for messages."""
     layers = list(file["layers"]) if "layers" in file else []
-    return f"It has the layers {', '.join(map(repr, layers))}: name one by layer=." if layers else "It has no layers."
+    return f"Its layers are {', '.join(map(repr, layers))}: give one as layer=." if layers else "It has no layers."

@@ -1,4 +1,4 @@
-"""Expression matrices of an AnnData or a file, read and checked by rows, so that memory stays small."""
+"""Expression matrices of an AnnData or a file, read and checked in chunks of rows to limit memory."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from scipy import sparse
 
 from scstate_lora._utils import did_you_mean, progress_bar
 from scstate_lora.data.matrix import MatrixStats, check_values
-from scstate_lora.data.storage import InMemory, Stored, find_storage, layers_of, lazy_matrix, open_file, read_table
+from scstate_lora.data.storage import InMemory, Stored, layers_of, lazy_matrix, open_file, open_storage, read_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# What a chunk holds at most, unless one row alone holds more: with its copies some 100 MB.
+# Largest number of values per chunk, unless a single row has more: about 100 MB including copies.
 _CHUNK_VALUES = 4_000_000
-# Values that are read and thrown away rather than read around: about a chunk of compressed storage.
+# Gaps up to this size are read through instead of seeking: about one chunk of compressed storage.
 _GAP_VALUES = 50_000
-# Values that stay in the processor's caches while they are described.
+# Number of values that stay in the CPU's caches while they are summarised.
 _CACHED_VALUES = 250_000
 
 
 @dataclass(frozen=True)
 class ExpressionSource:
-    """Rows of an expression matrix, wherever it is.
+    """Rows of an expression matrix, in memory or on disk.
 
     Parameters
     ----------
     name
-        What a user calls the matrix, ``adata.X`` for instance.
+        Name of the matrix for the user, for example ``adata.X``.
     n_cells, n_genes
-        Its shape.
+        Shape of the matrix.
     """
 
     name: str
     n_cells: int
     n_genes: int
     _stored: Stored
-    _rows: np.ndarray | None = None  # of a view: rows and columns of what is stored
+    _rows: np.ndarray | None = None  # for a view: its rows and columns in the stored matrix
     _columns: np.ndarray | None = None
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
@@ -50,8 +50,8 @@ class ExpressionSource:
 
         Returns
         -------
-        float32 matrix of shape ``(stop - start, n_genes)`` that nothing else shares, without stored zeros, column
-        indices sorted. Its values are not checked, see :meth:`scan`.
+        float32 matrix of shape ``(stop - start, n_genes)``, in its own memory, without stored zeros and with sorted
+        column indices. Its values are not checked; see :meth:`scan`.
 
         Raises
         ------
@@ -74,7 +74,7 @@ class ExpressionSource:
 
         Returns
         -------
-        As :meth:`read`.
+        As from :meth:`read`.
 
         Raises
         ------
@@ -86,19 +86,19 @@ class ExpressionSource:
         return matrix
 
     def share_all(self) -> tuple[sparse.csr_matrix, MatrixStats]:
-        """Read and check all cells, and describe their values.
+        """Read and check all cells, and summarise their values.
 
         Returns
         -------
-        As :meth:`read`, but not to be changed: a matrix in memory that has the form already is not copied, and shares
-        its arrays with the AnnData. And its description.
+        The matrix as from :meth:`read`, and its summary. Do not modify the matrix: if it is in memory and already in
+        this form, it is not copied and shares its arrays with the AnnData.
 
         Raises
         ------
         ValueError
             As in :meth:`scan`.
         """
-        matrix = self._in_form()
+        matrix = self._canonical()
         if matrix is None:
             matrix = self._unchecked()
         stats = describe_matrix(matrix)
@@ -107,7 +107,7 @@ class ExpressionSource:
 
     @property
     def n_stored(self) -> int:
-        """Number of stored values; rows outside of a view are counted too."""
+        """Number of stored values; for a view, of the whole matrix."""
         return int(self._stored.offsets[-1])
 
     @property
@@ -120,8 +120,8 @@ class ExpressionSource:
         blocks = [self.read(*bounds) for bounds in chunks]
         return blocks[0] if len(blocks) == 1 else sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
 
-    def _in_form(self) -> sparse.csr_matrix | None:
-        """Give the matrix in memory itself if it is as :meth:`read` gives it, else None."""
+    def _canonical(self) -> sparse.csr_matrix | None:
+        """Return the matrix in memory without a copy if it is already as from :meth:`read`, else None."""
         if not isinstance(self._stored, InMemory) or self._stored.dense or self._rows is not None:
             return None
         matrix = self._stored.matrix
@@ -130,50 +130,50 @@ class ExpressionSource:
         return sparse.csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
 
     def chunks(self) -> list[tuple[int, int]]:
-        """Divide the cells by the number of stored values: ``(start, stop)`` of every chunk."""
+        """Divide the cells into chunks by the number of stored values; return ``(start, stop)`` of every chunk."""
         ends = self._stored.offsets
         if self._rows is not None:
             ends = np.concatenate([[0], np.cumsum(np.diff(ends)[self._rows])])
         return _chunks(ends, _CHUNK_VALUES)
 
     def scan(self, *, checksum: bool = False, progress: bool = False) -> MatrixStats:
-        """Read all cells once, a chunk at a time, and check the values.
+        """Read all cells once, one chunk at a time, and check the values.
 
         Parameters
         ----------
         checksum
-            Compute the checksum too.
+            Also compute the checksum.
         progress
-            Show a bar.
+            Show a progress bar.
 
         Raises
         ------
         ValueError
-            If values are NaN, infinite or negative, or all zero, or the file is damaged.
+            If values are NaN, infinite or negative, if all are zero, or if the file is damaged.
         """
         chunks = progress_bar(self.chunks(), desc=f"Checking {self.name}", unit="chunk", disable=not progress)
-        described = (MatrixStats.of(self.read(*bounds), checksum=checksum) for bounds in chunks)
-        stats = reduce(add, described, MatrixStats())
+        parts = (MatrixStats.of(self.read(*bounds), checksum=checksum) for bounds in chunks)
+        stats = reduce(add, parts, MatrixStats())
         check_values(stats, self.name)
         return stats
 
     def _gather(self, rows: np.ndarray) -> Any:
-        """Read rows in any order: near ones in one go, as a file is slow at many small reads."""
+        """Read rows in any order; nearby rows are read together, as many small reads of a file are slow."""
         if isinstance(self._stored, InMemory):
             return self._stored.matrix[rows]
-        wanted, order = np.unique(rows, return_inverse=True)
+        distinct, order = np.unique(rows, return_inverse=True)
         offsets = self._stored.offsets
-        gaps = offsets[wanted[1:]] - offsets[wanted[:-1] + 1] > _GAP_VALUES
-        full = np.diff(offsets[wanted] // _CHUNK_VALUES) > 0  # or a block of near rows could span the file
+        gaps = offsets[distinct[1:]] - offsets[distinct[:-1] + 1] > _GAP_VALUES
+        full = np.diff(offsets[distinct] // _CHUNK_VALUES) > 0  # otherwise a run of nearby rows could span the file
         blocks = []
-        for near in np.split(wanted, np.flatnonzero(gaps | full) + 1):
-            read = self._stored.rows(int(near[0]), int(near[-1]) + 1)
-            blocks.append(sparse.csr_matrix(read[near - near[0]], dtype=np.float32))
+        for nearby in np.split(distinct, np.flatnonzero(gaps | full) + 1):
+            block = self._stored.rows(int(nearby[0]), int(nearby[-1]) + 1)
+            blocks.append(sparse.csr_matrix(block[nearby - nearby[0]], dtype=np.float32))
         return sparse.csr_matrix(sparse.vstack(blocks, format="csr"))[order]
 
 
 def describe_matrix(matrix: sparse.csr_matrix) -> MatrixStats:
-    """Describe a CSR matrix without stored zeros, a part at a time that stays in the processor's caches."""
+    """Summarise a CSR matrix without stored zeros, in parts that fit in the CPU's caches."""
     stats, ends = MatrixStats(), matrix.indptr
     for start, stop in _chunks(ends, _CACHED_VALUES):
         first, last = int(ends[start]), int(ends[stop])
@@ -182,27 +182,28 @@ def describe_matrix(matrix: sparse.csr_matrix) -> MatrixStats:
 
 
 def _chunks(ends: np.ndarray, n_values: int) -> list[tuple[int, int]]:
-    """Divide rows by their values, given the number of values before each row and of all ``(n_rows + 1,)``."""
+    """Divide rows by their number of values, given the offset of each row and the total, ``(n_rows + 1,)``."""
     n_rows = len(ends) - 1
     bounds, start = [], 0
     while start < n_rows:
-        fitting = int(np.searchsorted(ends, ends[start] + n_values, side="right")) - 1
-        stop = min(max(fitting, start + 1), n_rows)
+        last = int(np.searchsorted(ends, ends[start] + n_values, side="right")) - 1
+        stop = min(max(last, start + 1), n_rows)
         bounds.append((start, stop))
         start = stop
     return bounds
 
 
 def open_source(adata: AnnData, layer: str | None = None) -> ExpressionSource:
-    """Open ``adata.X`` or a layer to be read by rows. Nothing is read yet, with one exception.
+    """Open ``adata.X`` or a layer for reading by rows; only CSC matrices on disk are read immediately.
 
     Parameters
     ----------
     adata
-        May be a view, backed, or from :func:`open_cells`; the matrix may be dense, CSR, CSC, of any integer or float
-        type. CSC is read into memory, as its rows are all over the file; a log line says so.
+        Annotated data, which may be a view, backed, or from :func:`open_cells`. The matrix may be dense, CSR or CSC, of
+        any integer or float type. CSC is read into memory, as its rows are scattered over the file, and a warning is
+        logged.
     layer
-        Layer to read in place of ``adata.X``.
+        Layer to read instead of ``adata.X``.
 
     Raises
     ------
@@ -218,31 +219,31 @@ def open_source(adata: AnnData, layer: str | None = None) -> ExpressionSource:
         msg = f"{name} does not exist. {did_you_mean(layer, adata.layers.keys())}"
         raise KeyError(msg)
     check_not_empty(adata)
-    # A view's own X would be a copy, or all of a backed view in memory: take the rows of what it is a view of.
+    # A view's own X would be a copy, or load a whole backed view into memory: rows are taken from its parent instead.
     parent = adata._adata_ref if adata.is_view else adata
     matrix = parent.X if layer is None else parent.layers[layer]
     if matrix is None:
-        msg = f"{name} is None: there is no expression matrix. Put counts or log1p values there, or name a layer=."
+        msg = f"{name} is None: the expression matrix is missing. Store counts or log1p values there, or give layer=."
         raise ValueError(msg)
-    stored = find_storage(matrix, name)
+    stored = open_storage(matrix, name)
     if not adata.is_view:
         return ExpressionSource(name, adata.n_obs, adata.n_vars, stored)
     rows, columns = np.arange(parent.n_obs)[adata._oidx], np.arange(parent.n_vars)[adata._vidx]
-    every_column = np.array_equal(columns, np.arange(parent.n_vars))
-    return ExpressionSource(name, adata.n_obs, adata.n_vars, stored, rows, None if every_column else columns)
+    all_columns = np.array_equal(columns, np.arange(parent.n_vars))
+    return ExpressionSource(name, adata.n_obs, adata.n_vars, stored, rows, None if all_columns else columns)
 
 
 def read_matrix(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
-    """Read all of ``adata.X`` or a layer as a checked CSR matrix, without touching the input.
+    """Read all of ``adata.X`` or a layer as a checked CSR matrix; the input is not modified.
 
     Parameters
     ----------
     adata, layer
-        See :func:`open_source`.
+        As in :func:`open_source`.
 
     Returns
     -------
-    float32 matrix of shape ``(n_cells, n_genes)``, without stored zeros, column indices sorted.
+    float32 matrix of shape ``(n_cells, n_genes)``, without stored zeros and with sorted column indices.
 
     Raises
     ------
@@ -251,24 +252,24 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
     TypeError
         If the matrix is not numeric.
     ValueError
-        If the matrix is absent, empty, or holds NaN, infinite or negative values.
+        If the matrix is absent or empty, or holds NaN, infinite or negative values.
     """
     return open_source(adata, layer).read_all()
 
 
 def open_cells(path: str | Path, layer: str | None = None) -> AnnData:
-    """Open a file of cells for :func:`open_source`: its obs and var are read, the matrix stays in the file.
+    """Open a file of cells for :func:`open_source`: ``obs`` and ``var`` are read, the matrix stays on disk.
 
     Parameters
     ----------
     path
-        An ``.h5ad`` file or a ``.zarr`` directory that anndata wrote.
+        An ``.h5ad`` file or ``.zarr`` directory written by anndata.
     layer
-        Layer to open in place of ``X``.
+        Layer to open instead of ``X``.
 
     Returns
     -------
-    An AnnData with ``obs``, ``var`` and, in its place, the one matrix. Nothing else of the file is there.
+    An AnnData with ``obs``, ``var`` and the one matrix, in ``X`` or its layer; nothing else is taken from the file.
 
     Raises
     ------
@@ -277,7 +278,7 @@ def open_cells(path: str | Path, layer: str | None = None) -> AnnData:
     KeyError
         If the layer does not exist.
     ValueError
-        If the file is of another kind, damaged, or holds no matrix.
+        If the file has another format, is damaged, or holds no matrix.
     """
     from anndata import AnnData
 
@@ -298,10 +299,10 @@ def open_cells(path: str | Path, layer: str | None = None) -> AnnData:
 def check_not_empty(adata: AnnData) -> None:
     """Raise a ValueError for an AnnData without cells or without genes."""
     if adata.n_obs == 0 or adata.n_vars == 0:
-        msg = f"The AnnData is empty: {adata.n_obs} cells x {adata.n_vars} genes. Give one with cells and genes."
+        msg = f"The AnnData is empty: {adata.n_obs} cells x {adata.n_vars} genes. Give data with cells and genes."
         raise ValueError(msg)
 
 
 def matrix_name(layer: str | None) -> str:
-    """Name the matrix as a user would write it."""
+    """Return the name of the matrix as a user would write it."""
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"

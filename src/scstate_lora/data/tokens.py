@@ -1,4 +1,4 @@
-"""Sentences for the SE network: each cell's most expressed genes, with ties and padding drawn per cell."""
+"""Sentences for the SE network: each cell's most expressed genes, with ties and padding sampled per cell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 # A bijection of 32-bit integers (the finaliser of MurmurHash3) and its inverse: a gene's random rank among ties is
-# packed beside its value in one sortable integer, and unpacked again. Coverage cannot see into what numba compiles.
+# packed with its value into one sortable integer, then unpacked. Coverage cannot trace code compiled by numba.
 _M1, _M2 = 0x85EBCA6B, 0xC2B2AE35
 _I1, _I2 = pow(_M1, -1, 2**32), pow(_M2, -1, 2**32)
 _STEP = np.uint64(0x9E3779B9)
@@ -25,7 +25,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 
 
 @numba.njit(inline="always")
-def _mix(h: Any) -> Any:  # pragma: no cover  (compiled by numba: coverage sees no line run)
+def _mix(h: Any) -> Any:  # pragma: no cover  (compiled)
     h = np.uint64(h)
     h ^= h >> np.uint64(16)
     h = (h * np.uint64(_M1)) & _LOW
@@ -45,9 +45,9 @@ def _unmix(h: Any) -> Any:  # pragma: no cover  (compiled)
 
 
 @numba.njit(inline="always")
-def _least_kept(keys: Any, wanted: Any, pool: Any, counts: Any) -> Any:  # pragma: no cover  (compiled)
-    """Find the smallest of the `wanted` largest keys: radix selection, eleven bits at a time."""
-    n, left = len(keys), wanted
+def _threshold(keys: Any, n_largest: Any, pool: Any, counts: Any) -> Any:  # pragma: no cover  (compiled)
+    """Find the smallest of the `n_largest` largest keys by radix selection, eleven bits at a time."""
+    n, left = len(keys), n_largest
     pool[:n] = keys
     for shift in (53, 42, 31, 20, 9, 0):
         low, mask = np.uint64(shift), np.uint64(2047 if shift else 511)
@@ -55,15 +55,15 @@ def _least_kept(keys: Any, wanted: Any, pool: Any, counts: Any) -> Any:  # pragm
         for i in range(n):
             counts[(pool[i] >> low) & mask] += 1
         digit = 2047
-        while counts[digit] < left:  # these are kept, whatever follows
+        while counts[digit] < left:  # all of these are among the largest
             left -= counts[digit]
             digit -= 1
-        kept = 0
-        for i in range(n):  # without a branch: which keys stay cannot be predicted
+        n_candidates = 0
+        for i in range(n):  # branch-free, as a branch would be mispredicted
             key = pool[i]
-            pool[kept] = key
-            kept += ((key >> low) & mask) == np.uint64(digit)
-        n = kept
+            pool[n_candidates] = key
+            n_candidates += ((key >> low) & mask) == np.uint64(digit)
+        n = n_candidates
         if n == left:
             break
     return pool[:n].min()
@@ -75,7 +75,7 @@ def _tokenize(
     indices: Any,
     indptr: Any,
     vocabulary: Any,
-    kept_genes: Any,
+    matched_genes: Any,
     n_columns: Any,
     cls_column: Any,
     pad: Any,
@@ -84,12 +84,12 @@ def _tokenize(
     values: Any,
     lengths: Any,
 ) -> None:  # pragma: no cover  (compiled)
-    wanted = genes.shape[1]
+    n_genes = genes.shape[1]
     row = np.empty(1, dtype=np.uint64)
     pool = np.empty(1, dtype=np.uint64)
     counts = np.empty(2048, dtype=np.int64)
-    absent = np.empty(len(kept_genes) + 1, dtype=np.int32)
-    expressed = np.zeros(kept_genes[-1] + 1, dtype=np.bool_)
+    absent = np.empty(len(matched_genes) + 1, dtype=np.int32)
+    expressed = np.zeros(matched_genes[-1] + 1, dtype=np.bool_)
     for cell in range(len(seeds)):
         start, stop = indptr[cell], indptr[cell + 1]
         seed = np.uint64(seeds[cell])
@@ -108,58 +108,58 @@ def _tokenize(
                 of_cls = data[start + i]
             row[n] = (np.uint64(bits[i]) << _HALF) | _mix((np.uint64(gene) ^ seed) & _LOW)
             n += 1
-        kept = min(n, wanted)
+        n_kept = min(n, n_genes)
         keys = row[:n]
-        if n > wanted:
-            least = _least_kept(keys, wanted, pool, counts)
+        if n > n_genes:
+            threshold = _threshold(keys, n_genes, pool, counts)
             n_high = 0
             for i in range(n):
                 key = row[i]
                 row[n_high] = key
-                n_high += key >= least
+                n_high += key >= threshold
             keys = row[:n_high]
-            if n_high > wanted:  # two columns of one gene and value
-                keys = np.sort(keys)[n_high - wanted :].copy()
-        elif n >= len(kept_genes):  # the sentence may start again: from the highest
+            if n_high > n_genes:  # two columns with the same gene and value
+                keys = np.sort(keys)[n_high - n_genes :].copy()
+        elif n >= len(matched_genes):  # the sentence may be repeated, from the highest value
             keys = np.sort(keys)[::-1].copy()
         value, value_bits = values[cell, 1:], values[cell, 1:].view(np.uint32)
-        for i in range(kept):
+        for i in range(n_kept):
             genes[cell, i] = np.int64(_unmix(keys[i] & _LOW) ^ seed)
             value_bits[i] = np.uint32(keys[i] >> _HALF)
-        for i in range(kept):
+        for i in range(n_kept):
             value[i] = 100.0 * value[i] / total
-        lengths[cell] = kept
+        lengths[cell] = n_kept
         if cls_column >= 0:
             values[cell, 0] = 100.0 * of_cls / total if n else 100.0 / n_columns
-        if kept == wanted or not pad:
+        if n_kept == n_genes or not pad:
             continue
         for i in range(start, stop):
             if vocabulary[indices[i]] >= 0:
                 expressed[vocabulary[indices[i]]] = True
         n_absent = 0
-        for gene in kept_genes:
+        for gene in matched_genes:
             absent[n_absent] = gene
             n_absent += not expressed[gene]
         for i in range(start, stop):
             if vocabulary[indices[i]] >= 0:
                 expressed[vocabulary[indices[i]]] = False
-        for i in range(kept, wanted):
+        for i in range(n_kept, n_genes):
             if n_absent:  # an unexpressed gene
                 draw = _mix((seed + np.uint64(i + 1) * _STEP) & _LOW)
-                place = np.int64((draw * np.uint64(n_absent)) >> _HALF)
-                genes[cell, i] = absent[place]
-                if n_columns >= wanted:  # without replacement, as there are enough
+                position = np.int64((draw * np.uint64(n_absent)) >> _HALF)
+                genes[cell, i] = absent[position]
+                if n_columns >= n_genes:  # enough genes to sample without replacement
                     n_absent -= 1
-                    absent[place] = absent[n_absent]
-            else:  # every gene is expressed: the sentence starts again
-                genes[cell, i] = genes[cell, i - kept]
-                values[cell, i + 1] = values[cell, i + 1 - kept]
-        if kept == 0:  # an empty cell: equal shares, the softmax of zeros
+                    absent[position] = absent[n_absent]
+            else:  # every gene is expressed: repeat the sentence
+                genes[cell, i] = genes[cell, i - n_kept]
+                values[cell, i + 1] = values[cell, i + 1 - n_kept]
+        if n_kept == 0:  # an empty cell: equal shares, as from a softmax of zeros
             values[cell, 1:] = 100.0 / n_columns
 
 
 def cell_seeds(names: Sequence[str], seed: int) -> np.ndarray:
-    """Make a 32-bit seed of every cell from its name, so that its tokens depend on neither order nor neighbours."""
+    """Derive a 32-bit seed for every cell from its name, so that its tokens depend on neither order nor neighbours."""
     prefix = f"{seed}\x00"
     digests = b"".join(hashlib.blake2b((prefix + name).encode(), digest_size=4).digest() for name in names)
     return np.frombuffer(digests, dtype=np.uint32).copy()
@@ -171,29 +171,29 @@ class Sentences(NamedTuple):
     genes: np.ndarray
     """Vocabulary indices, int64 ``(n_cells, n_tokens - 1)``, in no particular order."""
     values: np.ndarray
-    """Count values of CLS and the genes, 100 x share of the cell's total, float32 ``(n_cells, n_tokens)``."""
+    """Count values of the CLS token and the genes, in percent of the cell's total, float32 ``(n_cells, n_tokens)``."""
     lengths: np.ndarray
-    """Expressed genes in the sentence, int64 ``(n_cells,)``; they come first, padding follows."""
+    """Number of expressed genes in the sentence, int64 ``(n_cells,)``; they come before the padding."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Turn expression into sentences.
+    """Convert expression to sentences.
 
-    The ``n_tokens - 1`` highest genes of every cell, ties at random; a cell with fewer expressed genes is filled with
-    unexpressed ones at random, each once unless the data have fewer genes than the sentence. A cell's randomness comes
-    from its own seed and the genes' places in the vocabulary alone.
+    A sentence holds the ``n_tokens - 1`` most expressed genes of a cell, with ties broken at random. A cell with fewer
+    expressed genes is padded with random unexpressed genes, without replacement unless the data have fewer genes than
+    the sentence. A cell's randomness depends only on its seed and on the genes' vocabulary indices.
 
     Parameters
     ----------
     vocabulary
-        Vocabulary index of every column of the data, int64 ``(n_columns,)``; -1 for a gene that is left out.
+        Vocabulary index of every column of the data, int64 ``(n_columns,)``; -1 for a gene to leave out.
     n_tokens
-        Length of a sentence, the CLS token included.
+        Length of a sentence, including the CLS token.
     cls_gene
-        The CLS token takes the count value of this one of the kept columns, counted in the data's order; None: 0.
+        Position, among the columns in the vocabulary, of the gene whose count value the CLS token takes; None: 0.
     pad
-        Fill short sentences; otherwise what lies beyond a sentence's length means nothing.
+        Pad short sentences; otherwise the entries beyond a sentence's length are undefined.
     """
 
     vocabulary: np.ndarray
@@ -203,12 +203,12 @@ class Tokenizer:
 
     @classmethod
     def of_columns(cls, n_columns: int, *, n_tokens: int) -> Self:
-        """Make a tokenizer of data whose columns are the vocabulary itself."""
+        """Make a tokenizer for data whose columns are the vocabulary."""
         return cls(np.arange(n_columns), n_tokens)
 
     @cached_property
-    def _known(self) -> tuple[np.ndarray, int, int]:
-        """Vocabulary indices that occur, number of columns that are known, and the one whose value CLS takes or -1."""
+    def _matched_genes(self) -> tuple[np.ndarray, int, int]:
+        """Vocabulary indices in the data, the number of columns in the vocabulary, and the CLS column (-1 if none)."""
         columns = np.flatnonzero(self.vocabulary >= 0)
         has_cls = self.cls_gene is not None and self.cls_gene < len(columns)
         return np.unique(self.vocabulary[columns]), len(columns), int(columns[self.cls_gene]) if has_cls else -1
@@ -225,7 +225,7 @@ class Tokenizer:
 
         Returns
         -------
-        Sentences. A cell without any expression has equal shares of all genes.
+        Sentences; a cell without expression has equal values for all genes.
         """
         sentences = Sentences(
             genes=np.zeros((x.shape[0], self.n_tokens - 1), dtype=np.int64),
@@ -237,7 +237,7 @@ class Tokenizer:
             x.indices.astype(np.int32, copy=False),
             x.indptr,
             self.vocabulary,
-            *self._known,
+            *self._matched_genes,
             self.pad,
             seeds,
             *sentences,
