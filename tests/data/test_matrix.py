@@ -65,9 +65,9 @@ def test_input_is_neither_changed_nor_shared():
     matrix = read_matrix(adata, "counts")
     assert matrix.toarray().tolist() == [[2.0, 0.0, 2.0]]
     matrix.data[:] = 7
-    kept = adata.layers["counts"]
-    assert kept.data.tolist() == data.tolist()
-    assert kept.indices.tolist() == indices.tolist()
+    counts = adata.layers["counts"]
+    assert counts.data.tolist() == data.tolist()
+    assert counts.indices.tolist() == indices.tolist()
 
 
 def test_view_is_read(adata):

@@ -46,8 +46,8 @@ def test_groups_that_are_too_small_are_left_out():
     assert {g.context for g in make_groups(CONTEXTS, PERTS, CONTROL, few, min_cells=1)} == {"B", "T"}
     few = ALL.copy()
     few[np.flatnonzero((CONTEXTS == "B") & (PERTS == 2))[3:]] = False
-    kept = make_groups(CONTEXTS, PERTS, CONTROL, few, min_cells=4)
-    assert ("B", 2) not in {(g.context, g.pert) for g in kept}
+    groups = make_groups(CONTEXTS, PERTS, CONTROL, few, min_cells=4)
+    assert ("B", 2) not in {(g.context, g.pert) for g in groups}
     assert ("B", 2) in {(g.context, g.pert) for g in make_groups(CONTEXTS, PERTS, CONTROL, few, min_cells=3)}
     assert make_groups(CONTEXTS, PERTS, CONTROL, ~ALL, min_cells=1) == []
 

@@ -76,9 +76,9 @@ def test_agrees_with_a_plain_reference(levels, density, n_tokens):
     expected_genes, expected_values = _reference(x, seeds, n_tokens)
     assert genes.dtype == np.int64
     assert values.dtype == np.float32
-    found, expected = _in_order(genes, values), _in_order(expected_genes, expected_values)
-    assert (found[0] == expected[0]).all()
-    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+    actual, expected = _in_order(genes, values), _in_order(expected_genes, expected_values)
+    assert (actual[0] == expected[0]).all()
+    np.testing.assert_allclose(actual[1], expected[1], rtol=1e-6)
     assert (values[:, 0] == 0).all()
 
 
@@ -119,10 +119,10 @@ def test_stored_order_and_index_type_do_not_matter():
 
 def test_input_is_not_changed():
     x = _expression(levels=2)
-    kept = x.copy()
+    copy = x.copy()
     tokenize(x, cell_seeds(_names(x.shape[0]), 0), n_tokens=100)
-    assert (x.data == kept.data).all()
-    assert (x.indices == kept.indices).all()
+    assert (x.data == copy.data).all()
+    assert (x.indices == copy.indices).all()
 
 
 def test_ties_are_random_by_seed_and_cell_but_the_same_for_a_name():
@@ -216,13 +216,13 @@ def test_genes_outside_the_vocabulary_are_ignored():
     vocabulary[[3, 7, 8, 20, 31, 32, 39]] = [60, 5, 61, 2, 40, 41, 3]
     genes, values, lengths = Tokenizer(vocabulary, 5)(x, seeds)
     assert np.isin(genes, vocabulary[vocabulary >= 0]).all()
-    kept = _without(x, vocabulary)
+    matched = _without(x, vocabulary)
     names = np.sort(vocabulary[vocabulary >= 0])
-    alone = Tokenizer(names, 5)(kept, seeds)
-    found, expected = _in_order(genes, values), _in_order(alone.genes, alone.values)
-    assert (found[0] == expected[0]).all()
-    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
-    assert (lengths == np.minimum(np.diff(kept.indptr), 4)).all()
+    alone = Tokenizer(names, 5)(matched, seeds)
+    actual, expected = _in_order(genes, values), _in_order(alone.genes, alone.values)
+    assert (actual[0] == expected[0]).all()
+    np.testing.assert_allclose(actual[1], expected[1], rtol=1e-6)
+    assert (lengths == np.minimum(np.diff(matched.indptr), 4)).all()
 
 
 def test_a_cell_depends_on_gene_names_and_not_on_gene_order():
@@ -232,9 +232,9 @@ def test_a_cell_depends_on_gene_names_and_not_on_gene_order():
     shuffled = sparse.csr_matrix(x[:, order])
     genes, values, _ = Tokenizer.of_columns(40, n_tokens=20)(x, seeds)
     again, values_again, _ = Tokenizer(order, 20)(shuffled, seeds)
-    found, expected = _in_order(again, values_again), _in_order(genes, values)
-    assert (found[0] == expected[0]).all()
-    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+    actual, expected = _in_order(again, values_again), _in_order(genes, values)
+    assert (actual[0] == expected[0]).all()
+    np.testing.assert_allclose(actual[1], expected[1], rtol=1e-6)
 
 
 def test_cls_takes_the_value_of_a_matched_gene_by_its_position_in_the_data():

@@ -132,8 +132,8 @@ def test_conditioned_embedding_uses_each_cells_own_covariates(encoder):
     options = ComputeOptions(batch_size=8)
     z = embed_conditioned(network, encoder, _reader(), {"condition": codes, "day": days}, options=options)
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
-    own = {"condition": codes[9:10], "day": days[9:10]}
-    np.testing.assert_allclose(embed_conditioned(network, encoder, _reader([9]), own)[0], z[9], atol=1e-6)
+    covariates = {"condition": codes[9:10], "day": days[9:10]}
+    np.testing.assert_allclose(embed_conditioned(network, encoder, _reader([9]), covariates)[0], z[9], atol=1e-6)
     moved = embed_conditioned(network, encoder, _reader(), {"condition": 1 - codes, "day": days})
     assert (np.abs(moved - z).max(1) > 1e-5).all()
 
@@ -214,9 +214,9 @@ def test_automatic_batch_follows_the_free_memory_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (32 * 2**30, 80 * 2**30))
     large = SEConfig(token_dim=8, d_model=2048, n_layers=1, n_heads=2, d_hid=2048, output_dim=8, n_tokens=2048)
     cuda = torch.device("cuda")
-    chosen = embed._batch_size(ComputeOptions(), large, cuda, 2048)
-    assert 16 < chosen < 256
-    assert embed._batch_size(ComputeOptions(), large, cuda, 1024) in (2 * chosen, 2 * chosen + 1)
+    batch_size = embed._batch_size(ComputeOptions(), large, cuda, 2048)
+    assert 16 < batch_size < 256
+    assert embed._batch_size(ComputeOptions(), large, cuda, 1024) in (2 * batch_size, 2 * batch_size + 1)
     assert embed._batch_size(ComputeOptions(batch_size=3), large, cuda, 2048) == 3
     assert embed._batch_size(ComputeOptions(), SIZES, cuda, 9) == 512
     assert embed._batch_size(ComputeOptions(), large, torch.device("cpu"), 10_000) == 1

@@ -209,10 +209,10 @@ def test_only_expressed_genes_are_a_sentence_without_padding(base):
 @pytest.mark.parametrize(
     ("n_tokens", "message"),
     [
-        ("expresed", "neither 'expressed' nor a whole number"),
-        (1, "n_tokens=1 must be a whole number, at least 2, or 'expressed'"),
-        (True, "n_tokens=True must be a whole number"),
-        (20.0, r"n_tokens=20\.0 must be a whole number"),
+        ("expresed", "n_tokens: 'expresed' must be a whole number, at least 2, or 'expressed'"),
+        (1, "n_tokens: 1 must be a whole number, at least 2, or 'expressed'"),
+        (True, "n_tokens: True must be a whole number"),
+        (20.0, r"n_tokens: 20\.0 must be a whole number"),
     ],
 )
 def test_a_length_that_makes_no_sense_raises(cells, base, n_tokens, message):
@@ -534,7 +534,7 @@ def test_after_a_kill_the_same_command_goes_on(base, tmp_path):
     done = json.loads((hidden / "progress.json").read_text())["done"]
     assert 0 < done < n
     again = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert f"Going on from {hidden}: {done} of {n} cells are done." in again.stderr
+    assert f"Resuming from {hidden}: {done} of {n} cells are done." in again.stderr
     assert f"Wrote {out}" in again.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "embedded.h5ad"]
     # A cell's embedding does not depend on its company: those before and after the kill, and the last.

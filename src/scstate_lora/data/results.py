@@ -48,7 +48,7 @@ def write_result(adata: AnnData, function: str, value: Any, *, key: str | None =
     adata
         Annotated data. If it is a view, its parent stays as it is.
     function
-        What made the result, one of the constants of this module.
+        Function that wrote the result, one of the constants of this module.
     value
         The result, of types that an ``.h5ad`` file can store.
     key
