@@ -83,4 +83,4 @@ docs: $(DOCS_STAMP)
 	@echo "== Open docs/_build/html/index.html"
 
 clean:
-	@rm -rf $(VENV) $(LOWEST) .venv-newest-* $(DEMO_OUT) build dist docs/_build docs/api/generated .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@rm -rf $(VENV) $(LOWEST) .venv-newest-* $(DEMO_OUT) build dist docs/_build docs/api/generated .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
