@@ -73,3 +73,8 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     if hasattr(torch.nn.utils, "get_total_norm"):  # from torch 2.6 on
         return torch.nn.utils.get_total_norm(tensors)
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]))
+
+
+def clamp_min(values: Tensor, bound: float) -> Tensor:
+    """Clamp from below with slope one at exactly the bound, as ``torch.clamp`` before torch 2.14, which has none."""
+    return values.masked_fill(values < bound, bound)

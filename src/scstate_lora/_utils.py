@@ -31,7 +31,7 @@ def did_you_mean(name: str, available: Iterable[str], *, limit: int = 10) -> str
     limit
         Number of names to list if none is close.
     """
-    available = [str(k) for k in available]
+    available = [str(k) for k in available if k is not None]  # anndata 0.13 lists X among the layers, as None
     lowered = {k.lower(): k for k in reversed(available)}
     close = [lowered[k] for k in difflib.get_close_matches(str(name).lower(), list(lowered), n=3, cutoff=0.6)]
     if close:

@@ -59,7 +59,7 @@ def test_help_lists_the_options_of_training(command):
 def test_arguments_of_the_set_up_are_the_options_of_the_data():
     found = _keywords(ssl.setup_anndata, but=("adata", "base", "seed"))
     assert found == {**_defaults(DataConfig), "covariate_keys": ()}
-    documented = re.findall(r"^    (\w+(?:, \w+)*)$", ssl.setup_anndata.__doc__, flags=re.MULTILINE)
+    documented = re.findall(r"^(\w+(?:, \w+)*)$", inspect.getdoc(ssl.setup_anndata), flags=re.MULTILINE)
     assert set(found) <= {name for line in documented for name in line.split(", ")}
 
 

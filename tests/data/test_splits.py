@@ -246,7 +246,6 @@ ZEROSHOT = {"datasets": {"mine": "mine.h5ad"}, "training": {"mine": "train"}, "z
         ),
     ],
 )
-@pytest.mark.filterwarnings("error")
 def test_table_and_rules_survive_the_file(adata, registry, tmp_path, rules, source, stored):
     adata.obs["s"] = np.resize(["train", "test", "train", "val"], 48)
     rules = _rules(**rules)

@@ -158,7 +158,8 @@ def test_opened_cells_hold_obs_var_and_one_matrix(write):
     pd.testing.assert_frame_equal(cells.var, _example().var)
     assert not sparse.issparse(cells.X)
     assert not isinstance(cells.X, np.ndarray)
-    assert (len(cells.obsm), len(cells.layers), len(cells.uns)) == (0, 0, 0)
+    assert (len(cells.obsm), len(cells.uns)) == (0, 0)
+    assert not set(cells.layers) - {None}  # which is X, from anndata 0.13 on
     cells = open_cells(str(path), "counts")
     assert cells.X is None
     assert (open_source(cells, "counts").read_all().toarray() == COUNTS * 2).all()
@@ -290,7 +291,7 @@ def test_damaged_values_raises(tmp_path):
 
 def test_damaged_zarr_values_raises(tmp_path):
     _write_zarr(_example(), tmp_path / "a.zarr")
-    chunk = tmp_path / "a.zarr" / "X" / "data" / "0"
+    chunk = next(path for path in (tmp_path / "a.zarr" / "X" / "data").rglob("0") if path.is_file())
     chunk.write_bytes(chunk.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"adata\.X of .*a\.zarr/X/data cannot be read: .*The file is damaged"):
         open_source(open_cells(tmp_path / "a.zarr")).scan()

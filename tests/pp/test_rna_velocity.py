@@ -162,8 +162,12 @@ def test_stochastic_runs_and_stands_beside_another_key(computed: ad.AnnData):
     assert not np.array_equal(values, adata.layers["velocity"], equal_nan=True)
 
 
-def test_dynamical_runs_with_the_versions_installed():
+def test_dynamical_runs_with_the_versions_installed_or_names_them():
     adata = _cells()
+    if int(pd.__version__.split(".")[0]) >= 3:  # scVelo 0.3.4 does not know it
+        with pytest.raises(RuntimeError, match=r"failed with scvelo .*, pandas 3.* install 'pandas<3', or use mode="):
+            ssl.pp.velocity(adata, mode="dynamical", n_top_genes=12)
+        return
     ssl.pp.velocity(adata, mode="dynamical", n_top_genes=12)
     fitted = np.isfinite(adata.layers["velocity"]).all(axis=0)
     assert 0 < fitted.sum() <= 12

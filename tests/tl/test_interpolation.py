@@ -153,10 +153,9 @@ def test_outside_of_the_range_one_warning_names_it(trained):
     se, _ = trained
     with pytest.warns(UserWarning, match="seen from 10 to 19 in training; 5, 25 lie outside") as caught:
         tl.interpolate(se, "time_days", [5, 12, 25])
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
+    assert [warning.filename for warning in caught if warning.category is UserWarning] == [__file__]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         tl.interpolate(se, "time_days", [10, 19])
 
 

@@ -278,7 +278,7 @@ def test_without_train_the_baselines_that_need_it_say_so():
 
 def test_failed_metric_says_why_and_leaves_the_others_alone():
     adata = _adata()
-    drop = ((adata.obs["type"] == "B") & (adata.obs["condition"] == "burn")).to_numpy()
+    drop = ((adata.obs["type"] == "B") & (adata.obs["condition"] == "burn")).to_numpy(copy=True)
     drop[np.flatnonzero(drop)[0]] = False
     adata = adata[~drop].copy()
     pred = _no_change(adata)

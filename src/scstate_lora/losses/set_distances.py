@@ -8,6 +8,7 @@ import torch
 from geomloss import SamplesLoss
 from torch import Tensor
 
+from scstate_lora._compat import clamp_min
 from scstate_lora.losses.distribution import energy_distance
 
 if TYPE_CHECKING:
@@ -64,10 +65,10 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
 
         def kernel(a: Tensor, b: Tensor) -> Tensor:
             norms = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2)  # (n_sets, n, m)
-            squared = (norms - 2 * a @ b.transpose(-1, -2)).clamp(min=0) / width
+            squared = clamp_min(norms - 2 * a @ b.transpose(-1, -2), 0) / width
             return torch.stack([torch.exp(-squared / (2 * share)) for share in _BANDWIDTHS]).mean(dim=(0, -2, -1))
 
-        return (kernel(x, x) + kernel(y, y) - 2 * kernel(x, y)).clamp(min=0)
+        return clamp_min(kernel(x, x) + kernel(y, y) - 2 * kernel(x, y), 0)
 
 
 def mse_of_means(x: Tensor, y: Tensor) -> Tensor:

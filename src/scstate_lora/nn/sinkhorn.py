@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from scstate_lora._compat import clamp_min
+
 _SMALLEST_DEFICIT = 1e-5
 """Total deficit above which the rank-one correction is applied in full; smaller deficits are rounding noise, and
 dividing by them gives arbitrary gradients."""
@@ -62,8 +64,8 @@ class SinkhornKnopp(nn.Module):
 
 def _close(matrix: Tensor) -> Tensor:
     """Make a matrix doubly stochastic whose columns sum to one and whose rows nearly do."""
-    matrix = matrix / matrix.sum(-1, keepdim=True).clamp(min=1)
-    row_deficit = (1 - matrix.sum(-1, keepdim=True)).clamp(min=0)  # (..., n, 1)
-    column_deficit = (1 - matrix.sum(-2, keepdim=True)).clamp(min=0)  # (..., 1, n)
+    matrix = matrix / clamp_min(matrix.sum(-1, keepdim=True), 1)
+    row_deficit = clamp_min(1 - matrix.sum(-1, keepdim=True), 0)  # (..., n, 1)
+    column_deficit = clamp_min(1 - matrix.sum(-2, keepdim=True), 0)  # (..., 1, n)
     # Both deficits have the same total.
-    return matrix + row_deficit * (column_deficit / column_deficit.sum(-1, keepdim=True).clamp(min=_SMALLEST_DEFICIT))
+    return matrix + row_deficit * (column_deficit / clamp_min(column_deficit.sum(-1, keepdim=True), _SMALLEST_DEFICIT))

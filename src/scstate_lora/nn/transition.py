@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scstate_lora._compat import clamp_min
 from scstate_lora.nn.backbones import BackboneConfig, make_backbone
 from scstate_lora.nn.context_shift import ContextShift, covariate_coordinates, n_coordinates
 from scstate_lora.nn.covariates import MultiCovariateEncoder
@@ -299,15 +300,6 @@ class StateTransition(nn.Module):
         return self.gene_decoder(cells)
 
 
-def _clip_at_zero(values: Tensor) -> Tensor:
-    """Set negative values to zero, with slope one at exactly zero.
-
-    The model can thus learn that an unexpressed gene rises. There ``relu`` has slope zero, and from torch 2.14 on
-    ``clamp`` as well.
-    """
-    return values.masked_fill(values < 0, 0)
-
-
 def move_expression(control: Tensor, change: Tensor) -> Tensor:
     """Change the expression of cells and keep it non-negative: half by scaling the expression, half by adding to it.
 
@@ -330,7 +322,8 @@ def move_expression(control: Tensor, change: Tensor) -> Tensor:
     """
     mean = control.mean(dim=1, keepdim=True) + _TINY  # (B, N, G) -> (B, 1, G)
     share = 0.5 * mean / torch.maximum(change, mean)
-    return torch.lerp(_clip_at_zero(control + change), control * _clip_at_zero(1 + change / mean), share)
+    # With slope one at exactly zero, where relu has none, the model can learn that an unexpressed gene rises.
+    return torch.lerp(clamp_min(control + change, 0), control * clamp_min(1 + change / mean, 0), share)
 
 
 def _is_base(name: str) -> bool:

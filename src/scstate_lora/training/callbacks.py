@@ -185,8 +185,8 @@ def _pack(frame: pd.DataFrame) -> dict[str, Any]:
 
 def _unpack(state: dict[str, Any]) -> pd.DataFrame:
     frame = pd.DataFrame({name: values.numpy() for name, values in state["columns"].items()})
-    frame.insert(0, "phase", np.where(state["is_val"].numpy(), "val", "train"))
-    return frame.astype({"phase": object, "epoch": np.int64, "step": np.int64, "best": bool})
+    frame.insert(0, "phase", np.where(state["is_val"].numpy(), "val", "train").tolist())
+    return frame.astype({"epoch": np.int64, "step": np.int64, "best": bool})
 
 
 class MetricsFile(L.Callback):

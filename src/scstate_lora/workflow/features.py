@@ -57,8 +57,10 @@ def read_features(path: str | Path) -> pd.DataFrame:
 def _read_text(path: Path) -> pd.DataFrame:
     separator = _SEPARATORS[Path(path.name.removesuffix(".gz")).suffix]
     header = list(pd.read_csv(path, sep=separator, nrows=0).columns)
+    table = pd.read_csv(path, sep=separator, header=None, skiprows=1, index_col=0)
     # Names are read as text, so that a perturbation named NA is not a missing value.
-    table = pd.read_csv(path, sep=separator, header=None, skiprows=1, converters={0: str}).set_index(0)
+    names = pd.read_csv(path, sep=separator, header=None, skiprows=1, usecols=[0], dtype=str, keep_default_na=False)
+    table.index = pd.Index(names[0])
     if table.shape[1] not in (len(header) - 1, len(header)):  # R omits the heading of the names
         msg = f"the first line has {len(header)} columns, the others have {table.shape[1] + 1}."
         raise ValueError(msg)
