@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 DEMO_OUT ?= demo
-# Test processes side by side, of about 2 GB each.
+# Test processes side by side, of about 2 GB each; files in the order of tests/conftest.py.
 WORKERS ?= 2
-PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # The oldest pip that knows dependency groups; python3 -m venv may bring an older one.
 PIP := pip>=25.1
