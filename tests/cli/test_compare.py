@@ -23,6 +23,7 @@ def wound(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_shipped_configuration_compares_the_simulated_wound(call, wound, tmp_path):
     variants = "compare.variants={ST: null, ST-LoRA: null, worse: {finetune: lora, lora: {r: 2}}}"
     code, out, err = call(
@@ -45,6 +46,7 @@ def test_shipped_configuration_compares_the_simulated_wound(call, wound, tmp_pat
     assert (folder / "logs" / "worse" / "seed3" / "metrics.csv").exists()
 
 
+@pytest.mark.slow
 def test_only_some_of_the_usual_and_again_into_the_same_folder(call, wound, tmp_path):
     plain = ["data.pert_key=condition", "data.control=sham", "data.cell_type_key=cell_type"]
     plain += ["data.context_keys=cell_type", "compare.variants=[zero-shot]", *SMALL]

@@ -31,6 +31,7 @@ def counted(monkeypatch):
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["float32", "float64", "dense", "file"])
 def test_the_main_job_reads_and_checks_the_matrix_once(wound, setup, make_se, make_st, counted, tmp_path, storage):
     adata = wound.copy()

@@ -236,6 +236,7 @@ def _scrambled(adata, cells):
     return changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("controls", ["held_out", "train"])
 def test_what_test_cells_hold_changes_nothing_of_a_training(wound, setup, make_st, make_se, controls, same_training):
     keys = {**setup, "split": ZEROSHOT, "zeroshot_controls": controls}

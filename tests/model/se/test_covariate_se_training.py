@@ -159,6 +159,7 @@ def test_it_stops_when_validation_gets_no_better(make):
     assert model.history["best"].sum() >= 1
 
 
+@pytest.mark.slow
 @NEEDS_FORK
 @pytest.mark.parametrize("lora", [NO_DROPOUT, False], ids=["adapters", "none"])
 def test_two_processes_train_what_one_does(make, same_training, lora):

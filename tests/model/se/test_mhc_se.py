@@ -266,6 +266,7 @@ def test_recomputed_activations_change_no_weight(make, same_training):
     same_training((one.network, one.history), (two.network, two.history), tolerance=1e-6)
 
 
+@pytest.mark.slow
 @NEEDS_FORK
 def test_two_processes_train_what_one_does(make, same_training):
     one, two = make(), make()
