@@ -317,6 +317,28 @@ def test_tricks_raise(tmp_path: Path, data: bytes, match: str, monkeypatch: pyte
     assert [path.name for path in tmp_path.iterdir()] == ["some.pkl"]
 
 
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (b"ctorch._utils\n_rebuild_tensor_v2\n(NI0\n(I2\nt(I1\nttR.", "a tensor has no sensible storage"),
+        (b"ctorch._utils\n_rebuild_parameter\n(NI01\nNtR.", "a parameter holds no tensor"),
+        (b"cnumpy._core.multiarray\nscalar\n(NNtR.", "a numpy scalar has no sensible type or bytes"),
+        (
+            b"cnumpy._core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x02\x00\x00\x00f8tRC\x03abctR.",
+            "type float64 comes with 3 bytes",
+        ),
+    ],
+)
+def test_damaged_records_raise(tmp_path: Path, data: bytes, match: str) -> None:
+    with pytest.raises(ValueError, match=f"some.pkl is truncated or damaged .*{match}"):
+        load_pickle(_file(tmp_path, data))
+
+
+def test_a_state_that_is_not_a_dict_raises(tmp_path: Path) -> None:
+    with pytest.raises(UnsafePickleError, match=r"lightning\.A\.B with a state that is not a dict"):
+        load_pickle(_file(tmp_path, b"clightning.A\nB\n)\x81I1\nb."))
+
+
 def test_a_class_cannot_be_changed_raises(tmp_path: Path) -> None:
     data = b"comegaconf\nDictConfig\n(N}X\x04\x00\x00\x00argsNstb."
     with pytest.raises(ValueError, match="truncated or damaged"):

@@ -147,6 +147,16 @@ def test_connections_change_nothing_at_first_and_stay_as_they_are(screen):
     assert wrapped.mhc is not None
 
 
+def test_connections_that_depend_on_the_cells_are_described_by_training_cells(screen, tmp_path):
+    st = ssl.STTransition(_set_up(screen), model=SMALL_ST)
+    st.train(max_epochs=1, mhc={"dynamic": True}, lr=1e-2, **QUICK)
+    st.save(tmp_path / "st")
+    without_cells = ssl.STTransition.load(tmp_path / "st")
+    by_cells, static = st.mhc_matrices()[0], without_cells.mhc_matrices()[0]
+    np.testing.assert_allclose(by_cells.sum(axis=1), 1, atol=1e-3)
+    assert np.abs(by_cells - static).max() > 1e-7
+
+
 def test_tokens_beside_the_cells_tell_of_the_set(screen):
     adata = _set_up(screen)
     st = ssl.STTransition(adata, model={**SMALL_ST, "confidence_token": True, "batch_token": True})
