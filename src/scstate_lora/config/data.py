@@ -246,9 +246,9 @@ class DataConfig(Options):
 
     @model_validator(mode="after")
     def _one_split(self) -> Self:
-        given = [name for name in ("holdout", "split_key", "split") if getattr(self, name) is not None]
-        if len(given) > 1:
-            msg = f"{' and '.join(f'{name}=' for name in given)} both say which cells are held out. Give one of them."
+        sources = [name for name in ("holdout", "split_key", "split") if getattr(self, name) is not None]
+        if len(sources) > 1:
+            msg = f"{' and '.join(f'{name}=' for name in sources)} both say which cells are held out. Give one of them."
             raise ValueError(msg)
         if self.zeroshot_controls == "train" and self.holdout is None and self.split is None:
             msg = (
