@@ -6,7 +6,8 @@ import pandas as pd
 import torch
 import zarr
 
-from scstate_lora._compat import clamp_min, mudata_without_pull, open_zarr, read_csv, total_norm, zarr_path
+from scstate_lora._compat import mudata_without_pull, open_zarr, read_csv, zarr_path
+from scstate_lora._compat_torch import clamp_min, total_norm
 from scstate_lora._utils import did_you_mean
 
 

@@ -1,4 +1,4 @@
-"""What the supported versions of a library do differently, each with the versions that need it."""
+"""What the supported versions of libraries do differently, each with the versions that need it; torch has its own."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     import pandas as pd
-    from torch import Tensor
 
 
 def open_zarr(path: Path, mode: str) -> Any:
@@ -64,17 +62,3 @@ def read_csv(path: Path) -> pd.DataFrame:
         {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
     )
     return pd.read_csv(path, **exactly)
-
-
-def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Compute the Euclidean norm of all tensors' values together."""
-    import torch
-
-    if hasattr(torch.nn.utils, "get_total_norm"):  # from torch 2.6 on
-        return torch.nn.utils.get_total_norm(tensors)
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]))
-
-
-def clamp_min(values: Tensor, bound: float) -> Tensor:
-    """Clamp from below with slope one at exactly the bound, as ``torch.clamp`` before torch 2.14, which has none."""
-    return values.masked_fill(values < bound, bound)

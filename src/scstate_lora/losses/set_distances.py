@@ -8,7 +8,7 @@ import torch
 from geomloss import SamplesLoss
 from torch import Tensor
 
-from scstate_lora._compat import clamp_min
+from scstate_lora._compat_torch import clamp_min
 from scstate_lora.losses.distribution import energy_distance
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scstate_lora._compat import clamp_min
+from scstate_lora._compat_torch import clamp_min
 
 _SMALLEST_DEFICIT = 1e-5
 """Total deficit above which the rank-one correction is applied in full; smaller deficits are rounding noise, and

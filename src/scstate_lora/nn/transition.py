@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scstate_lora._compat import clamp_min
+from scstate_lora._compat_torch import clamp_min
 from scstate_lora.nn.backbones import BackboneConfig, make_backbone
 from scstate_lora.nn.context_shift import ContextShift, covariate_coordinates, n_coordinates
 from scstate_lora.nn.covariates import MultiCovariateEncoder

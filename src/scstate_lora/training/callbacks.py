@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scstate_lora._compat import total_norm
+from scstate_lora._compat_torch import total_norm
 from scstate_lora._logging import logger
 from scstate_lora._utils import progress_bar
 
