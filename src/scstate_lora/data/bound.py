@@ -207,7 +207,7 @@ class BoundData:
             return np.full(len(self), -1, dtype=np.int64)
         column = self.obs[batch.name]
         labels = as_labels(column).where(column.notna(), None)
-        return pd.Categorical(labels, categories=list(batch.categories)).codes.astype(np.int64)
+        return pd.Index(batch.categories).get_indexer(labels)
 
     @cached_property
     def matrix(self) -> sparse.csr_matrix:

@@ -220,7 +220,8 @@ def decode_cells(
     bar = progress_bar(total=len(embedding), desc=progress, unit=" cells", disable=progress is None)
     with bar, torch.inference_mode(), autocast(options, device):
         for start in range(0, len(embedding), n_cells):
-            cells = torch.from_numpy(embedding[start : start + n_cells]).to(device)
+            # A copy, as pandas 3 gives read-only arrays.
+            cells = torch.tensor(embedding[start : start + n_cells]).to(device)
             depth = torch.full((len(cells),), read_depth, device=device)
             for first in range(0, len(genes), n_genes):
                 targets = torch.from_numpy(genes[first : first + n_genes]).to(device)

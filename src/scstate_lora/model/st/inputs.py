@@ -109,7 +109,7 @@ def choose_genes(cells: BoundData, limit: int | None) -> tuple[list[str], str]:
     threads = torch.get_num_threads()
     sc.pp.highly_variable_genes(train, n_top_genes=limit)
     torch.set_num_threads(threads)  # scanpy's numba shares torch's thread pool, and resizes it
-    # Before scanpy 1.11 genes that tie with the last one are marked too: the first of them is taken.
+    # Genes that tie with the last one are marked too, as rounding has it: the first of them is taken.
     marked = np.flatnonzero(train.var["highly_variable"])
     order = np.argsort(-train.var["dispersions_norm"].to_numpy()[marked], kind="stable")
     chosen = np.zeros(len(names), dtype=bool)
