@@ -207,7 +207,7 @@ class BoundData:
             return np.full(len(self), -1, dtype=np.int64)
         column = self.obs[batch.name]
         labels = as_labels(column).where(column.notna(), None)
-        return pd.Index(batch.categories).get_indexer(labels)
+        return pd.Index(batch.categories).get_indexer(pd.Index(labels))
 
     @cached_property
     def matrix(self) -> sparse.csr_matrix:

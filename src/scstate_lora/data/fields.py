@@ -161,7 +161,7 @@ class CategoricalCovariate:
             _check_covariate_present(values, self.name)
         present = values.notna().to_numpy()
         labels = as_labels(values[present])
-        codes = pd.Index(self.categories).get_indexer(labels)
+        codes = pd.Index(self.categories).get_indexer(pd.Index(labels))
         if (codes < 0).any():
             unseen = sorted(set(labels[codes < 0]))
             msg = (
