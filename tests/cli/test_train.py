@@ -62,7 +62,8 @@ def stop_after_epoch(monkeypatch):
         written = Checkpoints.on_train_epoch_end
 
         def press(self, trainer, pl_module):
-            self.stop_requested = type(pl_module).__name__ == plan and trainer.current_epoch == epoch
+            is_time = type(pl_module).__name__ == plan and trainer.current_epoch == epoch
+            self.stop_requested = KeyboardInterrupt() if is_time else None
             written(self, trainer, pl_module)
 
         monkeypatch.setattr(Checkpoints, "on_train_epoch_end", press)

@@ -27,7 +27,7 @@ SECTIONS = (
     "References",
     "Examples",
 )
-EXCEPTIONS = {name for name in vars(builtins) if name.endswith(("Error", "Exception", "Interrupt"))}
+EXCEPTIONS = {name for name in vars(builtins) if name.endswith(("Error", "Exception", "Interrupt", "Exit"))}
 
 
 @dataclass(frozen=True)

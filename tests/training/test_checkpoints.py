@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 
 import lightning as L
 import numpy as np
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from scstate_lora import settings
+from scstate_lora._termination import Terminated
 from scstate_lora.config import TrainerOptions
 from scstate_lora.training.checkpoints import find_checkpoint, read_checkpoint
 from scstate_lora.training.plans import Plan
@@ -55,15 +57,15 @@ class OtherPlan(SmallPlan):
 
 
 class CtrlC(L.Callback):
-    """Press Ctrl-C while a batch is computed."""
+    """Press Ctrl-C, or send another signal, while a batch is computed."""
 
-    def __init__(self, number, times=1):
-        self.number, self.times = number, times
+    def __init__(self, number, times=1, sent=signal.SIGINT):
+        self.number, self.times, self.sent = number, times, sent
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.fit_loop.epoch_loop.batch_progress.total.ready == self.number:
             for _ in range(self.times):
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(self.sent)
 
 
 def _fit(plan, *, max_epochs=4, val=True, source=None, seed=0, keep=None, history=None, **options):
@@ -130,6 +132,55 @@ def test_second_ctrl_c_stops_at_once_and_keeps_the_last_epochs_checkpoint(tmp_pa
     _fit(whole, logger=False)
     _fit(resumed, resume_from=tmp_path)
     _assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("times", [1, 2])  # a process group may be sent two
+def test_a_run_stopped_by_sigterm_goes_on_as_if_it_had_not_been(tmp_path, stop, accumulate, times):
+    whole, interrupted, resumed = SmallPlan(), SmallPlan(), SmallPlan()
+    common = {"accumulate_grad_batches": accumulate}
+    expected = _fit(whole, logger=False, **common)
+    with pytest.raises(Terminated, match=r"resume_from=.*last.ckpt") as stopped:
+        _fit(interrupted, run_folder=tmp_path, callbacks=CtrlC(stop, times, signal.SIGTERM), **common)
+    assert stopped.value.code == 143
+    assert not isinstance(stopped.value, Exception)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    found = _fit(resumed, run_folder=tmp_path, resume_from=tmp_path, **common)
+    _assert_same(resumed, whole)
+    pd.testing.assert_frame_equal(found.drop(columns=MEASURED), expected.drop(columns=MEASURED))
+
+
+def test_sigterm_without_a_folder_ends_training_with_the_best_weights():
+    kept = []
+    with pytest.raises(Terminated) as stopped:
+        _fit(SmallPlan(), logger=False, callbacks=CtrlC(7, sent=signal.SIGTERM), keep=kept.append)
+    assert "resume_from" not in str(stopped.value)
+    assert kept[0].query("best")["epoch"].tolist() == [0]
+
+
+def test_a_handler_of_the_users_own_decides_what_sigterm_does():
+    received = []
+
+    def note(number, _frame):
+        received.append(number)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        history = _fit(SmallPlan(), logger=False, max_epochs=1, callbacks=CtrlC(2, sent=signal.SIGTERM))
+        assert signal.getsignal(signal.SIGTERM) is note
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+    assert history["step"].max() == Numbers.steps_per_epoch
+
+
+def test_training_works_in_a_thread_which_signals_do_not_reach():
+    kept = []
+    thread = threading.Thread(target=lambda: kept.append(_fit(SmallPlan(), logger=False, max_epochs=1)))
+    thread.start()
+    thread.join()
+    assert kept[0]["step"].max() == Numbers.steps_per_epoch
 
 
 def test_rows_are_kept_when_a_callback_fails(tmp_path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from scstate_lora._termination import Terminated, sigterm_raises
 from scstate_lora.cli.checkpoints import convert, inspect
 from scstate_lora.cli.compare import compare
 from scstate_lora.cli.configurations import config
@@ -49,8 +50,11 @@ for _command in (embed, predict, compare, config, inspect, convert, demo):
 def main() -> None:
     """Run the command line; an error of the user is one message, not a traceback."""
     try:
-        with plain_warnings():
+        with plain_warnings(), sigterm_raises():
             app()
+    except Terminated as stopped:
+        typer.echo(f"\n{stopped}", err=True)
+        raise SystemExit(stopped.code) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         if "--traceback" in sys.argv:
             raise

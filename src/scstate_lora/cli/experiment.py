@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scstate_lora._termination import Terminated
 from scstate_lora.cli.shared import (
     BASE,
     RESULTS,
@@ -157,12 +158,12 @@ _READ: dict[str, Callable[[Any], Any]] = {
 
 @contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
-    """Within this context Ctrl-C ends with a hint how to continue."""
+    """Within this context Ctrl-C and SIGTERM end with a hint how to continue."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stopped:
         typer.echo(f"\nStopped. The same command with --resume continues the run in {folder}.", err=True)
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(stopped.code if isinstance(stopped, Terminated) else _INTERRUPTED) from None
 
 
 def _list_results(folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from scstate_lora._compat_torch import total_norm
 from scstate_lora._logging import logger
+from scstate_lora._termination import Terminated
 from scstate_lora._utils import progress_bar
 
 try:
@@ -317,8 +318,8 @@ class BestWeights(L.Callback):
             )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Restore them after Ctrl-C as well; `last.ckpt` has the last ones."""
-        if isinstance(exception, KeyboardInterrupt):
+        """Restore them after Ctrl-C or SIGTERM as well; `last.ckpt` has the last ones."""
+        if isinstance(exception, (KeyboardInterrupt, Terminated)):
             self.on_train_end(trainer, pl_module)
 
 

@@ -10,12 +10,13 @@ import signal
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from scstate_lora._logging import logger
+from scstate_lora._termination import Terminated, raise_terminated
 from scstate_lora.io.save_load import check_state
 from scstate_lora.training.callbacks import trained_names
 
@@ -34,7 +35,7 @@ _SAMPLED = 32
 
 
 class Checkpoints(Checkpoint):
-    """Write ``last.ckpt`` and ``best.ckpt``, hold only trained tensors in them, and stop at a clean point on Ctrl-C.
+    """Write ``last.ckpt`` and ``best.ckpt``, hold only trained tensors in them, and stop at a clean point on a signal.
 
     Parameters
     ----------
@@ -50,7 +51,9 @@ class Checkpoints(Checkpoint):
         self.folder = folder
         self.best = best
         self.description = dict(description)
-        self.stop_requested = False
+        self.stop_requested: BaseException | None = None
+        """Raised after the step, once the checkpoint is written."""
+        self._on_sigterm: Any = None
         self._step = 0
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -60,28 +63,41 @@ class Checkpoints(Checkpoint):
         checkpoint[_KEY] = self.description
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count steps from here."""
+        """Count steps from here; take SIGTERM back from Lightning, which would stop without a checkpoint."""
         self._step = trainer.global_step
+        if self._on_sigterm is not None:
+            signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop, if requested, after an optimiser step; after an epoch's last batch, the epoch is finished first."""
         stepped, self._step = trainer.global_step > self._step, trainer.global_step
-        if self.stop_requested and stepped and not trainer.is_last_batch:
+        if self.stop_requested is not None and stepped and not trainer.is_last_batch:
             self._write(trainer)
-            raise KeyboardInterrupt
+            self._stop(self.stop_requested)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, after all other callbacks took note of the epoch."""
         self._write(trainer)
-        if self.stop_requested:
-            raise KeyboardInterrupt
+        if self.stop_requested is not None:
+            self._stop(self.stop_requested)
+
+    def _stop(self, reason: BaseException) -> NoReturn:
+        if isinstance(reason, Terminated):  # which no interpreter shows
+            state = "no checkpoint was to be written" if self.folder is None else f"resume from {self._last}"
+            logger.warning("Stopped by SIGTERM: %s.", state)
+        raise reason
+
+    @property
+    def _last(self) -> Path:
+        assert self.folder is not None  # the callers have looked
+        return self.folder / "last.ckpt"
 
     def _write(self, trainer: L.Trainer) -> None:
         if self.folder is None:
             return
-        last, best = self.folder / "last.ckpt", self.folder / "best.ckpt"
+        last, best = self._last, self.folder / "best.ckpt"
         part = self.folder / "last.ckpt.part"
         trainer.save_checkpoint(part)
         if not trainer.is_global_zero:
@@ -92,23 +108,38 @@ class Checkpoints(Checkpoint):
             part.replace(best)
 
     @contextmanager
-    def catch_ctrl_c(self) -> Iterator[None]:
-        """Within this context a first Ctrl-C requests a stop after the step, and a second one stops at once."""
-        before = signal.getsignal(signal.SIGINT)
-        if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-            yield  # another handler decides what Ctrl-C does
-            return
+    def catch_signals(self) -> Iterator[None]:
+        """Within this context Ctrl-C or SIGTERM requests a stop after the step.
 
-        def request_stop(_number: int, _frame: Any) -> None:
-            self.stop_requested = True
-            signal.signal(signal.SIGINT, before)
+        A second Ctrl-C stops at once; a second SIGTERM changes nothing, as process groups are often sent two. A handler
+        of the user's own decides alone.
+        """
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def on_ctrl_c(_number: int, _frame: Any) -> None:
+            self.stop_requested = KeyboardInterrupt()
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
             logger.warning("Stopping after this step. Ctrl-C again stops at once.")
 
-        signal.signal(signal.SIGINT, request_stop)
+        def on_sigterm(_number: int, _frame: Any) -> None:
+            if self.stop_requested is None:
+                logger.warning("Stopping after this step: SIGTERM.")
+            way = "" if self.folder is None else f" train(resume_from={str(self._last)!r}) continues the run."
+            self.stop_requested = Terminated(f"Stopped by SIGTERM.{way}")
+
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python leaves signals to the main thread
+            return
+        if before[signal.SIGINT] is signal.default_int_handler:
+            signal.signal(signal.SIGINT, on_ctrl_c)
+        is_ours = before[signal.SIGTERM] in (signal.SIG_DFL, raise_terminated)
+        self._on_sigterm = on_sigterm if is_ours else before[signal.SIGTERM]
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def describe(plan: nn.Module, **settings: Any) -> dict[str, Any]:

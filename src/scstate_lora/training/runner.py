@@ -17,9 +17,10 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from scstate_lora._compat import safe_resume
+from scstate_lora._termination import Terminated
 from scstate_lora.training.batches import BatchSource, make_loader, shared_keys
 from scstate_lora.training.callbacks import BestWeights, History, MetricsFile, Progress, Randomness
 from scstate_lora.training.checkpoints import (
@@ -92,6 +93,8 @@ class TrainingRun:
         KeyboardInterrupt
             If the user pressed Ctrl-C. The network then has the best weights, or the last ones if none were validated;
             ``last.ckpt`` has the last ones, and can be resumed.
+        SystemExit
+            If the process received SIGTERM; as for Ctrl-C, with exit status 143.
         """
         plan, options = self.plan, self.options
         description = self._describe(train)
@@ -129,7 +132,7 @@ class TrainingRun:
             handover = None
             if n_devices == 1:
                 stack.enter_context(alone())
-                stack.enter_context(checkpoints.catch_ctrl_c())
+                stack.enter_context(checkpoints.catch_signals())
             else:
                 handover = _Handover(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "history.pt", record)
                 trainer.callbacks.append(handover)
@@ -183,6 +186,8 @@ def _run(trainer: L.Trainer, plan: Plan, loader: Any, val_loader: Any, resumed: 
     on_ctrl_c = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(plan, loader, val_loader, ckpt_path=resumed, **({} if resumed is None else safe_resume()))
+    except SIGTERMException as stopped:  # without an exit status
+        raise Terminated from stopped
     except SystemExit as stopped:
         # Lightning makes Ctrl-C end the process, and has every later Ctrl-C ignored.
         if not isinstance(stopped.__context__, KeyboardInterrupt):

@@ -212,6 +212,8 @@ class STTransition(HyperConnected, BaseModel):
         KeyboardInterrupt
             If Ctrl-C was pressed. The model keeps the best weights so far and their history; ``resume_from`` continues
             the run.
+        SystemExit
+            If the process received SIGTERM, as from a scheduler: the same, with exit status 143.
 
         Notes
         -----
