@@ -167,15 +167,21 @@ def test_one_perturbation_raises(adata):
         _create(adata[adata.obs["condition"] == "sham"], covariate_keys=[])
 
 
-def test_context_without_control_cells_raises_and_names_coarser_contexts(adata):
+def test_contexts_without_control_cells_are_named_with_their_cells_warns(adata):
     lacking = (adata.obs["condition"] == "sham") & (adata.obs["cell_type"] == "T") & (adata.obs["day"] == 14)
-    with pytest.raises(ValueError, match=r"1 contexts \(cell_type x day\).*: T \| 14\. .*context_keys=\['cell_type'\]"):
-        _create(adata[~lacking])
+    n_cells = ((adata.obs["condition"] == "burn") & (adata.obs["cell_type"] == "T") & (adata.obs["day"] == 14)).sum()
+    message = rf"1 of 6 contexts \(cell_type x day\).*T \| 14 \({n_cells} cells\).*context_keys=\['cell_type'\]"
+    with pytest.warns(UserWarning, match=message) as caught:
+        assert _create(adata[~lacking]).targets == ["burn"]
+    assert len(caught) == 1
     lacking |= (adata.obs["condition"] == "sham") & (adata.obs["cell_type"] == "T")
-    with pytest.raises(ValueError, match=r"3 contexts .*T \| 10; T \| 14; T \| 19.*context_keys=\['day'\]"):
+    with pytest.warns(UserWarning, match=r"3 of 6 contexts .*T \| 10 .*T \| 14 .*T \| 19 .*context_keys=\['day'\]"):
         _create(adata[~lacking])
+
+
+def test_no_context_with_control_cells_raises_and_names_coarser_contexts(adata):
     adata.obs["day"] = np.where(adata.obs["condition"] == "sham", 0, adata.obs["day"])
-    with pytest.raises(ValueError, match=r"5 contexts|6 contexts") as error:
+    with pytest.raises(ValueError, match=r"6 contexts.*context_keys=\['cell_type'\]") as error:
         _create(adata)
     assert "and 1 more" in str(error.value)
 

@@ -14,7 +14,7 @@ from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.register import register
-from scstate_lora.model.st.inputs import split_groups
+from scstate_lora.model.st.groups import split_groups
 from tests.builders import QUICK
 
 WOUND = {"datasets": {"wound": "wound.h5ad"}, "training": {"wound": "train"}}
@@ -211,8 +211,8 @@ def test_no_test_cell_can_be_drawn_into_a_set(adata, setup, make_st, rules):
     control = (adata.obs["condition"] == "sham").to_numpy()
     assert (split == "test").any()
     cells = BoundData(make_st(adata).registry, adata)
-    for by_type in (False, True):
-        groups = split_groups(cells, "train", min_cells=2, by_type=by_type)
+    for by in (None, ["cell_type"]):
+        groups = split_groups(cells, "train", min_cells=2, by=by)
         assert groups
         for group in groups:
             assert set(split[group.control]) == set(split[group.perturbed]) == {"train"}

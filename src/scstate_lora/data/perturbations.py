@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -33,11 +33,14 @@ class PerturbationTable:
         Perturbation vectors, float32 ``(n_names, n_columns)``.
     from_features
         Whether the vectors come from features; otherwise they are one-hot.
+    untrained
+        Perturbations that have training cells but are not in the table, as too few: why, by name.
     """
 
     names: tuple[str, ...]
     values: np.ndarray
     from_features: bool
+    untrained: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def one_hot(cls, perturbations: Sequence[str], control: str) -> Self:
@@ -115,6 +118,10 @@ class PerturbationTable:
         """Length of a perturbation vector."""
         return self.values.shape[1]
 
+    def describes(self, name: str) -> bool:
+        """Whether a perturbation, or every part of a combination, is in the table."""
+        return set(_parts(name, self.names)) <= set(self.names)
+
     def encode(self, names: Sequence[str], *, source: str = "target") -> np.ndarray:
         """Look up perturbation vectors, float32 ``(n_names, dim)``.
 
@@ -136,6 +143,11 @@ class PerturbationTable:
             parts = _parts(name, position)
             absent = [part for part in parts if part not in position]
             if absent:
+                untrained = next((part for part in (name, *absent) if part in self.untrained), None)
+                if untrained is not None:
+                    subject = f"{source}={name!r}" + ("" if untrained == name else f": its part {untrained!r}")
+                    msg = f"{subject} cannot be predicted: {self.untrained[untrained]}"
+                    raise ValueError(msg)
                 problem = "has no row in pert_features" if self.from_features else "was not seen in training"
                 subject = f"{source}={name!r}" + ("" if absent == [name] else f": its part {absent[0]!r}")
                 msg = f"{subject} {problem}. {did_you_mean(absent[0], self.names[1:])}"
@@ -147,12 +159,13 @@ class PerturbationTable:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as plain values that JSON can store, without the vectors."""
-        return {"names": list(self.names), "from_features": self.from_features}
+        return {"names": list(self.names), "from_features": self.from_features, "untrained": self.untrained}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], values: np.ndarray) -> Self:
         """Rebuild a table from the result of :meth:`to_dict` and the vectors."""
-        return cls(tuple(stored["names"]), values, bool(stored["from_features"]))
+        untrained = dict(stored.get("untrained", {}))  # unknown to version 0.1
+        return cls(tuple(stored["names"]), values, bool(stored["from_features"]), untrained)
 
 
 def _parts(name: str, available: Collection[str]) -> list[str]:

@@ -6,7 +6,9 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from scstate_lora._utils import did_you_mean
+import numpy as np
+
+from scstate_lora._utils import did_you_mean, warn_user
 from scstate_lora.data.contexts import column_labels, join_labels
 from scstate_lora.data.embedding import read_embedding
 from scstate_lora.data.expression import check_expression
@@ -29,7 +31,6 @@ from scstate_lora.data.stream import check_not_empty
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    import numpy as np
     from anndata import AnnData
 
     from scstate_lora.config import DataConfig
@@ -235,28 +236,48 @@ def _batch(adata: AnnData, batch_key: str) -> CategoricalCovariate | None:
 def _check_contexts(
     adata: AnnData, pert_key: str, control: str | None, context_keys: Sequence[str], nullable: Collection[str]
 ) -> None:
-    """Require control cells in every context with perturbed cells; the error suggests coarser contexts."""
+    """Name the contexts with perturbed cells but without control cells; refuse if no context has both.
+
+    Raises
+    ------
+    ValueError
+        If no context has both, or ``context_keys`` holds the perturbation.
+
+    Warns
+    -----
+    UserWarning
+        If some contexts have no control cells.
+    """
     if pert_key in context_keys:
         msg = f"context_keys holds {pert_key!r}, which is pert_key, whose levels are compared. Leave it out."
         raise ValueError(msg)
     perturbed = column_labels(adata, pert_key) != control
     labels = {key: column_labels(adata, key, allow_missing=key in nullable) for key in context_keys}
 
-    def without_controls(keys: Sequence[str]) -> list[str]:
+    def without_controls(keys: Sequence[str]) -> tuple[dict[str, int], int]:
+        """Perturbed cells by context without control cells, and the number of contexts with perturbed cells."""
         contexts = join_labels([labels[key] for key in keys], adata.n_obs)
-        return sorted(set(contexts[perturbed]) - set(contexts[~perturbed]))
+        names, counts = np.unique(contexts[perturbed].astype(str), return_counts=True)
+        controlled = set(contexts[~perturbed])
+        return {n: int(c) for n, c in zip(names, counts, strict=True) if n not in controlled}, len(names)
 
-    missing = without_controls(context_keys)
-    if missing:
-        coarser = [[k for k in context_keys if k != dropped] for dropped in reversed(context_keys)]
-        sufficient = next(keys for keys in [*coarser, []] if not without_controls(keys))
-        listed = "; ".join(missing[:5]) + (f"; and {len(missing) - 5} more" if len(missing) > 5 else "")
-        msg = (
-            f"{len(missing)} contexts ({' x '.join(context_keys)}) have perturbed cells but no control cells "
-            f"({control!r} in adata.obs[{pert_key!r}]): {listed}. Leave these cells out, or use coarser contexts, "
-            f"which all have control cells: context_keys={sufficient}."
+    missing, n_contexts = without_controls(context_keys)
+    if not missing:
+        return
+    coarser = [[k for k in context_keys if k != dropped] for dropped in reversed(context_keys)]
+    sufficient = next(keys for keys in [*coarser, []] if not without_controls(keys)[0])
+    listed = "; ".join(f"{name} ({n} cells)" for name, n in list(missing.items())[:5])
+    listed += f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
+    which = f"have perturbed cells but no control cells ({control!r} in adata.obs[{pert_key!r}])"
+    advice = f"coarser contexts, which all have control cells: context_keys={sufficient}."
+    if len(missing) < n_contexts:
+        warn_user(
+            f"{len(missing)} of {n_contexts} contexts ({' x '.join(context_keys)}) {which}: {listed}. Perturbations "
+            f"are learned without these cells. To use them, set up {advice}"
         )
-        raise ValueError(msg)
+        return
+    msg = f"All {n_contexts} contexts ({' x '.join(context_keys)}) {which}: {listed}. Use {advice}"
+    raise ValueError(msg)
 
 
 def _default_context(

@@ -128,12 +128,18 @@ def setup_anndata(
         of it does not exist; near names are suggested.
     ValueError
         If an argument is not allowed; values are missing, infinite or negative; the control or a level is absent, or
-        absent from the training cells; a context has no control cells; no context has enough cells; a covariate has one
-        level only, or another number of levels than declared; its options are unknown or contradict each other; names
-        are not unique; ``input_scale`` contradicts the values; the base or a split file does not fit the data; or a
-        split file cannot be read.
+        absent from the training cells; no context has both perturbed and control cells, or enough of them; a covariate
+        has one level only, or another number of levels than declared; its options are unknown or contradict each other;
+        names are not unique; ``input_scale`` contradicts the values; the base or a split file does not fit the data; or
+        a split file cannot be read.
     FileNotFoundError
         If no base, or no split file, exists at the given path.
+
+    Warns
+    -----
+    UserWarning
+        If a context has perturbed cells but no control cells, or a perturbation too few training cells: perturbations
+        are learned without these.
 
     Notes
     -----

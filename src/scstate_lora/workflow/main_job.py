@@ -115,7 +115,9 @@ def _predict_and_score(st: STTransition, adata: AnnData, features: pd.DataFrame 
     keys = [registry.cell_type_key] if registry.cell_type_key is not None else registry.context_keys
     cells = HeldOutCells(BoundData(registry, adata), genes=st.genes, context_keys=keys, pert_features=features)
     predictions = []
-    for target in registry.targets:
+    for name, why in st.perts.untrained.items():
+        logger.warning("%r is not predicted: %s", name, why)
+    for target in st.targets:
         predicted = st.predict(target=target)
         try:
             if not predicted.n_vars:

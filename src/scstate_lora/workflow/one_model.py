@@ -193,7 +193,7 @@ def _make_st(adata: AnnData, config: RunConfig, place: ResultsFolder) -> STTrans
         seed=config.seed,
     )
     # Held-out cells are embedded and predicted, too: refuse unknown perturbations before the training, not after it.
-    st.perts.encode(st.registry.targets, source=f"adata.obs[{st.registry.pert_key!r}]")
+    st.perts.encode(st.targets, source=f"adata.obs[{st.registry.pert_key!r}]")
     return st
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from scstate_lora.model.st.inputs import choose_genes, choose_set_len, describe_perturbations, training_groups
+from scstate_lora.model.st.genes import choose_genes
+from scstate_lora.model.st.groups import describe_perturbations, training_groups
+from scstate_lora.model.st.inputs import choose_set_len
 from scstate_lora.model.st.pretrained import Origin, Reuse, adopt
 from scstate_lora.nn.transition import STConfig
 
@@ -85,8 +87,9 @@ class STDesign:
         TypeError, ValueError
             As in :class:`scstate_lora.STTransition`.
         """
-        perts = describe_perturbations(cells, features)
-        set_len, set_note = choose_set_len(training_groups(cells), options.cell_set_len)
+        groups = training_groups(cells)
+        perts = describe_perturbations(cells, features, groups)
+        set_len, set_note = choose_set_len(groups, options.cell_set_len)
         genes, gene_note = choose_genes(cells, options.n_genes)
         sizes = replace(_sizes(cells, options, perts, n_genes=len(genes)), **(backbone or {}))
         return cls(options, sizes, perts, genes, gene_note, set_len, set_note, origin)
@@ -112,8 +115,8 @@ class STDesign:
         if adopted.sizes is None:
             return cls.from_data(cells, options, features, origin=adopted.origin, backbone=adopted.backbone)
         own = adopted.perts is None or features is not None
-        perts = describe_perturbations(cells, features) if own or adopted.perts is None else adopted.perts
-        training_groups(cells)  # refuses too few cells
+        groups = training_groups(cells)  # refuses too few cells
+        perts = describe_perturbations(cells, features, groups) if own or adopted.perts is None else adopted.perts
         genes, set_len = adopted.genes or [], int(adopted.options.cell_set_len or 0)
         return cls(
             adopted.options,

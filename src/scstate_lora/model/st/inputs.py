@@ -1,21 +1,15 @@
-"""What STTransition reads of cells: perturbations, groups of a split, genes, velocity."""
+"""What STTransition reads of cells: covariates, the length of sets, velocity."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import anndata as ad
 import numpy as np
-import pandas as pd
-import scanpy as sc
 import torch
 from scipy import sparse
 
 from scstate_lora._utils import did_you_mean
-from scstate_lora.data.fields import CategoricalCovariate
 from scstate_lora.data.genes import gene_names, match_genes
-from scstate_lora.data.perturbations import PerturbationTable
-from scstate_lora.data.sets import make_groups
 
 if TYPE_CHECKING:
     from scstate_lora.config import STObjectiveConfig
@@ -24,98 +18,10 @@ if TYPE_CHECKING:
     from scstate_lora.data.registry import Registry
     from scstate_lora.data.sets import Group
 
-MIN_GROUP = 5
-"""Fewest control and perturbed cells of a group that trains."""
-
 
 def covariates_of(registry: Registry) -> list[Covariate]:
     """Covariates that the network reads beside the perturbation."""
     return [c for c in registry.covariates if c.name != registry.pert_key]
-
-
-def describe_perturbations(cells: BoundData, features: pd.DataFrame | None) -> PerturbationTable:
-    """Make the table of perturbation vectors.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the features cannot be used; without them, if a perturbation has no training cells.
-    """
-    registry = cells.registry
-    key, control = str(registry.pert_key), str(registry.control)
-    trained = set(cells.perturbations[cells.rows("train")])
-    if features is not None:
-        return PerturbationTable.of_features(features, trained=trained - {control}, control=control)
-    unseen = sorted(set(registry.perturbations) - trained)
-    if unseen:
-        msg = (
-            f"No training cell has adata.obs[{key!r}] = {', '.join(map(repr, unseen[:5]))}, so nothing can be "
-            "learnt of it. Hold out fewer cells, leave these cells out, or describe the perturbations: "
-            "pert_features=DataFrame indexed by their names."
-        )
-        raise ValueError(msg)
-    return PerturbationTable.one_hot(registry.perturbations, control)
-
-
-def split_groups(cells: BoundData, split: str, *, min_cells: int, by_type: bool = False) -> list[Group]:
-    """Pair a split's perturbed cells with controls; validation ones are predicted from training controls too.
-
-    Parameters
-    ----------
-    cells
-        All cells.
-    split
-        ``"train"`` or ``"val"``.
-    min_cells
-        Groups with fewer control or perturbed cells are left out.
-    by_type
-        Take the cell type alone as the context, where types are known.
-    """
-    registry = cells.registry
-    levels = CategoricalCovariate(str(registry.pert_key), tuple(registry.perturbations))
-    perts = levels.encode(cells.obs[levels.name])
-    used = cells.split == split
-    if split == "val":
-        used |= (cells.split == "train") & cells.is_control
-    contexts = cells.contexts if not by_type or cells.cell_types is None else cells.cell_types
-    control = registry.perturbations.index(str(registry.control))
-    return make_groups(contexts, perts, control, used, min_cells=min_cells)
-
-
-def training_groups(cells: BoundData) -> list[Group]:
-    """Pair the training split's perturbed cells with controls.
-
-    Raises
-    ------
-    ValueError
-        If no context has enough cells.
-    """
-    groups = split_groups(cells, "train", min_cells=MIN_GROUP)
-    if not groups:
-        keys = cells.registry.context_keys
-        where = f"No context ({' x '.join(keys)}) has" if keys else "There are not"
-        advice = "Use coarser contexts (context_keys=[...]) or more cells." if keys else "Use more cells."
-        msg = f"{where} {MIN_GROUP} control and {MIN_GROUP} perturbed training cells. {advice}"
-        raise ValueError(msg)
-    return groups
-
-
-def choose_genes(cells: BoundData, limit: int | None) -> tuple[list[str], str]:
-    """Choose the most variable genes of the training cells, and describe the choice."""
-    names = cells.registry.var_names
-    if limit is None or len(names) <= limit:
-        return names, f"all {len(names)} genes"
-    train = ad.AnnData(cells.logged[cells.rows("train")], var=pd.DataFrame(index=names))
-    threads = torch.get_num_threads()
-    sc.pp.highly_variable_genes(train, n_top_genes=limit)
-    torch.set_num_threads(threads)  # scanpy's numba shares torch's thread pool, and resizes it
-    # Genes that tie with the last one are marked too, as rounding has it: the first of them is taken.
-    marked = np.flatnonzero(train.var["highly_variable"])
-    order = np.argsort(-train.var["dispersions_norm"].to_numpy()[marked], kind="stable")
-    chosen = np.zeros(len(names), dtype=bool)
-    chosen[marked[order[:limit]]] = True
-    note = f"the {chosen.sum()} most variable of {len(names)} genes"
-    return [n for n, c in zip(names, chosen, strict=True) if c], note
 
 
 def choose_set_len(groups: list[Group], requested: int | None) -> tuple[int, str]:

@@ -155,7 +155,9 @@ def control_rows(cells: BoundData, contexts: Mapping[str, Any] | None) -> np.nda
         chosen &= np.isin(labels.astype(str), names)
     if not chosen.any():
         registry = cells.registry
-        msg = f"No control cell ({registry.pert_key} = {registry.control!r}) is left to predict from."
+        where = "; ".join(f"{key} = {', '.join(map(repr, names_of(v)))}" for key, v in (contexts or {}).items())
+        of = f" of {where}" if where else ""
+        msg = f"No control cell ({registry.pert_key} = {registry.control!r}){of} is left to predict from."
         raise ValueError(msg)
     return np.flatnonzero(chosen)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from scstate_lora._constants import OBSM_ST
-from scstate_lora._utils import did_you_mean, progress_bar
+from scstate_lora._utils import did_you_mean, progress_bar, warn_user
 from scstate_lora.config import MHCConfig, STLoraConfig, STModelConfig, STObjectiveConfig, TrainOptions
 from scstate_lora.data.perturbations import PerturbationTable
 from scstate_lora.data.sets import SetData, SetSampler, WholeGroups
@@ -21,7 +21,8 @@ from scstate_lora.io.save_load import check_state
 from scstate_lora.model.base import BaseModel, check_anndata
 from scstate_lora.model.hyper_connected import HyperConnected, describe_mhc, refuse_other
 from scstate_lora.model.st.design import STDesign
-from scstate_lora.model.st.inputs import MIN_GROUP, covariates_of, read_velocity, split_groups, training_groups
+from scstate_lora.model.st.groups import MIN_GROUP, split_groups, training_groups
+from scstate_lora.model.st.inputs import covariates_of, read_velocity
 from scstate_lora.model.st.network import Finetune, backbone_parameters, connect, lora_parameters, make_network
 from scstate_lora.model.st.predict import (
     SetPredictor,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from scstate_lora.config.training import TrainArguments
     from scstate_lora.data.bound import BoundData
+    from scstate_lora.data.sets import Group
     from scstate_lora.io.published.st_checkpoint import STCheckpoint
     from scstate_lora.nn.transition import StateTransition
 
@@ -106,6 +108,12 @@ class STTransition(HyperConnected, BaseModel):
         than those of the data.
     FileNotFoundError
         If no pretrained model is found at the path.
+
+    Warns
+    -----
+    UserWarning
+        If a perturbation has training cells, but no context with 5 of them and 5 control cells: it is then not
+        predicted or, with ``pert_features``, predicted as one never seen; or if a context has fewer than 5 controls.
 
     References
     ----------
@@ -173,6 +181,11 @@ class STTransition(HyperConnected, BaseModel):
         """The published model that this one starts from."""
         return self.design.origin
 
+    @property
+    def targets(self) -> list[str]:
+        """Perturbations of the data that the model can predict: those with too few training cells are left out."""
+        return [name for name in self.registry.targets if name not in self.perts.untrained]
+
     def _make_network(self, checkpoint: STCheckpoint | None = None) -> StateTransition:
         return make_network(
             self.design,
@@ -230,7 +243,7 @@ class STTransition(HyperConnected, BaseModel):
         n_sets = options.batch_size or (16 if torch.cuda.is_available() else max(2, _CPU_CELLS // set_len))
         cells = self._bind()
         data = self._training_data(cells)
-        groups, val_groups = training_groups(cells), split_groups(cells, "val", min_cells=2)
+        groups, val_groups = training_groups(cells), self._validation_groups(cells)
         n_cells = sum(len(g.perturbed) for g in groups)
         train = SetSampler(
             data,
@@ -277,6 +290,11 @@ class STTransition(HyperConnected, BaseModel):
                 remove_mhc(self.network.transformer_backbone)
                 self.mhc = None
 
+    def _validation_groups(self, cells: BoundData) -> list[Group]:
+        """Pair the validation split's cells, without perturbations that no training group holds."""
+        names, untrained = self.registry.perturbations, self.perts.untrained
+        return [g for g in split_groups(cells, "val", min_cells=2) if names[g.pert] not in untrained]
+
     def _set_data(self, cells: BoundData) -> SetData:
         """Read cells for the network, their perturbations excepted."""
         encoded = cells.encode(without=self.registry.pert_key)
@@ -290,9 +308,9 @@ class STTransition(HyperConnected, BaseModel):
     def _training_data(self, cells: BoundData) -> SetData:
         """Read the cells, with the arrays that only training needs."""
         registry, config, objective = self.registry, self.network.config, self.objective
-        trained = training_groups(cells) + split_groups(cells, "val", min_cells=2)
+        used = training_groups(cells) + self._validation_groups(cells)
         perts = np.zeros((len(registry.perturbations), self.perts.dim), dtype=np.float32)
-        for code in {group.pert for group in trained}:
+        for code in {group.pert for group in used}:
             perts[code] = self.perts.encode([registry.perturbations[code]])[0]
         extra: dict[str, Any] = {"perts": perts}
         if config.n_decoded is not None and set(self.genes) <= set(registry.var_names):
@@ -309,7 +327,9 @@ class STTransition(HyperConnected, BaseModel):
         o, config = self.objective, self.network.config
         weights = {name: getattr(o, name) for name in ("energy", "sinkhorn", "mmd", "mse", "l1")}
         if config.residual == "output" and o.shrinkage:
-            by_type = split_groups(cells, "train", min_cells=MIN_GROUP, by_type=True)
+            key, trained = self.registry.cell_type_key, {group.pert for group in training_groups(cells)}
+            by_type = split_groups(cells, "train", min_cells=MIN_GROUP, by=None if key is None else [key])
+            by_type = [group for group in by_type if group.pert in trained]
             weights["deviation"] = o.shrinkage * deviation_weight(self.network, data, by_type)
         if data.genes is not None:
             weights["decoder"] = o.decoder
@@ -374,8 +394,8 @@ class STTransition(HyperConnected, BaseModel):
         Raises
         ------
         ValueError
-            If the model is not trained, a target has neither training cells nor features, a level was never seen, no
-            control cell is left, or the device is absent.
+            If the model is not trained, a target has neither enough training cells nor features, a level was never
+            seen, no control cell is left, or the device is absent.
         KeyError
             If a column is missing.
         """
@@ -428,7 +448,7 @@ class STTransition(HyperConnected, BaseModel):
 
         Returns
         -------
-        float32 ``(n_cells, hidden)``.
+        float32 ``(n_cells, hidden)``; zero for cells under a perturbation with too few training cells.
 
         Raises
         ------
@@ -436,6 +456,11 @@ class STTransition(HyperConnected, BaseModel):
             If the model is not trained, a level was never seen in training, or the device is absent.
         KeyError
             If a column is missing.
+
+        Warns
+        -----
+        UserWarning
+            If cells are under a perturbation with too few training cells.
 
         Notes
         -----
@@ -450,14 +475,25 @@ class STTransition(HyperConnected, BaseModel):
             msg = f"adata.obs[{key!r}] does not exist, and the model needs every cell's perturbation."
             raise KeyError(msg)
         cells = self._bind(adata)
-        names, codes = np.unique(cells.perturbations.astype(str), return_inverse=True)
-        pert_vectors = self.perts.encode(names.tolist(), source=f"adata.obs[{key!r}]")[codes]
-        predictor, data = self._predictor, self._set_data(cells)
-        with predictor.on(on):
-            computed = predictor.run(data, cells.contexts, pert_vectors, represent=True)
+        labels = cells.perturbations.astype(str)
+        is_known = ~np.isin(labels, list(self.perts.untrained))
+        represented = np.zeros((len(cells), self.network.config.hidden), dtype=np.float32)
+        if not is_known.all():
+            without = ", ".join(map(repr, sorted(set(labels[~is_known].tolist()))))
+            warn_user(
+                f"{(~is_known).sum()} cells under {without} are represented by zeros: these perturbations had too few "
+                "training cells."
+            )
+        if is_known.any():
+            known = cells if is_known.all() else cells.take(np.flatnonzero(is_known))
+            names, codes = np.unique(labels[is_known], return_inverse=True)
+            pert_vectors = self.perts.encode(names.tolist(), source=f"adata.obs[{key!r}]")[codes]
+            predictor, data = self._predictor, self._set_data(known)
+            with predictor.on(on):
+                represented[is_known] = predictor.run(data, known.contexts, pert_vectors, represent=True).cells
         if key_added is not None:
-            adata.obsm[key_added] = computed.cells
-        return computed.cells
+            adata.obsm[key_added] = represented
+        return represented
 
     def _transformer(self) -> nn.Module:
         return self.network.transformer_backbone
@@ -475,6 +511,8 @@ class STTransition(HyperConnected, BaseModel):
         perts = f"{n_perts} perturbations, one-hot"
         if self.perts.from_features:
             perts = f"features of {n_perts} perturbations"
+        if self.perts.untrained:
+            perts += f"; {len(self.perts.untrained)} with too few training cells left out"
         cells = self.design.gene_note if o.space == "genes" else f"adata.obsm[{self.registry.embed_key!r}]"
         parts: list[tuple[str, nn.Module | None, str]] = [
             ("perturbation encoder", n.pert_encoder, perts),

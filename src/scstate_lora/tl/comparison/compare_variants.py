@@ -23,7 +23,14 @@ from scstate_lora.data.splits import split_table
 from scstate_lora.metrics.baselines import reference_names
 from scstate_lora.tl.comparison.criteria import OF_PREDICTIONS, OF_TRAINING, criteria_table
 from scstate_lora.tl.comparison.result import Comparison
-from scstate_lora.tl.comparison.scores import Task, choose_targets, failed, over_seeds, with_mean_target
+from scstate_lora.tl.comparison.scores import (
+    Task,
+    choose_targets,
+    failed,
+    over_seeds,
+    predicted_by_all,
+    with_mean_target,
+)
 from scstate_lora.tl.comparison.variants import Shared, variants_of
 from scstate_lora.tl.scoring.held_out import HeldOutCells
 from scstate_lora.tl.scoring.table import ALL
@@ -163,7 +170,8 @@ def compare(
     markers = _markers(markers, targets)
 
     logger.info("The split of all variants:\n%s", split_table(bound).to_string(index=False))
-    broken, genes = _try_out(chosen, adata, registry, seed=seeds[0])
+    broken, genes, untrained = _try_out(chosen, adata, registry, seed=seeds[0])
+    targets = predicted_by_all(targets, untrained, requested=target is not None)
     folder = None if path is None else _prepared(Path(path))
     cells = HeldOutCells(bound, genes=genes, context_keys=keys, pert_features=pert_features)
     task = Task(cells, targets, n_boot)
@@ -295,16 +303,19 @@ def _training_row(
 
 def _try_out(
     chosen: list[Variant], adata: AnnData, registry: Registry, *, seed: int
-) -> tuple[dict[str, str], list[str]]:
-    """Build every variant once: why some cannot be built, and the genes that all others predict."""
+) -> tuple[dict[str, str], list[str], dict[str, str]]:
+    """Build every variant once: why some cannot be built, the genes that all others predict, untrained targets."""
     broken: dict[str, str] = {}
+    untrained: dict[str, str] = {}
     genes = registry.var_names
     for variant in chosen:
         try:
-            own = set(variant.make(adata, seed=seed).genes)
+            model = variant.make(adata, seed=seed)
         except Exception as error:  # noqa: BLE001 (the other variants may build)
             broken[variant.name] = _reason(error)
             continue
+        untrained |= model.perts.untrained
+        own = set(model.genes)
         if own:
             genes = [gene for gene in genes if gene in own]
     if len(broken) == len(chosen):
@@ -313,7 +324,7 @@ def _try_out(
         msg = "The variants have no gene in common to be scored on. Leave one of them out."
         raise ValueError(msg)
     logger.info("All variants are scored over %d genes.", len(genes))
-    return broken, genes
+    return broken, genes, untrained
 
 
 def _reason(error: Exception) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from scstate_lora import metrics
 from scstate_lora._constants import OBS_SPLIT
+from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean
 from scstate_lora.metrics.baselines import CEILING, YARDSTICK, reference_names
 from scstate_lora.tl.comparison.criteria import Measure, day_order, in_order_of_time
@@ -144,6 +145,23 @@ def choose_targets(target: Any, registry: Registry, with_cells: list[str]) -> li
         msg = f"A perturbation is called {ALL!r}, the name of the average over them; rename it."
         raise ValueError(msg)
     return list(dict.fromkeys(names))
+
+
+def predicted_by_all(targets: list[str], untrained: Mapping[str, str], *, requested: bool) -> list[str]:
+    """Leave out the targets that a variant cannot predict, by why not; the user's own are refused.
+
+    Raises
+    ------
+    ValueError
+        If the user requested such a target, or no other is left.
+    """
+    predicted = [name for name in targets if name not in untrained]
+    for name in set(targets) - set(predicted):
+        if requested or not predicted:
+            msg = f"target: {name!r} cannot be predicted: {untrained[name]}"
+            raise ValueError(msg)
+        logger.warning("%r is not compared, as it cannot be predicted: %s", name, untrained[name])
+    return predicted
 
 
 def failed(baselines: pd.DataFrame, *, name: str, seed: int, reason: str) -> pd.DataFrame:
