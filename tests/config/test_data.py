@@ -86,7 +86,7 @@ def test_a_split_file_is_named_with_its_dataset():
         ({"covariate_keys": {"a": {"name": "b"}}}, r"covariate_keys\['a'\] has the name 'b'"),
         ({"covariate_keys": {"a": 3}}, r"covariate_keys\['a'\] must be 'categorical', 'continuous', None or options"),
         ({"control": datetime.date(2024, 1, 1)}, r"control: must be text, a number.*quotes"),
-        ({"holdout": [{"day": [None]}]}, "holdout: day must be text, a number"),
+        ({"holdout": [{"day": [None]}]}, "holdout: day names a missing value"),
         ({"holdout": ["day"]}, "holdout: must be mappings from a column to a value"),
         ({"holdout": [{}]}, "holdout: must be mappings from a column to a value"),
         ({"contol": 3}, "no option 'contol'. Did you mean 'control'"),

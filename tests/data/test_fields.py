@@ -11,14 +11,13 @@ from scstate_lora.config import CovariateConfig
 from scstate_lora.data.fields import (
     CategoricalCovariate,
     ContinuousCovariate,
-    as_labels,
     covariate_from_dict,
     covariate_to_dict,
     fit_covariates,
-    label_of,
     obs_column,
     withhold,
 )
+from scstate_lora.data.labels import as_labels, label_of
 
 DAYS = pd.date_range("2024-01-01", periods=24)
 

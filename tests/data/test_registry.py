@@ -31,7 +31,7 @@ def test_the_data_are_recorded_and_nothing_is_written(adata):
     registry = _create(adata, batch_key="day")
     assert registry.var_names == list(adata.var_names)
     assert (registry.scale, registry.layer, registry.gene_key) == ("counts", None, None)
-    assert registry.covariates[0] == CategoricalCovariate("condition", ("burn", "sham"))
+    assert registry.covariates[0] == CategoricalCovariate("condition", ("burn", "sham"), control="sham")
     assert registry.covariates[1] == CategoricalCovariate("day", ("10", "14", "19"))
     assert isinstance(registry.covariates[2], ContinuousCovariate)
     assert (registry.pert_key, registry.control, registry.perturbations) == ("condition", "sham", ["burn", "sham"])
@@ -343,7 +343,7 @@ EARLIER = json.dumps(
 def test_registry_of_an_earlier_version_is_read():
     registry = Registry.from_json(EARLIER)
     assert registry.covariates == (
-        CategoricalCovariate("condition", ("burn", "sham")),
+        CategoricalCovariate("condition", ("burn", "sham"), control="sham"),
         ContinuousCovariate("day", 12.0, 2.0, 10.0, 19.0),
     )
     assert (registry.batch_key, registry.batch, registry.embed_key) == ("mouse", None, None)

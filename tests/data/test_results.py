@@ -20,7 +20,7 @@ from scstate_lora.data.results import (
     write_result,
 )
 
-PREDICTION = Prediction("log1p_cp10k", "arm", "none", ["a, b", "c"], "genes")
+PREDICTION = Prediction("log1p_cp10k", "arm", "none", ["a, b", "c"], "genes", 1e4)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_prediction_keeps_its_targets_in_a_file(cells, tmp_path):
     write_result(cells, results.PREDICT, PREDICTION.record(n_models=2))
     assert cells.uns["scstate_lora"]["predict"] == {
         "scale": "log1p_cp10k", "pert_key": "arm", "control": "none", "space": "genes", "target": ["a, b", "c"],
-        "n_models": 2,
+        "target_sum": 1e4, "n_models": 2,
     }  # fmt: skip
     assert read_prediction(cells) == PREDICTION
     cells.write_h5ad(tmp_path / "cells.h5ad")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import pandas as pd
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from scstate_lora._utils import did_you_mean
@@ -153,6 +154,13 @@ def _check_covariates(value: Any) -> Any:
 
 def _check_level(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
+    value = value.decode() if isinstance(value, bytes) else value
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        msg = (
+            f"names a missing value ({value}), and missing values match nothing. Give these cells a value of their "
+            "own, such as 'unknown', and name that."
+        )
+        raise ValueError(msg)
     if not isinstance(value, (str, int, float)):
         msg = (
             f"must be text, a number, true or false, found {value!r}. Put quotes around text that YAML reads otherwise."
@@ -172,7 +180,14 @@ def _check_conditions(value: Any) -> Any:
 
 def _check_levels(key: Any, levels: Any) -> Any:
     try:
-        return [_check_level(v) for v in levels] if isinstance(levels, (list, tuple)) else _check_level(levels)
+        if (
+            not isinstance(levels, Iterable)
+            or isinstance(levels, (str, bytes, Mapping))
+            or getattr(levels, "ndim", 1) == 0
+        ):
+            return _check_level(levels)
+        checked = [_check_level(v) for v in levels]
+        return sorted(checked, key=str) if isinstance(levels, (set, frozenset)) else checked
     except ValueError as error:
         msg = f"{key} {error}"
         raise ValueError(msg) from error
@@ -206,6 +221,9 @@ class DataConfig(Options):
     """Layer of the expression; adata.X by default."""
     input_scale: Literal["counts", "log1p"] | None = None
     """`counts` or `log1p`: the scale of the expression; decided from the values by default."""
+    target_sum: float | None = Field(default=None, gt=0)
+    """Sum to which the counts of each cell are normalised before log1p; 10,000 by default, and that of the data if they
+    are log1p values already."""
     gene_key: str | None = None
     """Column of adata.var with gene names; adata.var_names by default."""
     embed_key: str | None = None

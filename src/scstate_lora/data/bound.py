@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scstate_lora._constants import OBS_SPLIT
+from scstate_lora._constants import OBS_SPLIT, TARGET_SUM
 from scstate_lora._utils import did_you_mean, warn_user
-from scstate_lora.data.contexts import column_labels, join_labels
+from scstate_lora.data.contexts import join_labels
 from scstate_lora.data.counterfactual import set_covariates
 from scstate_lora.data.embedding import read_embedding
 from scstate_lora.data.expression import read_expression
-from scstate_lora.data.fields import as_labels
 from scstate_lora.data.genes import gene_names, match_genes, take_columns, unique_names
-from scstate_lora.data.matrix import check_scale, log_normalize, log_raw
+from scstate_lora.data.labels import as_labels
+from scstate_lora.data.log_scale import LogScale, describe_scale, find_log_scale, noted_base, same_sum
+from scstate_lora.data.matrix import check_scale, log_normalize, log_raw, rescale_log, to_natural_log
 from scstate_lora.data.split_column import read_split
 from scstate_lora.data.stream import check_not_empty, matrix_name
 
@@ -77,7 +78,7 @@ class BoundData:
             If values are missing and the column is not a covariate declared with ``allow_missing``.
         """
         if key not in self._labels:
-            self._labels[key] = column_labels(self.adata, key, allow_missing=key in self.registry.nullable_columns)
+            self._labels[key] = self.registry.labels(self.adata, key)
         return self._labels[key]
 
     @cached_property
@@ -211,7 +212,9 @@ class BoundData:
 
     @cached_property
     def matrix(self) -> sparse.csr_matrix:
-        """Expression on the registered scale, float32 CSR ``(n_cells, n_genes)``; absent genes are zero.
+        """Expression on the registered scale, natural logarithms if any; float32 CSR ``(n_cells, n_genes)``.
+
+        Absent genes are zero.
 
         Do not modify it: it may share memory with the AnnData.
 
@@ -236,12 +239,44 @@ class BoundData:
             warn_user(f"{len(absent)} of the model's {len(positions)} genes are not in the data and set to 0: {names}")
         expression = read_expression(self.adata, registry.layer)
         check_scale(expression.stats, registry.scale, registry.scale_reason, matrix_name(registry.layer))
-        return take_columns(expression.matrix, positions)
+        matrix = take_columns(expression.matrix, positions)
+        return matrix if registry.scale == "counts" else to_natural_log(matrix, self._log_scale.base)
+
+    @cached_property
+    def _log_scale(self) -> LogScale:
+        """Base and target sum of the log1p values of these cells, which fit those of the registered ones.
+
+        Raises
+        ------
+        ValueError
+            If both target sums are known and differ.
+        """
+        registry = self.registry
+        noted = noted_base(self.adata)
+        stats = read_expression(self.adata, registry.layer).stats
+        own = find_log_scale(stats, registry.log_base if noted is None else noted)
+        if own.target_sum is None or registry.source_sum is None:
+            return own._replace(target_sum=own.target_sum or registry.source_sum)
+        is_converted = registry.target_sum is not None and not same_sum(registry.target_sum, registry.source_sum)
+        if not (is_converted or same_sum(own.target_sum, registry.source_sum)):
+            msg = (
+                f"{matrix_name(registry.layer)} is {describe_scale(own.target_sum)}, but the model was set up on "
+                f"{describe_scale(registry.source_sum)}. Normalise these cells to that sum: sc.pp.normalize_total("
+                f"adata, target_sum={registry.source_sum:.6g}) on the counts, then sc.pp.log1p(adata)."
+            )
+            raise ValueError(msg)
+        return own
 
     @cached_property
     def logged(self) -> sparse.csr_matrix:
-        """log1p of counts per 10,000, or the log1p values as registered, float32 CSR ``(n_cells, n_genes)``."""
-        return log_normalize(self.matrix, self.registry.scale)
+        """Natural log1p of counts, of which a cell has ``registry.target_sum``, float32 CSR ``(n_cells, n_genes)``."""
+        registry = self.registry
+        if registry.scale == "counts":
+            return log_normalize(self.matrix, registry.scale, target_sum=registry.target_sum or TARGET_SUM)
+        source_sum = self._log_scale.target_sum
+        if registry.target_sum is None or source_sum is None or same_sum(registry.target_sum, source_sum):
+            return self.matrix
+        return rescale_log(self.matrix, registry.target_sum / source_sum)
 
     def logged_genes(self, genes: Sequence[str]) -> sparse.csr_matrix:
         """Select registered genes from :attr:`logged`, CSR ``(n_cells, len(genes))``."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scstate_lora.data.fields import as_labels, obs_column
+from scstate_lora.data.fields import obs_column
+from scstate_lora.data.labels import as_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scstate_lora._utils import did_you_mean, warn_user
-from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate, Covariate, as_labels
+from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate, Covariate
 
 if TYPE_CHECKING:
     from scstate_lora.data.registry import Registry
@@ -66,7 +66,7 @@ def _with_missing(covariate: Covariate, values: pd.Series) -> pd.Series:
     """Convert a column with missing values to a type that an h5ad file can store: categories or floats."""
     if isinstance(covariate, ContinuousCovariate):
         return values.astype(object).where(values.notna(), np.nan).astype(np.float64)
-    labels = as_labels(values).where(values.notna(), None)
+    labels = covariate.labels(values).where(values.notna(), None)
     return labels.astype(pd.CategoricalDtype(list(covariate.categories)))
 
 
@@ -75,7 +75,7 @@ def _check(covariate: Covariate, values: pd.Series) -> None:
     if len(values) == 0:
         return
     if isinstance(covariate, CategoricalCovariate):
-        for level in sorted(set(as_labels(values)) - set(covariate.categories)):
+        for level in sorted(set(covariate.labels(values)) - set(covariate.categories)):
             msg = f"{argument}={level!r} was never seen in training. {did_you_mean(level, covariate.categories)}"
             raise ValueError(msg)
         return

@@ -12,6 +12,8 @@ from pandas.api import types as pdt
 
 from scstate_lora._utils import did_you_mean
 from scstate_lora.config.data import CovariateConfig, declared_covariates
+from scstate_lora.data.labels import as_labels, label_of
+from scstate_lora.data.perturbations import key_of, spellings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -70,9 +72,14 @@ def _check_any_present(column: pd.Series, name: str) -> None:
         raise ValueError(msg)
 
 
-def _check_covariate_present(column: pd.Series, name: str) -> None:
-    declaration = f"{{{name!r}: {{'allow_missing': True}}}}"
-    _check_present(column, name, alternative=f" Or treat them as unknown: covariate_keys={declaration}.")
+def _check_covariate_present(column: pd.Series, name: str, *, is_new: bool = False) -> None:
+    """Refuse missing values, of the cells that are set up or of new ones."""
+    advice = f"treat them as unknown: covariate_keys={{{name!r}: {{'allow_missing': True}}}}"
+    if is_new:
+        advice = f"withhold this covariate from the model, for all cells: covariates={{{name!r}: None}}"
+        if not column.isna().all():
+            advice += f", or only where it is missing: covariates=adata.obs[[{name!r}]]"
+    _check_present(column, name, alternative=f" Or {advice}.")
 
 
 def _check_no_dates(column: pd.Series, name: str) -> None:
@@ -84,24 +91,6 @@ def _check_no_dates(column: pd.Series, name: str) -> None:
             f"(adata.obs[{name!r}] - adata.obs[{name!r}].min()).dt.days."
         )
         raise TypeError(msg)
-
-
-def as_labels(column: pd.Series) -> pd.Series:
-    """Convert categories, strings, bools or numbers to plain strings; 10 and 10.0 both become ``"10"``."""
-    try:
-        codes, levels = pd.factorize(column, use_na_sentinel=False)
-    except TypeError as error:  # not hashable
-        msg = f"adata.obs[{column.name!r}] holds {type(column.iloc[0]).__name__} values; use text, numbers or bools."
-        raise TypeError(msg) from error
-    labels = np.array([label_of(level) for level in np.asarray(levels)], dtype=object)
-    return pd.Series(labels[codes], index=column.index, name=column.name, dtype=object)
-
-
-def label_of(value: Any) -> str:
-    """Convert one value to its label: ``"burn"``, ``"True"``, ``"10"`` for 10 and 10.0, ``"0.5"``."""
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
 
 
 @dataclass(frozen=True)
@@ -118,6 +107,9 @@ class CategoricalCovariate:
         Whether missing values are treated as "unknown"; otherwise they raise an error.
     embed_dim
         Width of the covariate's embedding vector.
+    control
+        Of the perturbation: its control level. Levels are then perturbations, each in one spelling
+        (:func:`~scstate_lora.data.perturbations.spellings`).
     """
 
     name: str
@@ -125,28 +117,52 @@ class CategoricalCovariate:
     allow_missing: bool = False
     embed_dim: int = 256
     kind: Literal["categorical"] = "categorical"
+    control: str | None = None
 
     @classmethod
-    def fit(cls, adata: AnnData, name: str, *, allow_missing: bool = False, embed_dim: int = 256) -> Self:
+    def fit(
+        cls,
+        adata: AnnData,
+        name: str,
+        *,
+        allow_missing: bool = False,
+        embed_dim: int = 256,
+        control: str | None = None,
+    ) -> Self:
         """Read the levels from ``adata.obs[name]``; at least two are needed."""
         column = obs_column(adata, name, allow_missing=True)
         _check_any_present(column, name)
         if not allow_missing:
             _check_covariate_present(column, name)
         _check_no_dates(column, name)
-        categories = tuple(sorted(as_labels(column.dropna()).unique()))
+        categories = tuple(as_labels(column.dropna()).unique())
+        if control is not None:
+            present = {key_of(level, control) for level in categories}
+            categories = tuple(name for key, name in spellings(categories, control).items() if key in present)
+        categories = tuple(sorted(categories))
         if len(categories) < 2:
             msg = (
                 f"adata.obs[{name!r}] has one category only, {categories[0]!r}, so nothing can be learned from it. "
                 "Leave it out of the covariates."
             )
             raise ValueError(msg)
-        return cls(name, categories, allow_missing, embed_dim)
+        return cls(name, categories, allow_missing, embed_dim, control=control)
 
     @property
     def unknown(self) -> int:
         """Code of an unknown level."""
         return len(self.categories)
+
+    def level_of(self, value: Any) -> str:
+        """Return the level that a value names, or its label if there is no such level."""
+        label = label_of(value)
+        if self.control is None:
+            return label
+        return spellings(self.categories, self.control).get(key_of(label, self.control), label)
+
+    def labels(self, column: pd.Series) -> pd.Series:
+        """Convert a column to levels, as :meth:`level_of` does."""
+        return as_labels(column) if self.control is None else as_labels(column, self.level_of)
 
     def encode(self, values: pd.Series, *, allow_missing: bool = False) -> np.ndarray:
         """Encode labels as int64 codes ``(n_cells,)``.
@@ -158,9 +174,9 @@ class CategoricalCovariate:
             declaration allows it.
         """
         if not (allow_missing or self.allow_missing):
-            _check_covariate_present(values, self.name)
+            _check_covariate_present(values, self.name, is_new=True)
         present = values.notna().to_numpy()
-        labels = as_labels(values[present])
+        labels = self.labels(values[present])
         codes = pd.Index(self.categories).get_indexer(pd.Index(labels))
         if (codes < 0).any():
             unseen = sorted(set(labels[codes < 0]))
@@ -249,7 +265,9 @@ class ContinuousCovariate:
             If a value is infinite or too large to standardise, or is missing and neither this call nor the covariate's
             declaration allows it.
         """
-        numbers = _numbers(values, self.name, allow_missing=allow_missing or self.allow_missing)
+        if not (allow_missing or self.allow_missing):
+            _check_covariate_present(values, self.name, is_new=True)
+        numbers = _numbers(values, self.name, allow_missing=True)
         with np.errstate(over="ignore"):
             standardised = ((numbers - self.mean) / self.std).astype(np.float32)
         if np.isinf(standardised).any():
@@ -268,6 +286,8 @@ def _numbers(column: pd.Series, name: str, *, allow_missing: bool) -> np.ndarray
         _check_covariate_present(column, name)
     _check_no_dates(column, name)
     plain = column.astype(object).where(column.notna(), np.nan)
+    if pdt.infer_dtype(plain, skipna=True) == "bytes":
+        plain = as_labels(column).where(column.notna(), np.nan)
     try:
         if pdt.is_complex_dtype(column):
             msg = "complex numbers"
@@ -289,7 +309,7 @@ def covariate_from_dict(stored: Mapping[str, Any]) -> Covariate:
     """Rebuild a covariate from the result of :func:`covariate_to_dict`."""
     stored = dict(stored)
     if stored["kind"] == "categorical":
-        stored["categories"] = tuple(stored["categories"])
+        stored["categories"] = tuple(map(label_of, stored["categories"]))
         return CategoricalCovariate(**stored)
     return ContinuousCovariate(**stored)
 
@@ -321,7 +341,9 @@ def withhold(
     }
 
 
-def fit_covariates(adata: AnnData, covariate_keys: CovariateKeys) -> tuple[Covariate, ...]:
+def fit_covariates(
+    adata: AnnData, covariate_keys: CovariateKeys, *, pert_key: str | None = None, control: str | None = None
+) -> tuple[Covariate, ...]:
     """Validate the covariates and read their levels or scaling from ``adata.obs``.
 
     Parameters
@@ -332,6 +354,8 @@ def fit_covariates(adata: AnnData, covariate_keys: CovariateKeys) -> tuple[Covar
         One key; a list of keys; a mapping from key to ``"categorical"``, ``"continuous"``, None or options; or a list
         of options with a ``name``. Options are a dict or a :class:`scstate_lora.config.CovariateConfig`. If no kind is
         declared, a numeric column with more than 8 distinct values is continuous and any other column categorical.
+    pert_key, control
+        Column of the perturbation, and its control level.
 
     Raises
     ------
@@ -339,10 +363,11 @@ def fit_covariates(adata: AnnData, covariate_keys: CovariateKeys) -> tuple[Covar
         If a key is not a string, does not exist, is repeated, or has an unknown kind or invalid options, or if its
         column cannot be used.
     """
-    return tuple(_fit(adata, declared) for declared in declared_covariates(covariate_keys).values())
+    declared = declared_covariates(covariate_keys)
+    return tuple(_fit(adata, options, control if key == pert_key else None) for key, options in declared.items())
 
 
-def _fit(adata: AnnData, declared: CovariateConfig) -> Covariate:
+def _fit(adata: AnnData, declared: CovariateConfig, control: str | None) -> Covariate:
     key = declared.name
     kind = declared.type or _guess_kind(obs_column(adata, key, allow_missing=True))
     if kind == "continuous":
@@ -366,7 +391,9 @@ def _fit(adata: AnnData, declared: CovariateConfig) -> Covariate:
             "Declare its type 'continuous', or leave the encoder out."
         )
         raise ValueError(msg)
-    covariate = CategoricalCovariate.fit(adata, key, allow_missing=declared.allow_missing, embed_dim=declared.width)
+    covariate = CategoricalCovariate.fit(
+        adata, key, allow_missing=declared.allow_missing, embed_dim=declared.width, control=control
+    )
     levels, expected = covariate.categories, declared.num_categories
     if expected is not None and len(levels) != expected:
         msg = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -20,6 +21,11 @@ SCALES: tuple[Scale, ...] = ("counts", "log1p")
 
 # log1p of a library-size-normalised count cannot exceed log1p of the library size; e^20 is half a billion counts.
 _LOG_MAX = 20.0
+# Bases of logarithms in use: the natural one, which is looked at in all cells, and others.
+_BASES = (math.e, 2.0, 10.0)
+_SAMPLED_EVERY = 8
+# Relative error of the square of a float32 square root, with a margin.
+_SQUARE_ERROR = 1e-6
 # Stored in the registries of saved models, and searched there: these texts must not change.
 _WHOLE = "every value is a whole number"
 _BY_ARGUMENT = "as given by input_scale"
@@ -77,7 +83,12 @@ class MatrixStats:
     sums
         Moments of the sums of cells with fractional values; whole numbers are counts regardless of their sums.
     unlogged
-        The same for expm1 of the values, if none is too large to be a log1p value.
+        The same before log1p, if no value is too large to be a log1p value, by the base of the logarithm. For bases
+        other than e of a sample of the cells, as for the next two.
+    squared
+        The same for the squares of the values.
+    whole_squares
+        Whether the square of every value is a whole number.
     """
 
     n_cells: int = 0
@@ -89,7 +100,9 @@ class MatrixStats:
     whole: bool = True
     checksum: int = 0
     sums: Moments = field(default_factory=Moments)
-    unlogged: Moments = field(default_factory=Moments)
+    unlogged: dict[float, Moments] = field(default_factory=lambda: dict.fromkeys(_BASES, Moments()))
+    squared: Moments = field(default_factory=Moments)
+    whole_squares: bool = True
 
     @classmethod
     def of(cls, matrix: sparse.csr_matrix, *, checksum: bool = False) -> MatrixStats:
@@ -114,14 +127,37 @@ class MatrixStats:
             largest, smallest = float(present.max(initial=-np.inf)), float(present.min(initial=np.inf))
         is_whole = values == np.rint(values)
         whole = bool(is_whole.all())
-        sums = unlogged = Moments()
-        if not whole:
-            starts = ends[:-1][np.diff(ends) > 0]
-            fractional = ~np.logical_and.reduceat(is_whole, starts)
-            sums = Moments.of(np.add.reduceat(values, starts, dtype=np.float64)[fractional])
-            if largest <= _LOG_MAX:
-                unlogged = Moments.of(np.add.reduceat(np.expm1(values), starts, dtype=np.float64)[fractional])
-        return cls(n_cells, n_stored, n_nan, n_inf, largest, smallest, whole, sums=sums, unlogged=unlogged)
+        if whole:
+            return cls(n_cells, n_stored, n_nan, n_inf, largest, smallest, whole)
+        lengths = np.diff(ends)[np.diff(ends) > 0]
+        starts = ends[:-1][np.diff(ends) > 0]
+        fractional = ~np.logical_and.reduceat(is_whole, starts)
+        sums = Moments.of(np.add.reduceat(values, starts, dtype=np.float64)[fractional])
+        unlogged = dict.fromkeys(_BASES, Moments())
+        if largest <= _LOG_MAX:
+            unlogged[math.e] = Moments.of(np.add.reduceat(np.expm1(values), starts, dtype=np.float64)[fractional])
+        step = min(_SAMPLED_EVERY, max(1, int(fractional.sum()) // 2))
+        chosen = np.zeros(len(starts), dtype=bool)
+        chosen[np.flatnonzero(fractional)[::step]] = True
+        sample = values[np.repeat(chosen, lengths)].astype(np.float64)
+        starts = np.cumsum(lengths[chosen]) - lengths[chosen]
+        if largest <= _LOG_MAX:
+            for base in _BASES[1:]:
+                unlogged[base] = Moments.of(np.add.reduceat(np.expm1(sample * math.log(base)), starts))
+        squares = sample**2
+        return cls(
+            n_cells,
+            n_stored,
+            n_nan,
+            n_inf,
+            largest,
+            smallest,
+            whole,
+            sums=sums,
+            unlogged=unlogged,
+            squared=Moments.of(np.add.reduceat(squares, starts)),
+            whole_squares=bool((np.abs(squares - np.rint(squares)) <= np.minimum(_SQUARE_ERROR * squares, 0.05)).all()),
+        )
 
     def __add__(self, other: MatrixStats) -> MatrixStats:
         if not self.n_cells or not other.n_cells:
@@ -136,7 +172,9 @@ class MatrixStats:
             whole=self.whole and other.whole,
             checksum=zlib.crc32(f"{self.checksum} {other.checksum}".encode()),
             sums=self.sums + other.sums,
-            unlogged=self.unlogged + other.unlogged,
+            unlogged={base: self.unlogged[base] + other.unlogged[base] for base in _BASES},
+            squared=self.squared + other.squared,
+            whole_squares=self.whole_squares and other.whole_squares,
         )
 
 
@@ -202,6 +240,7 @@ def resolve_scale(stats: MatrixStats, input_scale: str | None, name: str) -> tup
     if input_scale is not None and input_scale not in SCALES:
         msg = f"input_scale={input_scale!r} is unknown. {did_you_mean(input_scale, SCALES)}"
         raise ValueError(msg)
+    _check_not_roots(stats, name)
     if input_scale == "log1p":
         if whole and largest > 1:
             msg = f"input_scale='log1p', but every value of {name} is a whole number (up to {largest:g}): use 'counts'."
@@ -211,7 +250,7 @@ def resolve_scale(stats: MatrixStats, input_scale: str | None, name: str) -> tup
             raise ValueError(msg)
         return "log1p", _BY_ARGUMENT
     if input_scale == "counts":
-        if not whole and largest <= _LOG_MAX and stats.unlogged.constant:
+        if not whole and any(sums.constant for sums in stats.unlogged.values()):
             msg = (
                 f"input_scale='counts', but {name} is log1p of normalised counts (expm1 sums to the same number in "
                 "every cell): use input_scale='log1p', or give the layer that holds the counts."
@@ -232,6 +271,18 @@ def resolve_scale(stats: MatrixStats, input_scale: str | None, name: str) -> tup
     return "counts", f"values are fractional, but reach {largest:g}, too large for log1p"
 
 
+def _check_not_roots(stats: MatrixStats, name: str) -> None:
+    """Refuse square roots, of counts or of normalised counts."""
+    if stats.whole or not (stats.whole_squares or stats.squared.constant):
+        return
+    evidence = "is a whole number" if stats.whole_squares else "sums to the same number in every cell"
+    msg = (
+        f"{name} is neither counts nor log1p: the square of its values {evidence}, so it is square-root-transformed "
+        f"{'' if stats.whole_squares else 'or scaled to unit length '}instead. Give the counts, for example a layer=."
+    )
+    raise ValueError(msg)
+
+
 def check_scale(stats: MatrixStats, scale: Scale, reason: str, name: str) -> None:
     """Check that new data are not evidently on a different scale from the data a model was set up on.
 
@@ -247,6 +298,7 @@ def check_scale(stats: MatrixStats, scale: Scale, reason: str, name: str) -> Non
     ValueError
         If counts were registered and these are log1p or normalised values, or the reverse.
     """
+    _check_not_roots(stats, name)
     largest, whole = stats.largest, stats.whole
     looks_counts = (whole and largest > 1) or largest > _LOG_MAX
     looks_log = not whole and largest <= _LOG_MAX
@@ -273,8 +325,24 @@ def log_raw(matrix: sparse.csr_matrix, scale: Scale) -> sparse.csr_matrix:
     return logged
 
 
-def log_normalize(matrix: sparse.csr_matrix, scale: Scale, totals: np.ndarray | None = None) -> sparse.csr_matrix:
-    """Compute log1p of counts per 10,000; log1p values are unchanged.
+def to_natural_log(matrix: sparse.csr_matrix, base: float) -> sparse.csr_matrix:
+    """Convert log1p values in another base to natural ones; natural ones are unchanged."""
+    return matrix if base == math.e else matrix.multiply(np.float32(math.log(base))).tocsr()
+
+
+def rescale_log(matrix: sparse.csr_matrix, factor: float) -> sparse.csr_matrix:
+    """Convert natural log1p values to those of counts that are larger by a factor; 1 changes nothing."""
+    if factor == 1:
+        return matrix
+    rescaled = matrix.copy()
+    rescaled.data = np.log1p(np.expm1(matrix.data.astype(np.float64)) * factor).astype(np.float32)
+    return rescaled
+
+
+def log_normalize(
+    matrix: sparse.csr_matrix, scale: Scale, totals: np.ndarray | None = None, *, target_sum: float = TARGET_SUM
+) -> sparse.csr_matrix:
+    """Compute log1p of counts per `target_sum`; log1p values are unchanged.
 
     Parameters
     ----------
@@ -285,6 +353,8 @@ def log_normalize(matrix: sparse.csr_matrix, scale: Scale, totals: np.ndarray | 
     totals
         Library size of every cell ``(n_cells,)``, if the matrix is a subset of the genes. Cells without counts stay
         zero.
+    target_sum
+        Sum that the counts of a cell are brought to.
 
     Returns
     -------
@@ -294,7 +364,7 @@ def log_normalize(matrix: sparse.csr_matrix, scale: Scale, totals: np.ndarray | 
         return matrix
     if totals is None:
         totals = np.asarray(matrix.sum(axis=1)).ravel()
-    factors = np.divide(TARGET_SUM, totals, out=np.zeros(len(totals)), where=totals > 0).astype(np.float32)
+    factors = np.divide(target_sum, totals, out=np.zeros(len(totals)), where=totals > 0).astype(np.float32)
     normalized = matrix.copy()
     normalized.data *= np.repeat(factors, np.diff(matrix.indptr))
     np.log1p(normalized.data, out=normalized.data)

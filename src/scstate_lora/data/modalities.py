@@ -9,8 +9,9 @@ import pandas as pd
 from scipy import sparse
 
 from scstate_lora._utils import did_you_mean
-from scstate_lora.data.fields import as_labels, obs_column
+from scstate_lora.data.fields import obs_column
 from scstate_lora.data.genes import unique_names
+from scstate_lora.data.labels import as_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData

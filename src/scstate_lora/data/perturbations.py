@@ -1,14 +1,16 @@
-"""Perturbation vectors: one-hot, or from features, which also describe perturbations never seen in training."""
+"""Perturbations: their names, however written, and their vectors, one-hot or from features."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.labels import label_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -17,13 +19,52 @@ SEPARATOR = "+"
 """Separator between the parts of a combination: ``"A+B"``."""
 
 
+def parts_of(name: str) -> tuple[str, ...]:
+    """Split a combination into its parts: sorted, each once, without blanks around them.
+
+    A name with an empty part, such as ``"Na+"``, is no combination and its own only part.
+    """
+    parts = {part.strip() for part in name.split(SEPARATOR)}
+    return tuple(sorted(parts)) if all(parts) else (name.strip(),)
+
+
+def key_of(name: str, control: str) -> str:
+    """Return the text that all spellings of a perturbation share.
+
+    The order of parts, blanks around them, and the control among them have no effect: with the control ``"ctrl"``,
+    ``"B + A"`` and ``"A+B+ctrl"`` have the key ``"A+B"``, ``"A+ctrl"`` has ``"A"``, and ``"ctrl+ctrl"`` is the control.
+    """
+    parts, none = parts_of(name), set(parts_of(control))
+    if none.issubset(parts):
+        parts = tuple(part for part in parts if part not in none)
+    return SEPARATOR.join(parts) if parts else control
+
+
+@lru_cache(maxsize=32)
+def spellings(names: tuple[str, ...], control: str) -> dict[str, str]:
+    """Choose one spelling for each perturbation: by key, the control's own, and the shortest of the others.
+
+    Parameters
+    ----------
+    names
+        Perturbations; of several spellings of equal length, the first in the alphabet is chosen.
+    control
+        Control level.
+    """
+    chosen = {control: control}
+    for name in sorted(names, key=lambda name: (len(name), name)):
+        chosen.setdefault(key_of(name, control), name)
+    return chosen
+
+
 @dataclass(frozen=True)
 class PerturbationTable:
     """Vectors that describe the perturbations to the network.
 
     Without features, each perturbation has its own column. With features, the first column is one and the others are
     the features, standardised over the training perturbations. The control is zero. A combination ``"A+B"`` that is not
-    in the table is the sum of its parts, so effects that are linear in the vectors add up.
+    in the table is the sum of its parts, so effects that are linear in the vectors add up. Names are found in any
+    spelling (:func:`key_of`).
 
     Parameters
     ----------
@@ -59,7 +100,7 @@ class PerturbationTable:
         trained
             Perturbations of the training cells, without the control; may include combinations.
         control
-            Control level; its row, if any, is ignored.
+            Control level; it needs no row, and one that it has is ignored.
 
         Raises
         ------
@@ -72,31 +113,33 @@ class PerturbationTable:
         if not isinstance(features, pd.DataFrame):
             msg = f"pert_features must be a DataFrame with one row per perturbation, found {type(features).__name__}."
             raise TypeError(msg)
-        frame = features.set_axis(features.index.astype(str))
-        if frame.index.has_duplicates:
-            name = frame.index[frame.index.duplicated()][0]
-            msg = f"pert_features has {name!r} in several rows. Keep one row per perturbation."
+        frame = features.set_axis([label_of(name) for name in features.index])
+        keys = pd.Index([key_of(name, control) for name in frame.index])
+        if keys.has_duplicates:
+            names = list(dict.fromkeys(frame.index[keys == keys[keys.duplicated()][0]]))
+            also = f" (also written {', '.join(map(repr, names[1:]))})" if len(names) > 1 else ""
+            msg = f"pert_features has {names[0]!r} in several rows{also}. Keep one row per perturbation."
             raise ValueError(msg)
         text = [str(c) for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
         if text:
             msg = f"pert_features must be numeric in every column; not numeric: {', '.join(map(repr, text[:3]))}."
             raise TypeError(msg)
-        frame = frame.drop(index=control, errors="ignore").astype(np.float64)
+        frame, keys = frame[keys != control].astype(np.float64), keys[keys != control]
         if not np.isfinite(frame.to_numpy()).all():
             name = frame.index[~np.isfinite(frame.to_numpy()).all(axis=1)][0]
             msg = f"pert_features is missing or infinite for {name!r}. Fill it in, or leave the row out."
             raise ValueError(msg)
-        described = set(frame.index)
-        parts = sorted({part for name in trained for part in _parts(name, described)})
+        described = {key: i for i, key in enumerate(keys)}
+        parts = sorted({part for name in trained for part in _described(key_of(name, control), described)})
         absent = [part for part in parts if part not in described]
         if absent:
             msg = (
                 f"{len(absent)} of the {len(trained)} training perturbations have no row in pert_features: "
-                f"{', '.join(map(repr, absent[:5]))}. {did_you_mean(absent[0], sorted(described))} Add them, or leave "
-                "their cells out."
+                f"{', '.join(map(repr, absent[:5]))}. {did_you_mean(absent[0], sorted(frame.index))} Add them, or "
+                "leave their cells out."
             )
             raise ValueError(msg)
-        used = frame.loc[parts].to_numpy()
+        used = frame.to_numpy()[[described[part] for part in parts]]
         varies = used.std(axis=0) > 1e-9
         if not varies.any():
             msg = f"No column of pert_features differs between the {len(parts)} training perturbations."
@@ -120,7 +163,8 @@ class PerturbationTable:
 
     def describes(self, name: str) -> bool:
         """Whether a perturbation, or every part of a combination, is in the table."""
-        return set(_parts(name, self.names)) <= set(self.names)
+        known = {key_of(known, self.control) for known in self.names}
+        return known.issuperset(_described(key_of(name, self.control), known))
 
     def encode(self, names: Sequence[str], *, source: str = "target") -> np.ndarray:
         """Look up perturbation vectors, float32 ``(n_names, dim)``.
@@ -137,16 +181,18 @@ class PerturbationTable:
         ValueError
             If a perturbation, or a part of a combination, is not in the table.
         """
-        position = {name: i for i, name in enumerate(self.names)}
+        position = {key_of(name, self.control): i for i, name in reversed(list(enumerate(self.names)))}
         rows = []
         for name in names:
-            parts = _parts(name, position)
+            parts = _described(key_of(name, self.control), position)
             absent = [part for part in parts if part not in position]
             if absent:
-                untrained = next((part for part in (name, *absent) if part in self.untrained), None)
-                if untrained is not None:
-                    subject = f"{source}={name!r}" + ("" if untrained == name else f": its part {untrained!r}")
-                    msg = f"{subject} cannot be predicted: {self.untrained[untrained]}"
+                untrained = {key_of(name, self.control): why for name, why in self.untrained.items()}
+                lacking = next((key for key in (key_of(name, self.control), *absent) if key in untrained), None)
+                if lacking is not None:
+                    is_whole = lacking == key_of(name, self.control)
+                    subject = f"{source}={name!r}" + ("" if is_whole else f": its part {lacking!r}")
+                    msg = f"{subject} cannot be predicted: {untrained[lacking]}"
                     raise ValueError(msg)
                 problem = "has no row in pert_features" if self.from_features else "was not seen in training"
                 subject = f"{source}={name!r}" + ("" if absent == [name] else f": its part {absent[0]!r}")
@@ -168,8 +214,6 @@ class PerturbationTable:
         return cls(tuple(stored["names"]), values, bool(stored["from_features"]), untrained)
 
 
-def _parts(name: str, available: Collection[str]) -> list[str]:
-    """Split a combination into its parts, unless it is available as a whole."""
-    if name in available or SEPARATOR not in name:
-        return [name]
-    return [part.strip() for part in name.split(SEPARATOR)]
+def _described(key: str, available: Collection[str]) -> tuple[str, ...]:
+    """Return a perturbation, by its key, as a whole if it is available so, else its parts."""
+    return (key,) if key in available else parts_of(key)

@@ -10,6 +10,7 @@ from scstate_lora._utils import did_you_mean
 from scstate_lora.config.data import declared_covariates
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.fields import CategoricalCovariate
+from scstate_lora.data.log_scale import describe_scale, scale_name
 from scstate_lora.data.modalities import SharedColumn, find_column
 from scstate_lora.data.registry import Registry
 from scstate_lora.data.results import results_restored_on_error
@@ -98,6 +99,8 @@ def register(data: AnnData | MuData, config: DataConfig, *, seed: int = 0) -> Bo
         cells = BoundData(registry, adata)
         table = write_split_table(cells, rules)
     logger.info("%s is treated as %s: %s.", matrix_name(config.layer), registry.scale, registry.scale_reason)
+    scale = describe_scale(registry.target_sum)
+    logger.info("Models work with %s (%r in their predictions).", scale, scale_name(registry.target_sum))
     kinds = ", ".join(f"{c.name} ({c.kind})" for c in registry.covariates) or "none"
     logger.info("%d cells x %d genes; covariates: %s.", adata.n_obs, adata.n_vars, kinds)
     if shared:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from scstate_lora._constants import TARGET_SUM
 from scstate_lora._utils import did_you_mean, warn_user
 from scstate_lora.data.contexts import column_labels, join_labels
 from scstate_lora.data.embedding import read_embedding
@@ -16,20 +18,21 @@ from scstate_lora.data.fields import (
     MAX_NUMERIC_LEVELS,
     CategoricalCovariate,
     Covariate,
-    as_labels,
     covariate_from_dict,
     covariate_to_dict,
     fit_covariates,
-    label_of,
     obs_column,
 )
 from scstate_lora.data.genes import gene_names, unique_names
+from scstate_lora.data.labels import as_labels, label_of
+from scstate_lora.data.log_scale import LogScale, find_log_scale, noted_base
 from scstate_lora.data.matrix import Scale, resolve_scale
+from scstate_lora.data.perturbations import key_of
 from scstate_lora.data.results import REGISTRY, read_result, write_result
 from scstate_lora.data.stream import check_not_empty
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from anndata import AnnData
 
@@ -65,6 +68,11 @@ class Registry:
         by a version that did not record the levels.
     embed_key, embed_width
         Key of the input embedding in ``adata.obsm``, and its number of columns.
+    log_base, source_sum
+        Base of the logarithm of log1p values, which are read as natural ones, and the sum of the counts of a cell
+        before it; None if unknown.
+    target_sum
+        The same sum of the log1p values that models work with; None if unknown.
     """
 
     var_names: list[str]
@@ -82,6 +90,9 @@ class Registry:
     batch: CategoricalCovariate | None = None
     embed_key: str | None = None
     embed_width: int | None = None
+    log_base: float = math.e
+    source_sum: float | None = None
+    target_sum: float | None = None
 
     @classmethod
     def create(cls, adata: AnnData, config: DataConfig) -> Self:
@@ -102,8 +113,8 @@ class Registry:
         check_not_empty(adata)
         unique_names(adata.obs_names, "adata.obs_names", "adata.obs_names_make_unique()")
         genes = gene_names(adata, config.gene_key)
-        covariates = fit_covariates(adata, config.covariate_keys)
-        pert_key = config.pert_key
+        pert_key, control = config.pert_key, None if config.control is None else label_of(config.control)
+        covariates = fit_covariates(adata, config.covariate_keys, pert_key=pert_key, control=control)
         for name in ("cell_type_key", "batch_key"):
             key = getattr(config, name)
             if key is not None:
@@ -111,7 +122,7 @@ class Registry:
                 if key == pert_key:
                     msg = f"{name} and pert_key are both {key!r}. Name two different columns of adata.obs."
                     raise ValueError(msg)
-        perturbations, control = _perturbations(adata, pert_key, config.control)
+        perturbations = _perturbations(adata, pert_key, control)
         context_keys = config.context_keys
         if context_keys is None:
             context_keys = _default_context(adata, covariates, pert_key, config.cell_type_key)
@@ -121,6 +132,11 @@ class Registry:
         embed_width = None if config.embed_key is None else read_embedding(adata, config.embed_key).shape[1]
         stats, matrix = check_expression(adata, config.layer)  # last, as it takes longest
         scale, reason = resolve_scale(stats, config.input_scale, matrix)
+        log_scale = LogScale(math.e, None)
+        if scale == "log1p":
+            log_scale = find_log_scale(stats, noted_base(adata))
+            if log_scale.base != math.e:
+                reason += f"; logarithms to the base {log_scale.base:g} are read as natural ones"
         return cls(
             var_names=genes,
             scale=scale,
@@ -137,6 +153,9 @@ class Registry:
             batch=None if config.batch_key is None else _batch(adata, config.batch_key),
             embed_key=config.embed_key,
             embed_width=embed_width,
+            log_base=log_scale.base,
+            source_sum=log_scale.target_sum,
+            target_sum=_target_sum(config.target_sum, scale, log_scale.target_sum, matrix),
         )
 
     @property
@@ -157,6 +176,38 @@ class Registry:
         """Columns that may have missing values: covariates declared so, except keys that every cell needs."""
         names = {c.name for c in self.covariates if c.allow_missing}
         return names - {str(key) for key in (self.pert_key, self.cell_type_key, self.batch_key) if key is not None}
+
+    def level_of(self, key: str, value: Any) -> str:
+        """Return the level of a column of ``adata.obs`` that a value names; of perturbations, in the one spelling."""
+        return self._perturbation.level_of(value) if key == self.pert_key else label_of(value)
+
+    def labels(self, adata: AnnData, key: str) -> np.ndarray:
+        """Return a column of ``adata.obs`` as levels, shape ``(n_cells,)``; missing values become ``"(missing)"``.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            As in :func:`~scstate_lora.data.fields.obs_column`; values may be missing in :attr:`nullable_columns`.
+        """
+        if key == self.pert_key:
+            return self._perturbation.labels(obs_column(adata, key)).to_numpy(dtype=object)
+        return column_labels(adata, key, allow_missing=key in self.nullable_columns)
+
+    def targets_of(self, names: Iterable[Any]) -> list[str]:
+        """Bring names of perturbations to the spelling of :attr:`perturbations`, each perturbation once.
+
+        Perturbations of other data keep the first of their spellings.
+        """
+        chosen: dict[str, str] = {}
+        for name in names:
+            level = self._perturbation.level_of(name)
+            chosen.setdefault(key_of(level, str(self.control)), level)
+        return list(chosen.values())
+
+    @property
+    def _perturbation(self) -> CategoricalCovariate:
+        """The perturbation as a covariate of its levels."""
+        return CategoricalCovariate(str(self.pert_key), tuple(self.perturbations), control=str(self.control))
 
     def unknown(self) -> dict[str, int | float]:
         """Return the encoding of "unknown" for each covariate: its own code, or NaN."""
@@ -180,9 +231,15 @@ class Registry:
     def from_json(cls, text: str) -> Registry:
         """Rebuild a registry from the result of :meth:`to_json`, of this or an earlier version."""
         stored: dict[str, Any] = json.loads(text)
-        stored["covariates"] = tuple(covariate_from_dict(c) for c in stored["covariates"])
+        control, pert_key = stored["control"], stored["pert_key"]
+        stored["covariates"] = tuple(
+            covariate_from_dict(c | {"control": control} if (c["name"], c["kind"]) == (pert_key, "categorical") else c)
+            for c in stored["covariates"]
+        )
         if stored.get("batch") is not None:
             stored["batch"] = covariate_from_dict(stored["batch"])
+        if stored["scale"] == "counts":
+            stored.setdefault("target_sum", TARGET_SUM)  # absent in version 0.1
         return cls(**stored)
 
     def write(self, adata: AnnData) -> None:
@@ -205,15 +262,15 @@ class Registry:
         return cls.from_json(stored)
 
 
-def _perturbations(adata: AnnData, pert_key: str | None, control: Any) -> tuple[list[str], str | None]:
-    """Levels of ``adata.obs[pert_key]``, and the control as one of them."""
+def _perturbations(adata: AnnData, pert_key: str | None, control: str | None) -> list[str]:
+    """Levels of ``adata.obs[pert_key]``, of which the control must be one."""
     if pert_key is None:
         if control is not None:
             msg = f"control={control!r} needs pert_key=, the column of adata.obs that holds it."
             raise ValueError(msg)
-        return [], None
+        return []
     obs_column(adata, pert_key)  # missing values are never allowed here
-    levels = list(CategoricalCovariate.fit(adata, pert_key).categories)
+    levels = list(CategoricalCovariate.fit(adata, pert_key, control=control).categories)
     if control is None:
         listed = ", ".join(map(repr, levels[:10])) + (", …" if len(levels) > 10 else "")
         msg = (
@@ -221,10 +278,24 @@ def _perturbations(adata: AnnData, pert_key: str | None, control: Any) -> tuple[
             f"{listed}."
         )
         raise ValueError(msg)
-    if label_of(control) not in levels:
-        msg = f"control={control!r} is not in adata.obs[{pert_key!r}]. {did_you_mean(label_of(control), levels)}"
+    if control not in levels:
+        msg = f"control={control!r} is not in adata.obs[{pert_key!r}]. {did_you_mean(control, levels)}"
         raise ValueError(msg)
-    return levels, label_of(control)
+    return levels
+
+
+def _target_sum(requested: float | None, scale: Scale, source_sum: float | None, name: str) -> float | None:
+    """Choose the sum of the counts of a cell before log1p, in the values that models work with."""
+    if scale == "counts":
+        return TARGET_SUM if requested is None else requested
+    if requested is not None and source_sum is None:
+        msg = (
+            f"target_sum={requested:g} cannot be reached: {name} is log1p of normalised counts, but the target sum is "
+            "unknown, because the cells do not sum to one number before log1p. Give the counts, for example a layer=, "
+            "or leave target_sum out."
+        )
+        raise ValueError(msg)
+    return source_sum if requested is None else requested
 
 
 def _batch(adata: AnnData, batch_key: str) -> CategoricalCovariate | None:
@@ -251,7 +322,8 @@ def _check_contexts(
     if pert_key in context_keys:
         msg = f"context_keys holds {pert_key!r}, which is pert_key, whose levels are compared. Leave it out."
         raise ValueError(msg)
-    perturbed = column_labels(adata, pert_key) != control
+    levels = as_labels(adata.obs[pert_key], lambda value: key_of(label_of(value), str(control)))
+    perturbed = (levels != control).to_numpy()
     labels = {key: column_labels(adata, key, allow_missing=key in nullable) for key in context_keys}
 
     def without_controls(keys: Sequence[str]) -> tuple[dict[str, int], int]:

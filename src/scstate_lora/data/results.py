@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scstate_lora._constants import UNS_KEY
+from scstate_lora._constants import TARGET_SUM, UNS_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -129,11 +129,14 @@ class Prediction(NamedTuple):
     """Predicted perturbations."""
     space: str
     """``"genes"``, or the key of ``obsm`` with the predicted embedding."""
+    target_sum: float | None = None
+    """Sum of the counts of a cell before log1p; None, and absent from the record, if unknown."""
 
     def record(self, **further: Any) -> dict[str, Any]:
         """Return the record to store under :data:`PREDICT`, in which the perturbations are called ``target``."""
         names = {"targets": "target"}
-        return {**{names.get(name, name): value for name, value in self._asdict().items()}, **further}
+        known = {name: value for name, value in self._asdict().items() if value is not None}
+        return {**{names.get(name, name): value for name, value in known.items()}, **further}
 
 
 def is_predicted(adata: AnnData) -> bool:
@@ -154,12 +157,16 @@ def read_prediction(adata: AnnData) -> Prediction:
         msg = f"pred.uns[{UNS_KEY!r}][{PREDICT!r}] does not exist; pred must come from STTransition.predict."
         raise ValueError(msg)
     pert_key = str(record["pert_key"])
+    scale = str(record.get("scale", "log1p_cp10k"))
+    # Version 0.1 recorded the name alone.
+    total = record.get("target_sum", TARGET_SUM if scale == "log1p_cp10k" else None)
     return Prediction(
-        scale=str(record.get("scale", "log1p_cp10k")),
+        scale=scale,
         pert_key=pert_key,
         control=str(record["control"]),
         targets=_targets(record.get("target", ()), set(adata.obs[pert_key]) if pert_key in adata.obs else set()),
         space=str(record.get("space", "genes")),
+        target_sum=None if total is None else float(total),
     )
 
 

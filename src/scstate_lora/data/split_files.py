@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from scstate_lora._utils import did_you_mean, warn_user
 from scstate_lora.config.options import Options
-from scstate_lora.data.fields import label_of
+from scstate_lora.data.labels import label_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -221,6 +221,7 @@ class SplitFile(Options):
             split[(types == cell_type) & ~(spare_controls & (perts == registry.control))] = held
         for cell_type, few in partial.items():
             within = types == cell_type
+            few = FewShot(val=tuple(registry.targets_of(few.val)), test=tuple(registry.targets_of(few.test)))
             self._check_few_shot(f'[fewshot."{name}.{cell_type}"]', few, set(perts[within]), registry)
             split[within & np.isin(perts, few.val)] = "val"
             split[within & np.isin(perts, few.test)] = "test"  # after val: test cells must not select weights

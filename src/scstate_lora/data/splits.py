@@ -11,7 +11,8 @@ import pandas as pd
 
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.contexts import join_labels
-from scstate_lora.data.fields import as_labels, label_of, obs_column
+from scstate_lora.data.fields import obs_column
+from scstate_lora.data.labels import label_of
 from scstate_lora.data.results import SPLIT, write_result
 from scstate_lora.data.split_column import SPLITS, read_split
 from scstate_lora.data.split_files import SplitFile
@@ -141,14 +142,14 @@ def _held_out(cells: BoundData, holdout: list[dict[str, Any]], *, spare_controls
     for condition in holdout:
         matches = np.ones(adata.n_obs, dtype=bool)
         for key, value in condition.items():
-            labels = as_labels(obs_column(adata, key))
-            levels = sorted(set(labels))
-            values = [label_of(v) for v in (value if isinstance(value, list) else [value])]
+            labels = cells.labels(key)
+            levels = sorted(set(labels[obs_column(adata, key, allow_missing=True).notna()]))
+            values = [cells.registry.level_of(key, v) for v in (value if isinstance(value, list) else [value])]
             absent = [v for v in values if v not in levels]
             if absent:
                 msg = f"holdout names {absent[0]!r}, which is not in adata.obs[{key!r}]. "
                 raise ValueError(msg + did_you_mean(absent[0], levels))
-            matches &= labels.isin(values).to_numpy()
+            matches &= np.isin(labels.astype(str), values)
         if not matches.any():
             msg = f"holdout={condition} matches no cell: its values never occur together."
             raise ValueError(msg)

@@ -40,6 +40,7 @@ def setup_anndata(
     context_keys: Sequence[str] | None = None,
     layer: str | None = None,
     input_scale: str | None = None,
+    target_sum: float | None = None,
     gene_key: str | None = None,
     embed_key: str | None = None,
     modality: str | None = None,
@@ -80,6 +81,9 @@ def setup_anndata(
         Layer of the expression; ``adata.X`` by default.
     input_scale
         ``"counts"`` or ``"log1p"``; by default decided once, from all of the matrix.
+    target_sum
+        Sum to which the counts of each cell are normalised before log1p: 10,000 by default. log1p values stay as they
+        are by default, and are converted to this sum if theirs is known, because all cells had one sum before log1p.
     gene_key
         Column of ``adata.var`` with gene names; ``adata.var_names`` by default.
     embed_key

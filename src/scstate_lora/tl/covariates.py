@@ -9,7 +9,8 @@ import pandas as pd
 
 from scstate_lora._constants import OBS_SPLIT
 from scstate_lora.data.bound import BoundData
-from scstate_lora.data.fields import ContinuousCovariate, Covariate, as_labels, obs_column
+from scstate_lora.data.fields import ContinuousCovariate, Covariate, obs_column
+from scstate_lora.data.labels import as_labels
 from scstate_lora.data.results import COVARIATE_INFORMATION, write_result
 from scstate_lora.data.split_column import read_split
 from scstate_lora.metrics import (
@@ -223,7 +224,7 @@ def _target(adata: AnnData, covariate: Covariate) -> pd.Series:
     column = obs_column(adata, covariate.name, allow_missing=covariate.allow_missing)
     if isinstance(covariate, ContinuousCovariate):
         return pd.to_numeric(column.astype(object)).astype(np.float64)
-    return as_labels(column).where(column.notna(), None)
+    return covariate.labels(column).where(column.notna(), None)
 
 
 def _check_classes(name: str, labels: pd.Series, train: np.ndarray, test: np.ndarray) -> None:

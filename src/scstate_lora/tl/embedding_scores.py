@@ -11,7 +11,8 @@ from pandas.api import types as pdt
 from scstate_lora._constants import OBSM_BASE, OBSM_SE, OBSM_ST, OBSM_STATE
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data import Registry, log_expression
-from scstate_lora.data.fields import MAX_NUMERIC_LEVELS, as_labels, obs_column
+from scstate_lora.data.fields import MAX_NUMERIC_LEVELS, obs_column
+from scstate_lora.data.labels import as_labels
 from scstate_lora.data.results import EVALUATE, write_result
 from scstate_lora.metrics import (
     Score,

@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 from scipy import sparse
 
+from scstate_lora.data.log_scale import describe_scale
 from scstate_lora.data.results import PREDICT, read_prediction, write_result
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _check_same(first: AnnData, other: AnnData, number: int) -> None:
     for field, first_value, value in (
         ("target", ", ".join(expected.targets), ", ".join(actual.targets)),
         ("space", expected.space, actual.space),
-        ("scale", expected.scale, actual.scale),
+        ("scale", describe_scale(expected.target_sum), describe_scale(actual.target_sum)),
     ):
         if first_value != value:
             msg = f"predictions[{number}] has the {field} {value!r}, the first one {first_value!r}. "

@@ -11,7 +11,8 @@ import pandas as pd
 from scstate_lora._constants import OBSM_SE
 from scstate_lora._utils import warn_user
 from scstate_lora.data.bound import BoundData
-from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate, label_of
+from scstate_lora.data.fields import CategoricalCovariate, ContinuousCovariate
+from scstate_lora.data.labels import label_of
 from scstate_lora.data.results import INTERPOLATE, as_uns, write_result
 from scstate_lora.tl.conditioned import chosen_cells, require_trained
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scstate_lora.data.perturbations import SEPARATOR
+from scstate_lora.data.perturbations import parts_of
 from scstate_lora.data.results import DISCRIMINATION, write_result
 from scstate_lora.tl.scoring.cells import shared_targets
 from scstate_lora.tl.scoring.effect_scores import score_effects
@@ -117,8 +117,7 @@ def discrimination(
         name=name,
         training=inputs.training,
         hidden_genes={
-            target: [position[gene] for gene in target.split(SEPARATOR) if gene in position]
-            for target in inputs.targets
+            target: [position[gene] for gene in parts_of(target) if gene in position] for target in inputs.targets
         },
         n_boot=n_boot,
         seed=seed,

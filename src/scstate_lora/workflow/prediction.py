@@ -58,7 +58,7 @@ def predict_to_file(
     OSError
         If writing failed; an earlier file at ``out`` is unchanged.
     """
-    targets = list(dict.fromkeys(targets))
+    targets = st.registry.targets_of(targets)
     st.perts.encode(targets)  # refuses the last of them before the first is predicted
     options: dict[str, Any] = {"contexts": contexts, "covariates": covariates, "device": device}
     if str(st.registry.control) in targets:

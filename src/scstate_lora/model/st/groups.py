@@ -39,7 +39,7 @@ def split_groups(cells: BoundData, split: str, *, min_cells: int, by: Sequence[s
         Columns that define a context; by default the registered ones.
     """
     registry = cells.registry
-    levels = CategoricalCovariate(str(registry.pert_key), tuple(registry.perturbations))
+    levels = CategoricalCovariate(str(registry.pert_key), tuple(registry.perturbations), control=registry.control)
     perts = levels.encode(cells.obs[levels.name])
     used = cells.split == split
     if split == "val":

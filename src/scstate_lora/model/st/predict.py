@@ -13,7 +13,8 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from scstate_lora._utils import did_you_mean, progress_bar
-from scstate_lora.data.fields import label_of
+from scstate_lora.data.labels import label_of
+from scstate_lora.data.log_scale import scale_name
 from scstate_lora.data.results import PREDICT, Prediction, write_result
 from scstate_lora.data.sets import SetData, dense, windows
 from scstate_lora.inference.arrays import to_tensors
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from scstate_lora.data.bound import BoundData
     from scstate_lora.data.registry import Registry
     from scstate_lora.nn.transition import StateTransition
-
-_SCALE = "log1p_cp10k"
 
 
 class Computed(NamedTuple):
@@ -147,7 +146,7 @@ def control_rows(cells: BoundData, contexts: Mapping[str, Any] | None) -> np.nda
     chosen = cells.is_control.copy()
     for key, requested in (contexts or {}).items():
         labels = cells.labels(key)
-        names = names_of(requested)
+        names = [cells.registry.level_of(key, name) for name in names_of(requested)]
         for name in names:
             if name not in set(labels):
                 msg = f"contexts: {name!r} is not in adata.obs[{key!r}]. {did_you_mean(name, sorted(set(labels)))}"
@@ -221,11 +220,12 @@ def as_anndata(
     if embedded:
         result.obsm[str(registry.embed_key)] = np.concatenate([c.cells for c in outputs])
     prediction = Prediction(
-        scale=_SCALE,
+        scale=scale_name(registry.target_sum),
         pert_key=str(registry.pert_key),
         control=str(registry.control),
         targets=list(tables),
         space=str(registry.embed_key) if embedded else "genes",
+        target_sum=registry.target_sum,
     )
     write_result(result, PREDICT, prediction.record())
     return result

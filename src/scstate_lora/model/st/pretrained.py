@@ -9,6 +9,7 @@ import numpy as np
 
 from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.perturbations import key_of
 from scstate_lora.io.published.st_checkpoint import check_embedding, match_genes, read_st_folder
 from scstate_lora.model.st.published import (
     backbone_config,
@@ -178,7 +179,8 @@ def adopt(checkpoint: STCheckpoint, cells: BoundData, options: STModelConfig, re
         genes = checkpoint.genes or None
     control = str(registry.control)
     published = published_perturbations(checkpoint, control)
-    others = sorted(set(registry.targets) - set(published.names))
+    known = {key_of(name, control) for name in published.names}
+    others = sorted(name for name in registry.targets if key_of(name, control) not in known)
     if others:
         logger.info(
             "%d of the %d perturbations are not among the %d that %s knows (%s): its perturbation encoder is replaced "

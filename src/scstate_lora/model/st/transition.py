@@ -403,7 +403,7 @@ class STTransition(HyperConnected, BaseModel):
             self._require_ready("predict()")
         on = choose_device(device)
         registry = self.registry
-        targets = names_of(target)
+        targets = registry.targets_of(names_of(target))
         if not targets:
             msg = f"target names no perturbation. Choose from {', '.join(map(repr, self.perts.names[1:]))}."
             raise ValueError(msg)

@@ -127,7 +127,7 @@ def choose_targets(target: Any, registry: Registry, with_cells: list[str]) -> li
             )
             raise ValueError(msg)
     else:
-        names = [target] if isinstance(target, str) else [str(name) for name in target]
+        names = registry.targets_of([target] if isinstance(target, str) else target)
     for name in names:
         if name not in registry.targets:
             msg = (
@@ -144,7 +144,7 @@ def choose_targets(target: Any, registry: Registry, with_cells: list[str]) -> li
     if ALL in names and len(names) > 1:
         msg = f"A perturbation is called {ALL!r}, the name of the average over them; rename it."
         raise ValueError(msg)
-    return list(dict.fromkeys(names))
+    return names
 
 
 def predicted_by_all(targets: list[str], untrained: Mapping[str, str], *, requested: bool) -> list[str]:

@@ -11,6 +11,7 @@ from scstate_lora._utils import did_you_mean, warn_user
 from scstate_lora.data import Registry
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.contexts import join_labels
+from scstate_lora.data.log_scale import check_scales
 from scstate_lora.data.perturbations import PerturbationTable
 from scstate_lora.data.results import is_predicted, read_prediction
 from scstate_lora.data.stream import read_matrix
@@ -75,6 +76,9 @@ def read_inputs(
     for argument, adata in (("real", real), ("control", control), ("train", train)):
         if adata is not None:
             _refuse_predicted(adata, argument)
+    measured_cells = {"real": real, "control": control} | ({} if train is None else {"train": train})
+    target_sums = {argument: Registry.from_adata(adata).target_sum for argument, adata in measured_cells.items()}
+    check_scales({"pred": prediction.target_sum} | target_sums)
     key = prediction.pert_key if pert_key is None else pert_key
     keys = [context_key] if isinstance(context_key, str) else list(context_key)
     genes = [str(gene) for gene in pred.var_names]
