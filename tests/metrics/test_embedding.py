@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -42,7 +44,19 @@ def test_knn_accuracy_of_noise_is_near_chance():
     assert abs(knn_accuracy(rng.normal(size=(400, 10)), labels) - 0.5) < 0.1
 
 
-@pytest.mark.slow  # pynndescent compiles itself when first used
+@pytest.fixture
+def compiled_pynndescent():
+    """Let pynndescent compile itself, which takes minutes if each step of the compiler is traced for coverage."""
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    try:
+        knn_accuracy(*_clusters(n=100, spread=2.0), search="approximate")
+    finally:
+        sys.settrace(tracer)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_pynndescent")
 def test_knn_accuracy_approximate_agrees_with_exact():
     x, labels = _clusters(n=100, spread=2.0)
     exact = knn_accuracy(x, labels, search="exact")
