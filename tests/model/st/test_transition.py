@@ -142,6 +142,7 @@ def test_prediction_says_of_every_cell_where_it_comes_from(screened):
     assert predicted.uns["scstate_lora"] == {
         "predict": {
             "scale": "log1p_cp10k",
+            "target_sum": 1e4,
             "pert_key": "guide",
             "control": "none",
             "target": ["g1"],
