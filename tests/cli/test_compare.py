@@ -50,9 +50,20 @@ def test_shipped_configuration_compares_the_simulated_wound(call, wound, tmp_pat
 def test_only_some_of_the_usual_and_again_into_the_same_folder(call, wound, tmp_path):
     plain = ["data.pert_key=condition", "data.control=sham", "data.cell_type_key=cell_type"]
     plain += ["data.context_keys=cell_type", "compare.variants=[zero-shot]", *SMALL]
-    for _ in range(2):
-        code, out, err = call("compare", wound, *plain, "--out", tmp_path)
-        assert code == 0, err
+    code, _, err = call("compare", wound, *plain, "--out", tmp_path)
+    assert code == 0, err
+    (tmp_path / "compare" / "notes.txt").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    code, _, err = call("compare", wound, *plain, "--out", tmp_path)
+    assert code == 2
+    assert "holds a finished comparison" in err
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    code, out, err = call("compare", wound, *plain, "--out", tmp_path, "--overwrite")
+    assert code == 0, err
+    assert {path.name for path in tmp_path.iterdir()} == {"compare"}
+    assert (tmp_path / "compare" / "notes.txt").exists()
+    scores = tmp_path / "compare" / "scores.csv"
+    assert scores.stat().st_mtime_ns > before[scores]
     assert "time_key=" in out
     assert {path.stem for path in (tmp_path / "compare").glob("*.png")} == {"criteria", "scores"}
 

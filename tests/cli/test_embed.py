@@ -218,7 +218,15 @@ REFUSED = {
         "nowhere is neither a file or directory nor a hub id",
     ),
     "convert cells": (("convert", "{folder}/cells.h5ad", "--out", "{out}"), "is an HDF5 file"),
-    "convert over a file": (("convert", "{se}", "--out", "{folder}/cells.h5ad"), "exists and is not a saved model"),
+    "convert over a file": (("convert", "{se}", "--out", "{folder}/cells.h5ad"), "replace it by --overwrite"),
+    "convert over cells": (
+        ("convert", "{se}", "--out", "{folder}/cells.h5ad", "--overwrite"),
+        "exists and is not a saved model",
+    ),
+    "embed over a file": (
+        ("embed", "{folder}/cells.h5ad", "--base", "{se}", "--out", "{folder}/cells.h5ad"),
+        "cells.h5ad exists. Name another place by --out, or replace it by --overwrite",
+    ),
 }
 
 

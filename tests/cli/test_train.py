@@ -315,6 +315,7 @@ def test_finished_training_goes_further(call, config, finished, tmp_path):
 def test_resume_without_a_run_starts_one(call, config, tmp_path, only_call):
     code, _, _ = call("train", "--config", config, "--out", tmp_path / "new", "--resume")
     assert only_call["resume"] is True
+    assert only_call["overwrite"] is False
     assert only_call["folder"] == tmp_path / "new"
     assert code == 2
 
@@ -324,8 +325,8 @@ def only_call(monkeypatch):
     """Catch what the workflow would be called with."""
     caught = {}
 
-    def stop(cells, config, folder, *, resume):
-        caught.update(cells=cells, config=config, folder=folder, resume=resume)
+    def stop(cells, config, folder, *, resume, overwrite):
+        caught.update(cells=cells, config=config, folder=folder, resume=resume, overwrite=overwrite)
         raise ValueError("stopped here")
 
     monkeypatch.setattr("scstate_lora.workflow.train", stop)

@@ -165,7 +165,7 @@ def test_report_is_written_from_a_run(finished):
     assert "<img" in page
 
 
-def test_the_same_folder_takes_a_second_run(finished, tmp_path, said):
+def test_the_same_folder_takes_a_second_run_where_that_is_requested(finished, tmp_path, said):
     """Without perturbation, on the cells of the first run: nothing of the first one is left."""
     done, first = finished
     folder = tmp_path / "copy"
@@ -178,8 +178,9 @@ def test_the_same_folder_takes_a_second_run(finished, tmp_path, said):
     config = _config({"pert_key": None, "control": None}, seed=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        again = workflow.run(adata, config, folder)
-    assert "Replacing the results of an earlier run" in said.text
+        again = workflow.run(adata, config, folder, overwrite=True)
+    assert "stays as it is until the new results" in said.text
+    assert not folder.with_name("copy.new").exists()
     assert "Removed 'X_scstate_lora', 'X_scstate_base', 'X_scstate_st' from obsm" in said.text
     assert again.models.st is None
     assert again.predictions == []
@@ -192,6 +193,66 @@ def test_the_same_folder_takes_a_second_run(finished, tmp_path, said):
     read = ad.read_h5ad(folder / "adata.h5ad")
     assert set(read.obsm) == {"X_scstate_lora", "X_scstate_base", "X_mine"}
     assert np.abs(read.obsm["X_scstate_base"] - done.adata.obsm["X_scstate_base"]).max() > 1e-3
+
+
+def _files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("job", [workflow.run, workflow.train])
+def test_a_finished_run_is_not_replaced_unasked_raises(finished, wound, no_training, job):
+    _, folder = finished
+    before = _files(folder)
+    with pytest.raises(FileExistsError, match=r"holds a finished run.*--overwrite \(from Python, overwrite=True\)"):
+        job(wound.copy(), _config(), folder)
+    assert _files(folder) == before
+
+
+def test_an_interrupted_replacement_leaves_the_old_results_and_goes_on(finished, wound, tmp_path, monkeypatch):
+    done, first = finished
+    folder = tmp_path / "copy"
+    shutil.copytree(first, folder)
+    before = _files(folder)
+    config = _config({"pert_key": None, "control": None}, seed=1)
+    embed = ssl.LoRACovariateSE.get_latent_representation
+
+    def stop(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ssl.LoRACovariateSE, "get_latent_representation", stop)
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run(wound.copy(), config, folder, overwrite=True)
+    assert _files(folder) == before
+    monkeypatch.setattr(ssl.LoRACovariateSE, "get_latent_representation", embed)
+    with pytest.raises(FileExistsError, match=r"copy\.new.*--overwrite --resume"):
+        workflow.run(wound.copy(), _config(), folder, resume=True)
+    monkeypatch.setattr(ssl.LoRACovariateSE, "train", stop)  # the model is there already
+    again = workflow.run(wound.copy(), config, folder, overwrite=True, resume=True)
+    assert not folder.with_name("copy.new").exists()
+    assert not (folder / "predictions.h5ad").exists()
+    stored = ad.read_h5ad(folder / "adata.h5ad").obsm["X_scstate_lora"]
+    np.testing.assert_array_equal(stored, again.adata.obsm["X_scstate_lora"])
+    assert np.abs(stored - done.adata.obsm["X_scstate_lora"]).max() > 1e-3
+    loaded = ssl.LoRACovariateSE.load(folder / "models" / "se", adata=again.adata)
+    np.testing.assert_array_equal(loaded.get_latent_representation(key_added=None), stored)
+
+
+def test_overwriting_where_nothing_is_writes_into_the_folder_and_resumes_there(wound, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    config = _config({"pert_key": None, "control": None})
+    embed = ssl.LoRACovariateSE.get_latent_representation
+
+    def stop(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ssl.LoRACovariateSE, "get_latent_representation", stop)
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run(wound.copy(), config, folder, overwrite=True)
+    assert (folder / "models" / "se").is_dir()
+    monkeypatch.setattr(ssl.LoRACovariateSE, "get_latent_representation", embed)
+    monkeypatch.setattr(ssl.LoRACovariateSE, "train", stop)
+    workflow.run(wound.copy(), config, folder, overwrite=True, resume=True)
+    assert (folder / "adata.h5ad").exists()
 
 
 def test_several_targets_of_which_one_cannot_be_scored(wound, tmp_path, monkeypatch, said):

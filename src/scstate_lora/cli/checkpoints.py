@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scstate_lora.cli.shared import BaseConfig, Proteins, Traceback, check_base
+from scstate_lora.cli.shared import BaseConfig, Overwrite, Proteins, Traceback, check_base, refuse_existing
 
 
 def inspect(
@@ -29,10 +29,12 @@ def convert(
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     config: BaseConfig = None,
     protein_embeddings: Proteins = None,
+    overwrite: Overwrite = False,
     traceback: Traceback = False,
 ) -> None:
     """Convert a published SE checkpoint to safetensors and JSON, which contain no code and load fastest."""
     check_base(base)
+    refuse_existing(out, overwrite=overwrite)
     from scstate_lora.model import SEBase
 
     SEBase.load(base, config=config, protein_embeddings=protein_embeddings).save(out)

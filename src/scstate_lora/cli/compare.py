@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scstate_lora.cli.shared import Config, Out, Overrides, Traceback, check_paths, read_cells, split_file
+from scstate_lora.cli.shared import Config, Out, Overrides, Overwrite, Traceback, check_paths, read_cells, split_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +25,7 @@ def compare(
     *,
     config: Config = None,
     out: Out = None,
+    overwrite: Overwrite = False,
     traceback: Traceback = False,
 ) -> None:
     """Train variants of the perturbation model on one split, score them beside naive baselines, and show what helps.
@@ -44,7 +45,7 @@ def compare(
     from scstate_lora.reporting.comparison import write_comparison
     from scstate_lora.workflow import is_first_process
 
-    result = _compare(cells, options, folder / _FOLDER)
+    result = _compare(cells, options, folder / _FOLDER, overwrite=overwrite)
     if not is_first_process():  # of several that train together
         return
     _draw(result, folder / _FOLDER)
@@ -52,7 +53,7 @@ def compare(
     _show(result, folder / _FOLDER)
 
 
-def _compare(cells: Any, options: CompareRunConfig, folder: Path) -> Comparison:
+def _compare(cells: Any, options: CompareRunConfig, folder: Path, *, overwrite: bool) -> Comparison:
     """Set the cells up and compare."""
     from scstate_lora import tl
     from scstate_lora._logging import logger
@@ -87,6 +88,7 @@ def _compare(cells: Any, options: CompareRunConfig, folder: Path) -> Comparison:
         markers=chosen.markers,
         thresholds=chosen.thresholds,
         path=folder,
+        overwrite=overwrite,
     )
 
 

@@ -11,12 +11,14 @@ from scstate_lora._constants import OBSM_SE, OBSM_STATE
 from scstate_lora.cli.shared import (
     BASE,
     BaseConfig,
+    Overwrite,
     Proteins,
     Traceback,
     check_base,
     covariate_values,
     load_model,
     read_cells,
+    refuse_existing,
     takes,
 )
 from scstate_lora.config import EmbedOptions
@@ -62,6 +64,7 @@ def embed(
         ),
     ] = None,
     options: dict[str, Any],
+    overwrite: Overwrite = False,
     traceback: Traceback = False,
 ) -> None:
     """Embed the cells of a file, by a base model as it is (--base) or by a trained model (--model).
@@ -71,6 +74,7 @@ def embed(
     if base is None and model is None:
         msg = "Name the model: a base model by --base, or a saved LoRACovariateSE by --model."
         raise ValueError(msg)
+    refuse_existing(out, overwrite=overwrite)
     if base is not None:
         check_base(base)
     if covariates is not None and model is None:

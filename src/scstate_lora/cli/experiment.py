@@ -15,6 +15,7 @@ from scstate_lora.cli.shared import (
     Config,
     Out,
     Overrides,
+    Overwrite,
     Traceback,
     check_folder,
     check_paths,
@@ -50,6 +51,7 @@ def run(
     base: Annotated[str | None, typer.Option(help=BASE)] = None,
     out: Out = None,
     resume: _Resume = False,
+    overwrite: Overwrite = False,
     traceback: Traceback = False,
 ) -> None:
     """Set up, train, embed, predict, evaluate and report: the main job on one file.
@@ -77,12 +79,10 @@ def run(
     cells = read_cells(path, options.data.modality)
 
     from scstate_lora import workflow
-    from scstate_lora.reporting import report
 
     with _resumable(folder):
-        done = workflow.run(cells, options, folder, resume=resume)
+        workflow.run(cells, options, folder, resume=resume, overwrite=overwrite, title=path.name)
     if workflow.is_first_process():
-        report(done.adata, done.models, folder / "report.html", predictions=done.predictions, title=path.name)
         _list_results(folder)
 
 
@@ -99,6 +99,7 @@ def train(
     config: Annotated[Path, typer.Option(help="Options in a YAML file; scstate-lora config has files to start from.")],
     out: Out = None,
     resume: _Resume = False,
+    overwrite: Overwrite = False,
     traceback: Traceback = False,
 ) -> None:
     """Train the models whose sections (se, st) a configuration has, and save them and the cells' embeddings."""
@@ -116,7 +117,7 @@ def train(
     from scstate_lora import workflow
 
     with _resumable(folder):
-        workflow.train(cells, options, folder, resume=resume)
+        workflow.train(cells, options, folder, resume=resume, overwrite=overwrite)
     if workflow.is_first_process():
         _list_results(folder)
 

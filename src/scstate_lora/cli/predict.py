@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from scstate_lora.cli.shared import Traceback, column_values, covariate_values, load_model, read_cells
+from scstate_lora.cli.shared import (
+    Overwrite,
+    Traceback,
+    column_values,
+    covariate_values,
+    load_model,
+    read_cells,
+    refuse_existing,
+)
 
 
 def predict(
@@ -41,7 +49,7 @@ def predict(
         typer.Option("--out", "-o", help="The .h5ad of predicted cells; <file>_predicted.h5ad by default."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; CUDA if available.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    overwrite: Overwrite = False,
     pretrained: Annotated[
         str | None,
         typer.Option(help="New location of the pretrained model this one was trained on, if it has moved."),
@@ -75,9 +83,7 @@ def _check_out(out: Path, file: Path, *, overwrite: bool) -> None:
         fault = "is a folder" if out.is_dir() else "is the file of the cells itself"
         msg = f"The output, {out}, {fault}. Name another file by --out."
         raise ValueError(msg)
-    if out.exists() and not overwrite:
-        msg = f"{out} exists. Name another file by --out, or replace it by --overwrite."
-        raise FileExistsError(msg)
+    refuse_existing(out, overwrite=overwrite)
 
 
 def _contexts(texts: list[str]) -> dict[str, list[str]] | None:

@@ -58,6 +58,7 @@ Overrides = Annotated[
         "'data.covariates=[{name: day, type: continuous}]'; a run's config.yaml lists them all.",
     ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, once the new is whole.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the results; runs/<file> by default.")]
 
 
@@ -158,6 +159,13 @@ def check_folder(folder: Path) -> None:
     if not os.access(existing, os.W_OK):
         msg = f"{existing} is not writable. Name another folder by --out."
         raise PermissionError(msg)
+
+
+def refuse_existing(out: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a file or folder without being asked to."""
+    if out.exists() and not overwrite:
+        msg = f"{out} exists. Name another place by --out, or replace it by --overwrite."
+        raise FileExistsError(msg)
 
 
 def column_values(text: str, *, option: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 @contextmanager
@@ -47,6 +47,32 @@ def in_place(path: Path) -> Iterator[Path]:
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def beside(path: Path) -> Path:
+    """Folder in which the successor of a folder of results is built, under a name that shows what it is."""
+    return path.with_name(f"{path.name}.new")
+
+
+def replace_folder(path: Path, new: Path, *, keep: Iterable[Path]) -> None:
+    """Replace a folder by another beside it.
+
+    Parameters
+    ----------
+    path, new
+        The folder, and its successor, which has moved there afterwards.
+    keep
+        Files and folders to keep, relative to `path`.
+    """
+    for name in keep:
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).rename(new / name)
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        _swap(new, path, old / "old")
+        flush(path.parent)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def interrupted(path: Path) -> Path | None:

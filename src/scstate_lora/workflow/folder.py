@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from scstate_lora._logging import logger
 from scstate_lora.config import RunConfig, to_yaml
+from scstate_lora.io.atomic import beside, in_place, replace_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,10 +60,14 @@ class ResultsFolder:
     ----------
     path
         The folder; it need not exist yet.
+    overwrite
+        Replace the results of an earlier run in it, once the new ones are whole: until then they are in a folder
+        beside it.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
+        self.final = self.path = Path(path)
+        self.overwrite = overwrite
         self.earlier: RunConfig | None = None
         """Options of the interrupted run that is resumed."""
 
@@ -114,39 +119,60 @@ class ResultsFolder:
         Raises
         ------
         FileExistsError
-            If files would be overwritten that do not belong to an earlier run, or belong to an interrupted one that is
-            not to be resumed.
+            If files would be overwritten that do not belong to an earlier run, or belong to one that is neither to be
+            resumed nor to be overwritten.
         ValueError
             If the run to be resumed had other options.
         """
-        present = self._present()
-        if present and not self._is_of_a_run():
+        new = beside(self.final)
+        for folder in (self.final, new):
+            present = _present(folder)
+            if present and not _is_of_a_run(folder):
+                msg = (
+                    f"{present[0]} exists and would be overwritten, and {folder} is not the folder of an earlier run. "
+                    "Choose another folder, or move it away."
+                )
+                raise FileExistsError(msg)
+        begun = _is_of_a_run(new)
+        if begun and resume and not self.overwrite:
             msg = (
-                f"{present[0]} exists and would be overwritten, and {self.path} is not the folder of an earlier run. "
-                "Choose another folder, or move it away."
+                f"A run that was to replace the one in {self.final} was interrupted; it is in {new}. Continue it by "
+                "--overwrite --resume (from Python, overwrite=True, resume=True), or delete that folder."
             )
             raise FileExistsError(msg)
-        if resume and self._is_of_a_run():
+        if self.overwrite and (begun or (_is_of_a_run(self.final) and not resume)):
+            self.path = new
+        if resume and _is_of_a_run(self.path):
             self.earlier = self._read_config()
             self._check_same(config)
         elif resume:
             logger.info("There is no run in %s to resume: starting one.", self.path)
-        elif is_first_process() and self._is_interrupted():
+        elif is_first_process() and not self.overwrite:
+            self._refuse_replacing()
+
+    def _refuse_replacing(self) -> None:
+        """Raise a FileExistsError if a run would be lost."""
+        if _is_finished(self.path):
             msg = (
-                f"{self.path} holds an interrupted run. Resume it by --resume (from Python, resume=True), "
-                "name another folder, or delete this one."
+                f"{self.path} holds a finished run. Replace it by --overwrite (from Python, overwrite=True), train it "
+                "for more epochs by --resume (resume=True), or name another folder."
+            )
+            raise FileExistsError(msg)
+        if _is_interrupted(self.path):
+            msg = (
+                f"{self.path} holds an interrupted run. Resume it by --resume (from Python, resume=True), replace it "
+                "by --overwrite (overwrite=True), or name another folder."
             )
             raise FileExistsError(msg)
 
     def start(self, config: RunConfig) -> None:
-        """Make the folder, remove results of an earlier run unless that is resumed, and write the options."""
+        """Make the folder, remove what an earlier run has left unless that is resumed, and write the options."""
         if not is_first_process():
             return
         if self.earlier is None:
-            present = self._present()
-            if present:
-                logger.info("Replacing the results of an earlier run in %s.", self.path)
-            _remove(present)
+            if self.path != self.final:
+                logger.info("%s stays as it is until the new results, in %s, are whole.", self.final, self.path)
+            _remove(_present(self.path))
         else:
             logger.info("Resuming the run in %s.", self.path)
             begun = [self.logs(part) for part in PARTS if self.checkpoint(part) is None]
@@ -164,29 +190,19 @@ class ResultsFolder:
     def write_cells(self, name: str, adata: AnnData) -> None:
         """Write an h5ad."""
         if is_first_process():
-            adata.write_h5ad(self.path / f"{name}.h5ad", compression="gzip")
+            with in_place(self.path / f"{name}.h5ad") as temporary:
+                adata.write_h5ad(temporary, compression="gzip")
+
+    def finish(self) -> None:
+        """Replace the results of an earlier run, now that the new ones are whole; other files there are kept."""
+        if self.path != self.final and is_first_process():
+            replace_folder(self.final, self.path, keep=_further(self.final))
+        self.path = self.final
 
     def drop(self, *paths: Path) -> None:
         """Delete files and folders that are no longer needed."""
         if is_first_process():
             _remove(paths)
-
-    def _present(self) -> list[Path]:
-        """Find the files and folders that a run would replace."""
-        paths = [self.path / name for name in RESULTS]
-        paths += [file for part in PARTS for file in sorted(self.logs(part).glob("*"))]
-        return [path for path in paths if path.exists()]
-
-    def _is_of_a_run(self) -> bool:
-        config = self.path / "config.yaml"
-        return config.is_file() and config.read_bytes().startswith(_MARK.encode())
-
-    def _is_interrupted(self) -> bool:
-        """Whether training would be lost; a finished run has written its cells."""
-        if not self._is_of_a_run() or (self.path / "adata.h5ad").exists():
-            return False
-        logs = [self.logs(part) / "checkpoints" / "last.ckpt" for part in PARTS]
-        return any(path.exists() for path in [*logs, *(self.model(part) for part in PARTS)])
 
     def _read_config(self) -> RunConfig:
         path = self.path / "config.yaml"
@@ -202,6 +218,39 @@ class ResultsFolder:
                     "folder to train anew."
                 )
                 raise ValueError(msg)
+
+
+def _present(folder: Path) -> list[Path]:
+    """Find the files and folders that a run would replace."""
+    paths = [folder / name for name in RESULTS]
+    paths += [file for part in PARTS for file in sorted((folder / "logs" / part).glob("*"))]
+    return [path for path in paths if path.exists()]
+
+
+def _further(folder: Path) -> list[Path]:
+    """Find what is in a folder besides the results of a run, relative to it."""
+    ours = {Path(name) for name in (*RESULTS, *(f"logs/{part}" for part in PARTS))}
+    parents = {path.parent for path in ours}
+    listed = [path for parent in parents if (folder / parent).is_dir() for path in (folder / parent).iterdir()]
+    relative = {path.relative_to(folder) for path in listed}
+    return sorted(relative - ours - parents)
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    config = folder / "config.yaml"
+    return config.is_file() and config.read_bytes().startswith(_MARK.encode())
+
+
+def _is_finished(folder: Path) -> bool:
+    return _is_of_a_run(folder) and (folder / "adata.h5ad").exists()
+
+
+def _is_interrupted(folder: Path) -> bool:
+    """Whether training would be lost."""
+    if not _is_of_a_run(folder) or _is_finished(folder):
+        return False
+    logs = [folder / "logs" / part / "checkpoints" / "last.ckpt" for part in PARTS]
+    return any(path.exists() for path in [*logs, *(folder / "models" / part for part in PARTS)])
 
 
 def _flat(options: Any, name: str = "") -> dict[str, Any]:

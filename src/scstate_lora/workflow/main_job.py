@@ -21,9 +21,10 @@ from scstate_lora.data.results import (
     write_result,
 )
 from scstate_lora.model import Models
+from scstate_lora.reporting import report
 from scstate_lora.tl.scoring.held_out import HeldOutCells
 from scstate_lora.workflow.features import read_features
-from scstate_lora.workflow.folder import PARTS, ResultsFolder
+from scstate_lora.workflow.folder import PARTS, ResultsFolder, is_first_process
 from scstate_lora.workflow.one_model import train_models
 
 if TYPE_CHECKING:
@@ -58,8 +59,16 @@ class Run:
     predictions: list[AnnData]
 
 
-def run(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume: bool = False) -> Run:
-    """Do the whole job on one experiment, except the report.
+def run(
+    data: AnnData | MuData,
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    title: str | None = None,
+) -> Run:
+    """Do the whole job on one experiment.
 
     Parameters
     ----------
@@ -70,9 +79,10 @@ def run(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume
     folder
         Folder of the results: ``adata.h5ad``, ``predictions.h5ad``, ``config.yaml``, ``tables/*.csv``,
         ``models/se`` and ``models/st``, ``logs/base``, ``logs/se`` and ``logs/st`` (``metrics.csv`` and TensorBoard).
-        The results of an earlier run are replaced.
-    resume
-        Continue the run that was interrupted in this folder, see :func:`train`.
+    resume, overwrite
+        Continue, or replace, the run in this folder, see :func:`train`.
+    title
+        Heading of ``report.html``; None: no report.
 
     Raises
     ------
@@ -88,7 +98,7 @@ def run(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume
     if config.se is None:
         msg = "The main job needs the embedding model, but se is null. To train the other one: scstate-lora train."
         raise ValueError(msg)
-    place = ResultsFolder(folder)
+    place = ResultsFolder(folder, overwrite=overwrite)
     trained = train_models(data, config, place, resume=resume)
     adata, se, st = trained.adata, trained.se, trained.st
     assert se is not None  # config.se is not
@@ -105,7 +115,11 @@ def run(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume
         place.write_cells("predictions", _join(predictions))
     place.write_cells("adata", adata)
     place.drop(*(path for part in PARTS for path in place.logs(part).glob("**/checkpoints")))  # the models are saved
-    return Run(adata, Models(se, st), predictions)
+    models = Models(se, st)
+    if title is not None and is_first_process():
+        report(adata, models, place.path / "report.html", predictions=predictions, title=title)
+    place.finish()
+    return Run(adata, models, predictions)
 
 
 def _predict_and_score(st: STTransition, adata: AnnData, features: pd.DataFrame | None) -> list[AnnData]:

@@ -51,7 +51,9 @@ class Trained:
     st: STTransition | None
 
 
-def train(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume: bool = False) -> Trained:
+def train(
+    data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resume: bool = False, overwrite: bool = False
+) -> Trained:
     """Set up, train, embed and save; no scores and no predictions, see :func:`run`.
 
     Parameters
@@ -63,18 +65,20 @@ def train(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resu
     folder
         Where the results are written: ``adata.h5ad``, ``config.yaml``, ``tables/*.csv``, ``models/se`` and
         ``models/st``, and in ``logs/base``, ``logs/se`` and ``logs/st`` TensorBoard's files, ``metrics.csv`` and
-        ``checkpoints``. The results of an earlier run are replaced.
+        ``checkpoints``.
     resume
         Resume the run that was interrupted in this folder, with the same cells and options; ``max_epochs`` may be
         larger. If there is none, one is started.
+    overwrite
+        Replace the results of an earlier run, once the new ones are whole; until then these are in ``<folder>.new``.
 
     Raises
     ------
     TypeError, KeyError, ValueError
         As :func:`scstate_lora.setup_anndata`; no model is asked for; the run to be resumed had other options or cells.
     FileExistsError
-        If ``folder`` holds files that would be overwritten and are not of an earlier run, or are of one that was
-        interrupted and is not to be resumed.
+        If ``folder`` holds files that would be overwritten and are not of an earlier run, or are of one that is neither
+        to be resumed nor to be overwritten.
 
     Notes
     -----
@@ -83,9 +87,10 @@ def train(data: AnnData | MuData, config: RunConfig, folder: str | Path, *, resu
     if config.st is not None and config.data.pert_key is None:
         msg = "st, the perturbation model, needs a perturbation: give data.pert_key and data.control, or leave st out."
         raise ValueError(msg)
-    place = ResultsFolder(folder)
+    place = ResultsFolder(folder, overwrite=overwrite)
     trained = train_models(data, config, place, resume=resume)
     place.write_cells("adata", trained.adata)
+    place.finish()
     return trained
 
 

@@ -20,6 +20,7 @@ from scstate_lora.data import Registry
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.results import COMPARE, write_result
 from scstate_lora.data.splits import split_table
+from scstate_lora.io.atomic import beside, replace_folder
 from scstate_lora.metrics.baselines import reference_names
 from scstate_lora.tl.comparison.criteria import OF_PREDICTIONS, OF_TRAINING, criteria_table
 from scstate_lora.tl.comparison.result import Comparison
@@ -75,6 +76,7 @@ def compare(
     markers: Mapping[str, Sequence[str]] | Sequence[str] | None = None,
     thresholds: Mapping[str, float] | Thresholds | None = None,
     path: str | Path | None = None,
+    overwrite: bool = False,
     n_boot: int = 1000,
 ) -> Comparison:
     """Train variants of STTransition on one split and score them on its test cells, beside the naive baselines.
@@ -120,7 +122,10 @@ def compare(
         Thresholds of the success criteria, by name; see :class:`scstate_lora.config.Thresholds`.
     path
         Folder for the tables as CSV, and for the logs and checkpoints of every training. By default nothing is
-        written. Tables and logs of an earlier comparison in it are replaced.
+        written.
+    overwrite
+        Replace the tables and logs of an earlier comparison in `path`, once the new ones are whole; until then these
+        are in ``<path>.new``.
     n_boot
         Bootstrap samples behind the intervals over contexts of a single seed; several seeds have a t-interval.
 
@@ -137,7 +142,7 @@ def compare(
     TypeError, ValueError
         If a target has no test cells, or a name, option or threshold is unknown or not allowed. Before any training.
     FileExistsError
-        If ``path`` has logs that are not of a comparison.
+        If ``path`` has logs that are not of a comparison, or a finished comparison that is not to be overwritten.
 
     Notes
     -----
@@ -172,7 +177,7 @@ def compare(
     logger.info("The split of all variants:\n%s", split_table(bound).to_string(index=False))
     broken, genes, untrained = _try_out(chosen, adata, registry, seed=seeds[0])
     targets = predicted_by_all(targets, untrained, requested=target is not None)
-    folder = None if path is None else _prepared(Path(path))
+    folder = None if path is None else _prepared(Path(path), overwrite=overwrite)
     cells = HeldOutCells(bound, genes=genes, context_keys=keys, pert_features=pert_features)
     task = Task(cells, targets, n_boot)
     baselines = task.baselines()
@@ -197,6 +202,9 @@ def compare(
         for name, table in result.tables().items():
             table.to_csv(folder / f"{name}.csv", index=False)
         result.summary().to_csv(folder / "summary.csv", index=False)
+        if path is not None and folder != Path(path):
+            further = [entry for entry in Path(path).iterdir() if entry.name not in {e.name for e in folder.iterdir()}]
+            replace_folder(Path(path), folder, keep=[entry.relative_to(path) for entry in further])
     return result
 
 
@@ -381,10 +389,15 @@ def _markers(markers: Mapping[str, Sequence[str]] | Sequence[str] | None, target
     return {name: [str(gene) for gene in genes] for name, genes in markers.items()}  # type: ignore[union-attr]  # has keys
 
 
-def _prepared(folder: Path) -> Path:
-    """Create the folder and remove the logs of an earlier comparison."""
+def _prepared(path: Path, *, overwrite: bool) -> Path:
+    """Create the folder to write to: beside an earlier comparison that is to be replaced."""
+    is_finished = (path / _MARK).exists() and (path / "scores.csv").exists()
+    folder = beside(path) if is_finished and overwrite else path
     if rank_zero_only.rank != 0:  # one of several processes that train together; the first creates it
         return folder
+    if is_finished and not overwrite:
+        msg = f"{path} holds a finished comparison. Name another folder, or replace it by overwrite=True (--overwrite)."
+        raise FileExistsError(msg)
     if folder.exists() and not folder.is_dir():
         msg = f"path={str(folder)!r} is a file; name a folder."
         raise FileExistsError(msg)
@@ -394,7 +407,7 @@ def _prepared(folder: Path) -> Path:
         raise FileExistsError(msg)
     shutil.rmtree(logs, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MARK).write_text("A comparison by scstate_lora; its logs are replaced by the next one.\n")
+    (folder / _MARK).write_text("A comparison by scstate_lora.\n")
     return folder
 
 
