@@ -78,3 +78,54 @@ def test_unusable_embedding_raises(adata, key, error, message):
     with pytest.raises(error, match=message):
         Registry.create(adata, DataConfig(embed_key=key))
     assert list(adata.uns) == []
+
+
+def _named(adata, columns="abcde", values=VALUES):
+    return pd.DataFrame(values, index=adata.obs_names, columns=list(columns))
+
+
+def test_named_columns_are_matched_by_name(adata):
+    adata.obsm["X_mine"] = _named(adata)
+    registry = Registry.from_json(Registry.create(adata, DataConfig(embed_key="X_mine")).to_json())
+    assert registry.embed_columns == list("abcde")
+    new = adata.copy()
+    new.obsm["X_mine"] = _named(adata).assign(more=1.0)[["more", *"edcba"]]
+    np.testing.assert_array_equal(BoundData(registry, new).embedding, VALUES.astype(np.float32))
+    np.testing.assert_array_equal(BoundData(registry, new[5:9]).embedding, VALUES[5:9].astype(np.float32))
+
+
+def test_absent_named_columns_raises(adata):
+    adata.obsm["X_mine"] = _named(adata)
+    registry = Registry.create(adata, DataConfig(embed_key="X_mine"))
+    adata.obsm["X_mine"] = _named(adata, "abcxy")
+    with pytest.raises(ValueError, match=r"adata\.obsm\['X_mine'\] lacks 2 of the 5 columns .*: 'd', 'e'\. It has 'a'"):
+        _ = BoundData(registry, adata).embedding
+
+
+def test_a_column_named_twice_raises(adata):
+    adata.obsm["X_mine"] = _named(adata, "abcda")
+    with pytest.raises(ValueError, match=r"adata\.obsm\['X_mine'\]\.columns holds 'a' more than once"):
+        Registry.create(adata, DataConfig(embed_key="X_mine"))
+
+
+def test_an_array_in_place_of_named_columns_warns(adata):
+    adata.obsm["X_mine"] = _named(adata)
+    registry = Registry.create(adata, DataConfig(embed_key="X_mine"))
+    adata.obsm["X_mine"] = VALUES
+    with pytest.warns(UserWarning, match=r"adata\.obsm\['X_mine'\] has no names of columns.*by position"):
+        np.testing.assert_array_equal(BoundData(registry, adata).embedding, VALUES.astype(np.float32))
+
+
+def test_a_table_in_place_of_an_array_is_read_by_position(adata):
+    adata.obsm["X_mine"] = VALUES
+    registry = Registry.create(adata, DataConfig(embed_key="X_mine"))
+    assert registry.embed_columns is None
+    adata.obsm["X_mine"] = _named(adata)
+    np.testing.assert_array_equal(BoundData(registry, adata).embedding, VALUES.astype(np.float32))
+
+
+def test_columns_that_a_file_turned_to_text_are_found(adata, tmp_path):
+    adata.obsm["X_mine"] = _named(adata, range(5))
+    registry = Registry.create(adata, DataConfig(embed_key="X_mine"))
+    adata.obsm["X_mine"] = _named(adata, map(str, range(5)))[list("43210")]
+    np.testing.assert_array_equal(BoundData(registry, adata).embedding, VALUES.astype(np.float32))

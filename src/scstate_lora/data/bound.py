@@ -18,6 +18,7 @@ from scstate_lora.data.genes import gene_names, match_genes, take_columns, uniqu
 from scstate_lora.data.labels import as_labels
 from scstate_lora.data.log_scale import LogScale, describe_scale, find_log_scale, noted_base, same_sum
 from scstate_lora.data.matrix import check_scale, log_normalize, log_raw, rescale_log, to_natural_log
+from scstate_lora.data.raw import raw_advised
 from scstate_lora.data.split_column import read_split
 from scstate_lora.data.stream import check_not_empty, matrix_name
 
@@ -237,8 +238,9 @@ class BoundData:
         if len(absent):
             names = ", ".join(registry.var_names[i] for i in absent[:3]) + (", …" if len(absent) > 3 else "")
             warn_user(f"{len(absent)} of the model's {len(positions)} genes are not in the data and set to 0: {names}")
-        expression = read_expression(self.adata, registry.layer)
-        check_scale(expression.stats, registry.scale, registry.scale_reason, matrix_name(registry.layer))
+        with raw_advised(self.adata, scale=registry.scale):
+            expression = read_expression(self.adata, registry.layer)
+            check_scale(expression.stats, registry.scale, registry.scale_reason, matrix_name(registry.layer))
         matrix = take_columns(expression.matrix, positions)
         return matrix if registry.scale == "counts" else to_natural_log(matrix, self._log_scale.base)
 
@@ -294,14 +296,20 @@ class BoundData:
         Raises
         ------
         ValueError
-            If no ``embed_key`` was set up, or the embedding has a different width or is not finite.
+            If no ``embed_key`` was set up, or the embedding has a different width, lacks a column, or is not finite.
         KeyError
             If the embedding does not exist.
         TypeError
             If the embedding does not hold numbers.
+
+        Warns
+        -----
+        UserWarning
+            If the model was set up on named columns and these have no names.
         """
         registry = self.registry
         if registry.embed_key is None:
             msg = "No embedding was set up. Name a key of adata.obsm: ssl.setup_anndata(adata, embed_key=...)."
             raise ValueError(msg)
-        return read_embedding(self.adata, registry.embed_key, width=registry.embed_width)
+        width, columns = registry.embed_width, registry.embed_columns
+        return read_embedding(self.adata, registry.embed_key, width=width, columns=columns)

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.labels import decoded, is_written_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -81,8 +82,17 @@ def _gene_column(adata: AnnData, gene_key: str) -> pd.Series:
 
 
 def unique_names(names: Any, label: str, remedy: str) -> list[str]:
-    """Return names as a list of strings; if they are not unique, a ValueError names a duplicate and the remedy."""
-    listed = [str(n) for n in names]
+    """Return names as a list of strings, decoded from bytes.
+
+    Raises
+    ------
+    ValueError
+        If they are not unique, naming a duplicate and the remedy, or are bytes that were written as text.
+    """
+    listed = [str(decoded(n)) for n in names]
+    if listed and is_written_bytes(listed[0]) and all(map(is_written_bytes, listed)):
+        msg = f"{label} holds bytes that were written as text ({listed[0]!r}). Decode them: [n[2:-1] for n in {label}]."
+        raise ValueError(msg)
     if len(set(listed)) < len(listed):
         repeated = Counter(listed).most_common(1)[0][0]
         msg = f"{label} holds {repeated!r} more than once. Names must be unique: {remedy}."
@@ -186,9 +196,9 @@ def _candidates(data: AnnData | Sequence[str], gene_key: str | None) -> dict[str
 def _texts(column: pd.Series) -> list[str | None]:
     """Return a column as strings, with None for missing values."""
     if isinstance(column.dtype, pd.CategoricalDtype):
-        levels = [*map(str, column.cat.categories), None]
+        levels = [*(str(decoded(name)) for name in column.cat.categories), None]
         return [levels[code] for code in column.cat.codes]  # code -1 takes the last one: missing
-    return [name if isinstance(name, str) else None for name in column.tolist()]
+    return [decoded(name) if isinstance(name, (str, bytes)) else None for name in column.tolist()]
 
 
 def _positions(names: Sequence[str | None], exact: Mapping[Any, int], stems: Mapping[str, int]) -> np.ndarray:

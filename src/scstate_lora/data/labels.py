@@ -11,6 +11,7 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_BYTES = re.compile(r"""b'[^'\\]*'|b"[^"\\]*\"""")
 # Text of a fraction with more digits than single precision has: written from a number, not by hand.
 _MANY_DIGITS = re.compile(r"-?\d+\.\d{9,}(e[-+]?\d+)?")
 
@@ -53,15 +54,25 @@ def _levels(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 def label_of(value: Any) -> str:
     """Convert one value to its label: ``"burn"``, ``"True"``, ``"10"`` for 10 and 10.0, ``"0.5"``.
 
-    Bytes are decoded, and blanks around text are dropped. Fractions have the digits of single precision, so that 0.1
-    has one label, in single precision, in double precision, and in double precision after single.
+    Bytes are decoded, also those that were written as text (``"b'burn'"``), and blanks around text are dropped.
+    Fractions have the digits of single precision, so that 0.1 has one label in single precision, in double precision,
+    and in double precision after single.
     """
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="backslashreplace")
-    if isinstance(value, str):
-        text = value.strip()
+    if isinstance(value, (str, bytes)):
+        text = decoded(value).strip()
+        text = text[2:-1].strip() if is_written_bytes(text) else text
         return _number_label(float(text)) if _MANY_DIGITS.fullmatch(text) else text
     return _number_label(float(value)) if isinstance(value, (float, np.floating)) else str(value)
+
+
+def decoded(value: str | bytes) -> str:
+    """Decode bytes as UTF-8; text is unchanged."""
+    return value.decode("utf-8", errors="backslashreplace") if isinstance(value, bytes) else value
+
+
+def is_written_bytes(value: object) -> bool:
+    """Whether text is what Python writes of bytes, such as ``"b'burn'"``."""
+    return isinstance(value, str) and _BYTES.fullmatch(value) is not None
 
 
 def _number_label(value: float) -> str:

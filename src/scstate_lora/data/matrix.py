@@ -31,6 +31,10 @@ _WHOLE = "every value is a whole number"
 _BY_ARGUMENT = "as given by input_scale"
 
 
+class UnusableValuesError(ValueError):
+    """The values of a matrix are neither counts nor log1p values, or not those that are needed."""
+
+
 @dataclass(frozen=True)
 class Moments:
     """Number, mean and sum of squared deviations of a group of values; the sum of two describes both groups."""
@@ -207,9 +211,9 @@ def check_values(stats: MatrixStats, name: str) -> None:
     if stats.smallest < 0:
         msg = (
             f"{name} holds negative values (smallest {stats.smallest:.3g}): it looks scaled or residualised. Give "
-            "counts or log1p values: a layer=, or adata.raw.to_adata() if .raw holds the unscaled matrix."
+            "counts or log1p values, for example a layer=."
         )
-        raise ValueError(msg)
+        raise UnusableValuesError(msg)
     if stats.n_stored == 0:
         msg = f"{name} holds only zeros: nothing was measured in these cells. Check the cells, or give another layer=."
         raise ValueError(msg)
@@ -265,7 +269,7 @@ def resolve_scale(stats: MatrixStats, input_scale: str | None, name: str) -> tup
             "number in every cell, so it is normalised but not log-transformed. Run sc.pp.log1p, or give the layer "
             "that holds the counts."
         )
-        raise ValueError(msg)
+        raise UnusableValuesError(msg)
     if largest <= _LOG_MAX:
         return "log1p", f"values are fractional and at most {largest:.3g}"
     return "counts", f"values are fractional, but reach {largest:g}, too large for log1p"
@@ -280,7 +284,7 @@ def _check_not_roots(stats: MatrixStats, name: str) -> None:
         f"{name} is neither counts nor log1p: the square of its values {evidence}, so it is square-root-transformed "
         f"{'' if stats.whole_squares else 'or scaled to unit length '}instead. Give the counts, for example a layer=."
     )
-    raise ValueError(msg)
+    raise UnusableValuesError(msg)
 
 
 def check_scale(stats: MatrixStats, scale: Scale, reason: str, name: str) -> None:
@@ -313,7 +317,7 @@ def check_scale(stats: MatrixStats, scale: Scale, reason: str, name: str) -> Non
         f"{name} looks like {kind} (up to {largest:.3g}), but the model was set up on {scale} ({reason}). "
         f"Give {'raw counts' if scale == 'counts' else 'log1p values'}."
     )
-    raise ValueError(msg)
+    raise UnusableValuesError(msg)
 
 
 def log_raw(matrix: sparse.csr_matrix, scale: Scale) -> sparse.csr_matrix:

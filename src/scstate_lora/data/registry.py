@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from scstate_lora._constants import TARGET_SUM
+from scstate_lora._constants import OBS_SPLIT, TARGET_SUM
 from scstate_lora._utils import did_you_mean, warn_user
+from scstate_lora.config.data import declared_covariates
 from scstate_lora.data.contexts import column_labels, join_labels
-from scstate_lora.data.embedding import read_embedding
+from scstate_lora.data.embedding import embedding_columns, read_embedding
 from scstate_lora.data.expression import check_expression
 from scstate_lora.data.fields import (
     MAX_NUMERIC_LEVELS,
@@ -24,10 +25,11 @@ from scstate_lora.data.fields import (
     obs_column,
 )
 from scstate_lora.data.genes import gene_names, unique_names
-from scstate_lora.data.labels import as_labels, label_of
+from scstate_lora.data.labels import as_labels, joined_levels, label_of
 from scstate_lora.data.log_scale import LogScale, find_log_scale, noted_base
 from scstate_lora.data.matrix import Scale, resolve_scale
 from scstate_lora.data.perturbations import key_of
+from scstate_lora.data.raw import raw_advised, warn_of_raw
 from scstate_lora.data.results import REGISTRY, read_result, write_result
 from scstate_lora.data.stream import check_not_empty
 
@@ -37,6 +39,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scstate_lora.config import DataConfig
+
+_RESERVED = {OBS_SPLIT: "the column of the split", "source_cell": "a column of interpolated cells"}
+_RESERVED_IN_PREDICTIONS = {
+    "control_cell": "the column of the control cell in predictions",
+    "expected_loss": "the column of the expected loss in predictions",
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,8 @@ class Registry:
         by a version that did not record the levels.
     embed_key, embed_width
         Key of the input embedding in ``adata.obsm``, and its number of columns.
+    embed_columns
+        Names of its columns; None if it had none.
     log_base, source_sum
         Base of the logarithm of log1p values, which are read as natural ones, and the sum of the counts of a cell
         before it; None if unknown.
@@ -93,6 +103,7 @@ class Registry:
     log_base: float = math.e
     source_sum: float | None = None
     target_sum: float | None = None
+    embed_columns: list[str] | None = None
 
     @classmethod
     def create(cls, adata: AnnData, config: DataConfig) -> Self:
@@ -114,6 +125,7 @@ class Registry:
         unique_names(adata.obs_names, "adata.obs_names", "adata.obs_names_make_unique()")
         genes = gene_names(adata, config.gene_key)
         pert_key, control = config.pert_key, None if config.control is None else label_of(config.control)
+        _refuse_reserved(config)
         covariates = fit_covariates(adata, config.covariate_keys, pert_key=pert_key, control=control)
         for name in ("cell_type_key", "batch_key"):
             key = getattr(config, name)
@@ -130,14 +142,17 @@ class Registry:
             nullable = {c.name for c in covariates if c.allow_missing} - {config.cell_type_key, config.batch_key}
             _check_contexts(adata, pert_key, control, context_keys, nullable)
         embed_width = None if config.embed_key is None else read_embedding(adata, config.embed_key).shape[1]
-        stats, matrix = check_expression(adata, config.layer)  # last, as it takes longest
-        scale, reason = resolve_scale(stats, config.input_scale, matrix)
+        with raw_advised(adata):
+            stats, matrix = check_expression(adata, config.layer)  # last, as it takes longest
+            scale, reason = resolve_scale(stats, config.input_scale, matrix)
         log_scale = LogScale(math.e, None)
         if scale == "log1p":
             log_scale = find_log_scale(stats, noted_base(adata))
             if log_scale.base != math.e:
                 reason += f"; logarithms to the base {log_scale.base:g} are read as natural ones"
-        return cls(
+            if log_scale.target_sum is None and config.layer is None:
+                warn_of_raw(adata)
+        registry = cls(
             var_names=genes,
             scale=scale,
             scale_reason=reason,
@@ -153,10 +168,28 @@ class Registry:
             batch=None if config.batch_key is None else _batch(adata, config.batch_key),
             embed_key=config.embed_key,
             embed_width=embed_width,
+            embed_columns=None if config.embed_key is None else embedding_columns(adata, config.embed_key),
             log_base=log_scale.base,
             source_sum=log_scale.target_sum,
             target_sum=_target_sum(config.target_sum, scale, log_scale.target_sum, matrix),
         )
+        registry._warn_of_joined_levels(adata, [key for condition in config.holdout or () for key in condition])
+        return registry
+
+    def _warn_of_joined_levels(self, adata: AnnData, further: Iterable[str]) -> None:
+        """Warn of values that are written in several ways and read as one level, in the columns in use."""
+        keys = [self.pert_key, self.cell_type_key, self.batch_key, *self.context_keys, *further]
+        keys += [c.name for c in self.covariates if c.kind == "categorical"]
+        joined = []
+        for key in dict.fromkeys(key for key in keys if key is not None and key in adata.obs):
+            column = adata.obs[key].dropna()
+            labels = self._perturbation.labels(column) if key == self.pert_key else as_labels(column)
+            several = joined_levels(column, labels)
+            listed = [f"{label!r} ({', '.join(values)})" for label, values in list(several.items())[:5]]
+            more = f" and {len(several) - 5} more" if len(several) > 5 else ""
+            joined += [f"adata.obs[{key!r}]: {'; '.join(listed)}{more}"] if several else []
+        if joined:
+            warn_user(f"Values written in several ways are read as one level. {'. '.join(joined)}.")
 
     @property
     def targets(self) -> list[str]:
@@ -260,6 +293,17 @@ class Registry:
             msg = "This AnnData was not set up. Run ssl.setup_anndata(adata, covariate_keys=[...]) first."
             raise KeyError(msg)
         return cls.from_json(stored)
+
+
+def _refuse_reserved(config: DataConfig) -> None:
+    """Refuse keys that are the names of columns in results, where they would replace each other."""
+    keys = [config.pert_key, config.cell_type_key, config.batch_key, *(config.context_keys or [])]
+    keys += list(declared_covariates(config.covariate_keys))
+    reserved = _RESERVED if config.pert_key is None else {**_RESERVED, **_RESERVED_IN_PREDICTIONS}
+    for key in keys:
+        if key in reserved:
+            msg = f"adata.obs[{key!r}] cannot be used under this name, which is that of {reserved[key]}. Rename it."
+            raise ValueError(msg)
 
 
 def _perturbations(adata: AnnData, pert_key: str | None, control: str | None) -> list[str]:

@@ -188,9 +188,13 @@ def write_split_table(cells: BoundData, rules: SplitRules) -> pd.DataFrame:
 
 
 def split_table(cells: BoundData) -> pd.DataFrame:
-    """Count cells by context, perturbation and split: one row per context (and perturbation), one column per split."""
+    """Count cells by context, perturbation and split: one row per context (and perturbation), one column per split.
+
+    The perturbation has the name of its column, or ``"perturbation"`` if that is the name of another one here.
+    """
     groups = {"context": cells.contexts}
-    if cells.registry.pert_key is not None:
-        groups[cells.registry.pert_key] = cells.perturbations
+    pert_key = cells.registry.pert_key
+    if pert_key is not None:
+        groups["perturbation" if pert_key in ("context", *SPLITS) else pert_key] = cells.perturbations
     counts = pd.DataFrame(groups).assign(**{name: cells.split == name for name in SPLITS})
     return counts.groupby(list(groups), sort=True)[list(SPLITS)].sum().reset_index()

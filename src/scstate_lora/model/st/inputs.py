@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from scstate_lora._constants import TARGET_SUM
 from scstate_lora._utils import did_you_mean
+from scstate_lora.data.embedding import embedding_columns, take_columns_by_name
 from scstate_lora.data.genes import gene_names, match_genes
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def read_velocity(
     KeyError
         If the layer or key of obsm does not exist.
     ValueError
-        If its width is not that of the embedding.
+        If its width is not that of the embedding, or it lacks some of the columns of the embedding by name.
     """
     adata, registry, key = cells.adata, cells.registry, str(objective.velocity_key)
     where, stored = ("layers", adata.layers) if genes is not None else ("obsm", adata.obsm)
@@ -82,11 +84,16 @@ def read_velocity(
         )
         raise KeyError(msg)
     values = stored[key]
+    named = embedding_columns(adata, key) if genes is None else None
+    if named is not None and registry.embed_columns is not None and not set(named).isdisjoint(registry.embed_columns):
+        values = take_columns_by_name(values, registry.embed_columns, name=f"adata.obsm[{key!r}]")
     values = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32)
     if genes is not None:
         columns = match_genes(gene_names(adata, registry.gene_key), genes)
-        # The layer holds the change of counts per 10,000; that of their log1p is divided by 1 + s.
-        values = values[:, columns] / np.exp(cells.logged_genes(genes).toarray())
+        # The layer holds the change of counts per 10,000. Of s, the counts per target sum, it is larger in proportion,
+        # and that of log1p(s) is divided by 1 + s.
+        per_count = np.float32((registry.target_sum or TARGET_SUM) / TARGET_SUM)
+        values = per_count * values[:, columns] / np.exp(cells.logged_genes(genes).toarray())
         values[:, columns < 0] = np.nan
     elif values.shape[1] != cells.embedding.shape[1]:
         width = cells.embedding.shape[1]

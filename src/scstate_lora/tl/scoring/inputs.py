@@ -187,12 +187,20 @@ def _read_cells(
 
 
 def _refuse_predicted(adata: AnnData, argument: str) -> None:
-    if is_predicted(adata) or "control_cell" in adata.obs:
+    if is_predicted(adata) or _has_names_of_predicted(adata):
         msg = (
             f"{argument} holds predicted cells (it comes from STTransition.predict); scores need measured ones. "
             f"Give the measured cells as {argument}."
         )
         raise ValueError(msg)
+
+
+def _has_names_of_predicted(adata: AnnData) -> bool:
+    """Whether cells are called as predicted ones, after their control cells, though the record of it is lost."""
+    if "control_cell" not in adata.obs:
+        return False
+    names = zip(adata.obs_names, adata.obs["control_cell"].astype(str), strict=True)
+    return all(name.startswith(f"{control_cell}|") for name, control_cell in names)
 
 
 def _warn_of_overlap(real: pd.Index, train: pd.Index, targets: Sequence[str]) -> None:
