@@ -213,3 +213,15 @@ def test_what_cannot_be_raises(call, folder, file, options, message):
     assert "Traceback" not in err
     assert out == ""
     assert sorted(folder.rglob("*")) == before
+
+
+def test_counts_are_written_on_request(call, folder, model, cells, tmp_path):
+    out = tmp_path / "counts.h5ad"
+    arguments = ("predict", folder / "cells.h5ad", "--model", folder / "run", "--target", "burn", "--out", out)
+    code, _, err = call(*arguments, "--output", "counts")
+    assert code == 0, err
+    expected = model.predict(cells, target="burn", output="counts")
+    np.testing.assert_array_equal(ad.read_h5ad(out).X.toarray(), expected.X.toarray())
+    code, _, err = call(*arguments, "--output", "median", "--overwrite")
+    assert code != 0
+    assert "median" in err

@@ -44,6 +44,10 @@ def predict(
         list[str] | None,
         typer.Option(help="Another value for all cells, e.g. timepoint=day19; timepoint= withholds it; repeatable."),
     ] = None,
+    output: Annotated[
+        str,
+        typer.Option(help="mean: expected log1p expression; counts: whole numbers drawn like measured ones, sparse."),
+    ] = "mean",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The .h5ad of predicted cells; <file>_predicted.h5ad by default."),
@@ -69,7 +73,7 @@ def predict(
     from scstate_lora.workflow import predict_to_file
 
     n_cells, n_genes = predict_to_file(
-        st, cells, path, targets=target, contexts=contexts, covariates=moved, device=device
+        st, cells, path, targets=target, contexts=contexts, covariates=moved, output=output, device=device
     )
     size = f"{n_cells:,} predicted cells x {n_genes:,} genes"
     typer.echo(f"Wrote {path}: {size}, {st.registry.pert_key} = {', '.join(dict.fromkeys(target))}.")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scstate_lora.data.bound import BoundData
+from scstate_lora.data.matrix import log_normalize
 from scstate_lora.data.registry import Registry
-from scstate_lora.data.results import REGISTRY, is_predicted, read_result
+from scstate_lora.data.results import LIBRARY_SIZE, REGISTRY, is_predicted, read_prediction, read_result
 from scstate_lora.data.stream import read_matrix
 
 if TYPE_CHECKING:
@@ -26,8 +27,19 @@ def log_expression(adata: AnnData) -> sparse.csr_matrix:
     Raises
     ------
     KeyError
-        If the AnnData was neither set up nor predicted.
+        If the AnnData was neither set up nor predicted, or predicted counts lack their library sizes.
     """
     if is_predicted(adata) and read_result(adata, REGISTRY) is None:
-        return read_matrix(adata)
+        return log_predicted(adata)
     return BoundData(Registry.from_adata(adata), adata).logged
+
+
+def log_predicted(adata: AnnData) -> sparse.csr_matrix:
+    """As :func:`log_expression`, of predicted cells."""
+    matrix = read_matrix(adata)
+    if read_prediction(adata).scale != "counts":
+        return matrix
+    if LIBRARY_SIZE not in adata.obs:
+        msg = f"pred.obs[{LIBRARY_SIZE!r}] does not exist: predicted counts are normalised by it. Keep it with them."
+        raise KeyError(msg)
+    return log_normalize(matrix, "counts", adata.obs[LIBRARY_SIZE].to_numpy())

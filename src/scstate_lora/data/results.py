@@ -139,6 +139,10 @@ class Prediction(NamedTuple):
         return {**{names.get(name, name): value for name, value in known.items()}, **further}
 
 
+LIBRARY_SIZE = "library_size"
+"""Column of predicted counts: those of the cell over all genes, the ones that are not predicted included."""
+
+
 def is_predicted(adata: AnnData) -> bool:
     """Whether these cells were predicted by a model."""
     return read_result(adata, PREDICT) is not None

@@ -56,6 +56,9 @@ def ensemble(predictions: Sequence[AnnData]) -> AnnData:
         msg = f"{len(members)} predictions cannot disagree. Give those of two models or more."
         raise ValueError(msg)
     first, shared = members[0], read_prediction(members[0])
+    if shared.scale == "counts":
+        msg = "predictions hold drawn counts, whose average is none. Average those of predict(output='mean')."
+        raise ValueError(msg)
     for i, member in enumerate(members):
         _check_same(first, member, i)
     averaged = ad.AnnData(obs=first.obs.copy(), var=first.var.copy())

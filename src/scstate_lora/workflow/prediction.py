@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from scstate_lora._utils import progress_bar
 from scstate_lora.data.results import PREDICT, as_uns, read_prediction
@@ -32,6 +33,7 @@ def predict_to_file(
     targets: Sequence[str],
     contexts: Mapping[str, Any] | None = None,
     covariates: Mapping[str, Any] | None = None,
+    output: str = "mean",
     device: str | None = None,
 ) -> tuple[int, int]:
     """Write the results of :meth:`scstate_lora.STTransition.predict` for several targets, completely or not at all.
@@ -44,7 +46,7 @@ def predict_to_file(
         Cells whose control cells are used.
     out
         An ``.h5ad``; an existing file is replaced.
-    targets, contexts, covariates, device
+    targets, contexts, covariates, output, device
         As for ``predict``.
 
     Returns
@@ -60,7 +62,7 @@ def predict_to_file(
     """
     targets = st.registry.targets_of(targets)
     st.perts.encode(targets)  # refuses the last of them before the first is predicted
-    options: dict[str, Any] = {"contexts": contexts, "covariates": covariates, "device": device}
+    options: dict[str, Any] = {"contexts": contexts, "covariates": covariates, "output": output, "device": device}
     if str(st.registry.control) in targets:
         st.predict(cells, target=targets, **options)  # refuses it
     first = st.predict(cells, target=targets[0], **options)
@@ -72,24 +74,30 @@ def predict_to_file(
 
 def _write(out: Path, first: AnnData, others: Iterator[AnnData], targets: list[str]) -> None:
     import h5py
-    from anndata.io import write_elem
+    from anndata.io import sparse_dataset, write_elem
 
     uns = as_uns(PREDICT, read_prediction(first)._replace(targets=targets).record())
     tables = []
     with in_place(out) as temporary, h5py.File(temporary, "w") as file:
         write_elem(file, "/", ad.AnnData(var=first.var, uns=uns))
         for name, values in _arrays(first).items():
-            _make(file, name, (first.n_obs * len(targets), values.shape[1]))
+            if sparse.issparse(values):
+                write_elem(file, name, values[:0], dataset_kwargs={"compression": "gzip"})
+            else:
+                _make(file, name, (first.n_obs * len(targets), values.shape[1]))
         for i, predicted in enumerate(chain([first], others)):
             for name, values in _arrays(predicted).items():
-                file[name][i * first.n_obs : (i + 1) * first.n_obs] = values
+                if sparse.issparse(values):
+                    sparse_dataset(file[name]).append(values)
+                else:
+                    file[name][i * first.n_obs : (i + 1) * first.n_obs] = values
             tables.append(predicted.obs)
         cells = ad.AnnData(obs=pd.concat(tables))
         cells.strings_to_categoricals()
         write_elem(file, "obs", cells.obs)
 
 
-def _arrays(predicted: AnnData) -> dict[str, np.ndarray]:
+def _arrays(predicted: AnnData) -> dict[str, np.ndarray | sparse.csr_matrix]:
     """Matrices of predicted cells by their path in the file."""
     genes = {} if predicted.X is None else {"X": predicted.X}
     return {**genes, **{f"obsm/{key}": values for key, values in predicted.obsm.items()}}

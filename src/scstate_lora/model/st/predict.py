@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from scipy import sparse
 
 from scstate_lora._utils import did_you_mean, progress_bar
+from scstate_lora.data.genes import match_genes, take_columns
 from scstate_lora.data.labels import label_of
 from scstate_lora.data.log_scale import scale_name
 from scstate_lora.data.results import PREDICT, Prediction, write_result
 from scstate_lora.data.sets import SetData, dense, windows
 from scstate_lora.inference.arrays import to_tensors
+from scstate_lora.model.st.counts import draw_counts
 from scstate_lora.model.st.inputs import covariates_of
 from scstate_lora.model.st.published import GENE_RANGE
 
@@ -31,11 +34,15 @@ if TYPE_CHECKING:
     from scstate_lora.nn.transition import StateTransition
 
 
+Output = Literal["mean", "counts"]
+"""What predicted cells hold: expected log1p expression, or counts drawn like measured ones."""
+
+
 class Computed(NamedTuple):
     """Outputs of the network for cells, in their order."""
 
-    cells: np.ndarray
-    """Predicted cells in the model's space, or their representations, ``(n_cells, width)``."""
+    cells: np.ndarray | sparse.csr_matrix
+    """Predicted cells in the model's space, or their representations, ``(n_cells, width)``; sparse if counts."""
     genes: np.ndarray | None
     """Decoded expression, ``(n_cells, n_genes)``; None without a decoder."""
     expected_loss: np.ndarray | None
@@ -161,6 +168,60 @@ def control_rows(cells: BoundData, contexts: Mapping[str, Any] | None) -> np.nda
     return np.flatnonzero(chosen)
 
 
+@dataclass(frozen=True)
+class CountSource:
+    """Counts of the control cells from which those of predicted cells are drawn.
+
+    Parameters
+    ----------
+    counts
+        Over the predicted genes, CSR ``(n_cells, n_genes)``.
+    library_sizes
+        Over all genes, ``(n_cells,)``.
+    contexts
+        Context of each cell, ``(n_cells,)``.
+    seed
+        Seed of the draws.
+    """
+
+    counts: sparse.csr_matrix
+    library_sizes: np.ndarray
+    contexts: np.ndarray
+    seed: int
+
+    @classmethod
+    def of(cls, controls: BoundData, genes: list[str], *, seed: int) -> CountSource:
+        """Read the counts of control cells.
+
+        Raises
+        ------
+        ValueError
+            If they are no counts, or not whole numbers.
+        """
+        registry = controls.registry
+        if registry.scale != "counts":
+            msg = (
+                f"output='counts' needs counts, but the model was set up on {registry.scale} values. Set up with a "
+                "layer= of counts, or use output='mean'."
+            )
+            raise ValueError(msg)
+        matrix = controls.matrix
+        if (matrix.data != np.rint(matrix.data)).any():
+            msg = "output='counts' needs whole numbers, but these counts are fractional. Round them before set-up."
+            raise ValueError(msg)
+        sizes = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
+        return cls(take_columns(matrix, match_genes(registry.var_names, genes)), sizes, controls.contexts, seed)
+
+    def draw(self, predicted: np.ndarray) -> sparse.csr_matrix:
+        """Draw counts of predicted cells, see :func:`draw_counts`."""
+        return draw_counts(self.counts, self.library_sizes, predicted, self.contexts, seed=self.seed)
+
+    def sizes_of(self, drawn: sparse.csr_matrix) -> np.ndarray:
+        """Library sizes of drawn cells: with the control cell's counts of the genes that are not predicted."""
+        change = np.asarray(drawn.sum(axis=1) - self.counts.sum(axis=1, dtype=np.float64)).ravel()
+        return np.rint(self.library_sizes + change).astype(np.int64)
+
+
 def columns_carried(registry: Registry) -> list[str]:
     """Columns that predicted cells take over from their control cells."""
     keys = [*registry.context_keys, *(c.name for c in covariates_of(registry))]
@@ -214,13 +275,16 @@ def as_anndata(
     """
     embedded = space == "embedding"
     shown = [x for c in outputs if (x := c.genes if embedded else c.cells) is not None]
-    x = np.concatenate(shown) if shown else None
+    counts = [x for x in shown if sparse.issparse(x)]
+    x = None
+    if shown:
+        x = sparse.csr_matrix(sparse.vstack(counts)) if counts else np.concatenate(shown)
     var = pd.DataFrame(index=genes if x is not None else [])
     result = ad.AnnData(x, obs=pd.concat(list(tables.values())), var=var)
     if embedded:
         result.obsm[str(registry.embed_key)] = np.concatenate([c.cells for c in outputs])
     prediction = Prediction(
-        scale=scale_name(registry.target_sum),
+        scale="counts" if counts else scale_name(registry.target_sum),
         pert_key=str(registry.pert_key),
         control=str(registry.control),
         targets=list(tables),

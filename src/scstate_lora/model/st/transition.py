@@ -14,6 +14,7 @@ from scstate_lora._constants import OBSM_ST
 from scstate_lora._utils import did_you_mean, progress_bar, warn_user
 from scstate_lora.config import MHCConfig, STLoraConfig, STModelConfig, STObjectiveConfig, TrainOptions
 from scstate_lora.data.perturbations import PerturbationTable
+from scstate_lora.data.results import LIBRARY_SIZE
 from scstate_lora.data.sets import SetData, SetSampler, WholeGroups
 from scstate_lora.inference.devices import check_accelerator, choose_device
 from scstate_lora.io.published.st_checkpoint import read_st_folder
@@ -25,6 +26,8 @@ from scstate_lora.model.st.groups import MIN_GROUP, split_groups, training_group
 from scstate_lora.model.st.inputs import covariates_of, read_velocity
 from scstate_lora.model.st.network import Finetune, backbone_parameters, connect, lora_parameters, make_network
 from scstate_lora.model.st.predict import (
+    CountSource,
+    Output,
     SetPredictor,
     as_anndata,
     control_rows,
@@ -361,6 +364,7 @@ class STTransition(HyperConnected, BaseModel):
         target: str | Sequence[str],
         contexts: Mapping[str, Any] | None = None,
         covariates: Mapping[str, Any] | None = None,
+        output: Output = "mean",
         device: str | None = None,
         allow_untrained: bool = False,
     ) -> AnnData:
@@ -377,6 +381,10 @@ class STTransition(HyperConnected, BaseModel):
             Take only control cells with these values, for instance ``{"cell_type": ["B cells", "NK cells"]}``.
         covariates
             Counterfactual values for all cells, for instance ``{"timepoint": "day19"}``; None withholds a covariate.
+        output
+            ``"mean"``: the expected expression of each cell, for scores and effects. ``"counts"``: whole numbers drawn
+            with the control cell's depth, so that zeros and spread are those of measured cells, for
+            ``sc.tl.rank_genes_groups`` and all else that is made for counts; the data must be counts.
         device
             ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None: CUDA where there is one, else the CPU.
         allow_untrained
@@ -384,7 +392,8 @@ class STTransition(HyperConnected, BaseModel):
 
         Returns
         -------
-        AnnData of predicted cells, ``X`` float32 ``(n_cells, n_genes)`` as log1p of counts per 10,000. Of a model that
+        AnnData of predicted cells, ``X`` float32 ``(n_cells, n_genes)`` as log1p of counts per 10,000, or sparse counts
+        with the cell's counts over all genes, predicted or not, in ``obs["library_size"]``. Of a model that
         works in an embedding, ``obsm`` holds the predicted one under its key, and ``X`` is decoded from it; without a
         gene decoder the result has no genes. ``obs``: the control cell's name (``control_cell``), the target under the
         name of the perturbation's column, the context columns and covariates, and with a confidence token the loss that
@@ -395,12 +404,16 @@ class STTransition(HyperConnected, BaseModel):
         ------
         ValueError
             If the model is not trained, a target has neither enough training cells nor features, a level was never
-            seen, no control cell is left, or the device is absent.
+            seen, no control cell is left, `output` is unknown or cannot be had of these data, or the device is absent.
         KeyError
             If a column is missing.
         """
         if not allow_untrained:
             self._require_ready("predict()")
+        _check_choice("output", output, get_args(Output))
+        if output == "counts" and self.options.space == "embedding":
+            msg = "output='counts' needs a model of genes; this one predicts an embedding. Use output='mean'."
+            raise ValueError(msg)
         on = choose_device(device)
         registry = self.registry
         targets = registry.targets_of(names_of(target))
@@ -418,6 +431,7 @@ class STTransition(HyperConnected, BaseModel):
         rows = control_rows(cells, contexts)
         controls = cells.take(rows).under(covariates)
         data = self._set_data(controls)
+        source = CountSource.of(controls, self.genes, seed=self.seed) if output == "counts" else None
         predictor, tables, outputs = self._predictor, {}, []
         with predictor.on(on):
             for name, vector in progress_bar(
@@ -428,8 +442,12 @@ class STTransition(HyperConnected, BaseModel):
             ):
                 # Cells are grouped by the contexts in which they were measured, under whatever covariates.
                 repeated = np.broadcast_to(vector, (len(rows), self.perts.dim))
-                outputs.append(predictor.run(data, controls.contexts, repeated))
-                tables[name] = describe_predicted(controls, name, outputs[-1].expected_loss)
+                computed = predictor.run(data, controls.contexts, repeated)
+                tables[name] = describe_predicted(controls, name, computed.expected_loss)
+                if source is not None:
+                    computed = computed._replace(cells=source.draw(np.asarray(computed.cells)))
+                    tables[name][LIBRARY_SIZE] = source.sizes_of(computed.cells)
+                outputs.append(computed)
         return as_anndata(registry, self.genes, tables, outputs, space=self.options.space)
 
     def get_latent_representation(

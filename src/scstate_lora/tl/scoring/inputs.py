@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scstate_lora._utils import did_you_mean, warn_user
-from scstate_lora.data import Registry
+from scstate_lora.data import Registry, log_predicted
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.contexts import join_labels
 from scstate_lora.data.log_scale import check_scales
 from scstate_lora.data.perturbations import PerturbationTable
 from scstate_lora.data.results import is_predicted, read_prediction
-from scstate_lora.data.stream import read_matrix
 from scstate_lora.metrics.baselines import reference_names
 from scstate_lora.tl.scoring.cells import Cells, common_contexts, training_means
 
@@ -181,7 +180,7 @@ def _read_cells(
     bound = BoundData(registry, adata)
     contexts = join_labels([bound.labels(key) for key in context_keys], len(bound))
     if is_predicted(adata):
-        return Cells(read_matrix(adata), contexts, bound.labels(pert_key))
+        return Cells(log_predicted(adata), contexts, bound.labels(pert_key))
     check_genes(genes, registry.var_names, argument)
     return Cells(bound.logged_genes(genes), contexts, bound.labels(pert_key))
 
