@@ -13,7 +13,7 @@ from scstate_lora._utils import did_you_mean
 from scstate_lora.data.labels import label_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 SEPARATOR = "+"
 """Separator between the parts of a combination: ``"A+B"``."""
@@ -55,6 +55,21 @@ def spellings(names: tuple[str, ...], control: str) -> dict[str, str]:
     for name in sorted(names, key=lambda name: (len(name), name)):
         chosen.setdefault(key_of(name, control), name)
     return chosen
+
+
+def respelled(labels: np.ndarray, names: Iterable[str], control: str) -> np.ndarray:
+    """Bring perturbations to the spelling of others.
+
+    Parameters
+    ----------
+    labels
+        Perturbation of every cell, ``(n_cells,)``. Those that are not among `names` stay as they are.
+    names, control
+        Perturbations in their spelling, and the control level.
+    """
+    chosen = spellings(tuple(sorted(set(names))), control)
+    codes, levels = pd.factorize(np.asarray(labels, dtype=object))
+    return np.array([chosen.get(key_of(str(level), control), str(level)) for level in levels], dtype=object)[codes]
 
 
 @dataclass(frozen=True)

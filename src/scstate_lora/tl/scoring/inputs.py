@@ -12,7 +12,7 @@ from scstate_lora.data import Registry, log_predicted
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.contexts import join_labels
 from scstate_lora.data.log_scale import check_scales
-from scstate_lora.data.perturbations import PerturbationTable
+from scstate_lora.data.perturbations import PerturbationTable, respelled
 from scstate_lora.data.results import is_predicted, read_prediction
 from scstate_lora.metrics.baselines import reference_names
 from scstate_lora.tl.scoring.cells import Cells, common_contexts, training_means
@@ -84,11 +84,18 @@ def read_inputs(
     read = partial(_read_cells, genes=genes, context_keys=keys)
 
     predicted = read(pred, "pred", registry=Registry.from_adata(real), pert_key=prediction.pert_key)
+    spelled = partial(respelled, names=predicted.perturbations, control=prediction.control)
+
+    def read_measured(adata: AnnData, argument: str) -> Cells:
+        cells = read(adata, argument, registry=Registry.from_adata(adata), pert_key=key)
+        return cells._replace(perturbations=spelled(cells.perturbations))
+
+    predicted = predicted._replace(perturbations=spelled(predicted.perturbations))
     # Of a prediction of several targets, pred may hold the cells of a few.
     targets = sorted(set(predicted.perturbations) - {prediction.control})
-    measured = read(real, "real", registry=Registry.from_adata(real), pert_key=key)
+    measured = read_measured(real, "real")
     is_target = np.isin(measured.perturbations, targets)
-    controls = read(control, "control", registry=Registry.from_adata(control), pert_key=key)
+    controls = read_measured(control, "control")
     is_control = controls.perturbations == prediction.control
     for argument, cells, chosen, levels in (
         ("real", measured, is_target, targets),
@@ -104,7 +111,7 @@ def read_inputs(
 
     trained, features = None, None
     if train is not None:
-        trained = read(train, "train", registry=Registry.from_adata(train), pert_key=key)
+        trained = read_measured(train, "train")
         _warn_of_overlap(real.obs_names[is_target], train.obs_names[np.isin(trained.perturbations, targets)], targets)
         features = features_of(pert_features, trained.perturbations, control=prediction.control)
     training = training_means(trained, control=prediction.control, pert_features=features)
@@ -199,7 +206,7 @@ def _has_names_of_predicted(adata: AnnData) -> bool:
     if "control_cell" not in adata.obs:
         return False
     names = zip(adata.obs_names, adata.obs["control_cell"].astype(str), strict=True)
-    return all(name.startswith(f"{control_cell}|") for name, control_cell in names)
+    return all(bool(control_cell) and name.startswith(control_cell) for name, control_cell in names)
 
 
 def _warn_of_overlap(real: pd.Index, train: pd.Index, targets: Sequence[str]) -> None:
