@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scstate_lora._constants import TARGET_SUM
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.matrix import log_normalize
 from scstate_lora.data.registry import Registry
@@ -36,10 +37,11 @@ def log_expression(adata: AnnData) -> sparse.csr_matrix:
 
 def log_predicted(adata: AnnData) -> sparse.csr_matrix:
     """As :func:`log_expression`, of predicted cells."""
-    matrix = read_matrix(adata)
-    if read_prediction(adata).scale != "counts":
+    matrix, prediction = read_matrix(adata), read_prediction(adata)
+    if prediction.scale != "counts":
         return matrix
     if LIBRARY_SIZE not in adata.obs:
         msg = f"pred.obs[{LIBRARY_SIZE!r}] does not exist: predicted counts are normalised by it. Keep it with them."
         raise KeyError(msg)
-    return log_normalize(matrix, "counts", adata.obs[LIBRARY_SIZE].to_numpy())
+    target_sum = prediction.target_sum or TARGET_SUM
+    return log_normalize(matrix, "counts", adata.obs[LIBRARY_SIZE].to_numpy(), target_sum=target_sum)

@@ -30,7 +30,7 @@ from scstate_lora.data.log_scale import LogScale, find_log_scale, noted_base
 from scstate_lora.data.matrix import Scale, resolve_scale
 from scstate_lora.data.perturbations import key_of
 from scstate_lora.data.raw import raw_advised, warn_of_raw
-from scstate_lora.data.results import REGISTRY, read_result, write_result
+from scstate_lora.data.results import LIBRARY_SIZE, REGISTRY, read_result, write_result
 from scstate_lora.data.stream import check_not_empty
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _RESERVED = {OBS_SPLIT: "the column of the split", "source_cell": "a column of i
 _RESERVED_IN_PREDICTIONS = {
     "control_cell": "the column of the control cell in predictions",
     "expected_loss": "the column of the expected loss in predictions",
+    LIBRARY_SIZE: "the column of library sizes in predictions",
 }
 
 

@@ -27,6 +27,7 @@ def draw_counts(
     contexts: np.ndarray,
     *,
     seed: int,
+    target_sum: float = TARGET_SUM,
 ) -> sparse.csr_matrix:
     """Change the counts of control cells so that their mean log1p expression becomes the predicted one.
 
@@ -43,11 +44,13 @@ def draw_counts(
     library_sizes
         Counts of each control cell over all genes, ``(n_cells,)``.
     predicted
-        Predicted cells, log1p of counts per 10,000, ``(n_cells, n_genes)``. The means of their contexts are used.
+        Predicted cells, log1p of counts per `target_sum`, ``(n_cells, n_genes)``. The means of their contexts are used.
     contexts
         Context of each cell, ``(n_cells,)``.
     seed
         Seed of the draws.
+    target_sum
+        Sum of the counts of a cell before log1p.
 
     Returns
     -------
@@ -60,7 +63,13 @@ def draw_counts(
         sizes = np.maximum(library_sizes[rows].astype(np.float64), 1)
         means = predicted[rows].mean(axis=0, dtype=np.float64)
         parts = [
-            _draw(cells[:, start : start + _GENES].toarray(), sizes, means[start : start + _GENES], rng)
+            _draw(
+                cells[:, start : start + _GENES].toarray(),
+                sizes,
+                means[start : start + _GENES],
+                rng,
+                target_sum=target_sum,
+            )
             for start in range(0, cells.shape[1], _GENES)
         ]
         blocks.append(sparse.csr_matrix(sparse.hstack(parts)))
@@ -76,7 +85,9 @@ def _blocks_of_cells(contexts: np.ndarray) -> Iterator[np.ndarray]:
         yield from np.array_split(members, -(-len(members) // _CELLS))
 
 
-def _draw(counts: np.ndarray, sizes: np.ndarray, means: np.ndarray, rng: np.random.Generator) -> sparse.csr_matrix:
+def _draw(
+    counts: np.ndarray, sizes: np.ndarray, means: np.ndarray, rng: np.random.Generator, *, target_sum: float
+) -> sparse.csr_matrix:
     """Draw the cells of one context, ``(n_cells, n_genes)``.
 
     Parameters
@@ -87,9 +98,11 @@ def _draw(counts: np.ndarray, sizes: np.ndarray, means: np.ndarray, rng: np.rand
         Their library sizes, ``(n_cells,)``.
     means
         Mean log1p expression that the drawn cells are to have, ``(n_genes,)``.
+    target_sum
+        Sum of the counts of a cell before log1p.
     """
     n_cells, n_genes = counts.shape
-    per_count = TARGET_SUM / sizes
+    per_count = target_sum / sizes
     # A gene that no control cell expresses has the mean of half a molecule in one of them.
     present = np.maximum(np.log1p(counts * per_count[:, None]).mean(axis=0), np.log1p(per_count).mean() / 2 / n_cells)
     fold = np.expm1(np.maximum(means, 0)) / np.expm1(present)  # about: the mean of logarithms is none of the mean

@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from scipy import sparse
 
+from scstate_lora._constants import TARGET_SUM
 from scstate_lora._utils import did_you_mean, progress_bar
 from scstate_lora.data.genes import match_genes, take_columns
 from scstate_lora.data.labels import label_of
@@ -182,12 +183,15 @@ class CountSource:
         Context of each cell, ``(n_cells,)``.
     seed
         Seed of the draws.
+    target_sum
+        Sum of the counts of a cell before the log1p of predicted cells.
     """
 
     counts: sparse.csr_matrix
     library_sizes: np.ndarray
     contexts: np.ndarray
     seed: int
+    target_sum: float
 
     @classmethod
     def of(cls, controls: BoundData, genes: list[str], *, seed: int) -> CountSource:
@@ -210,11 +214,14 @@ class CountSource:
             msg = "output='counts' needs whole numbers, but these counts are fractional. Round them before set-up."
             raise ValueError(msg)
         sizes = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
-        return cls(take_columns(matrix, match_genes(registry.var_names, genes)), sizes, controls.contexts, seed)
+        counts = take_columns(matrix, match_genes(registry.var_names, genes))
+        return cls(counts, sizes, controls.contexts, seed, registry.target_sum or TARGET_SUM)
 
     def draw(self, predicted: np.ndarray) -> sparse.csr_matrix:
         """Draw counts of predicted cells, see :func:`draw_counts`."""
-        return draw_counts(self.counts, self.library_sizes, predicted, self.contexts, seed=self.seed)
+        return draw_counts(
+            self.counts, self.library_sizes, predicted, self.contexts, seed=self.seed, target_sum=self.target_sum
+        )
 
     def sizes_of(self, drawn: sparse.csr_matrix) -> np.ndarray:
         """Library sizes of drawn cells: with the control cell's counts of the genes that are not predicted."""
