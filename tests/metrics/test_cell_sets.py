@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from scstate_lora.metrics import mean_distance_between, mmd, nearest_distance, relative_nearest_distance
+from scstate_lora.metrics import (
+    mean_distance_between,
+    mmd,
+    nearest_distance,
+    nearest_distance_within,
+    relative_nearest_distance,
+)
 
 
 def _sets(offset=0.0):
@@ -43,7 +49,11 @@ def test_nearest_distance_by_definition(chunk):
     assert nearest_distance(x, y, chunk=chunk) == pytest.approx(expected)
     between = cdist(y, y).sum() / (29 * 28)
     assert mean_distance_between(y, chunk=chunk) == pytest.approx(between)
-    assert relative_nearest_distance(x, y, chunk=chunk) == pytest.approx(expected / between)
+    apart = cdist(y, y)
+    np.fill_diagonal(apart, np.inf)
+    within = apart.min(axis=1).mean()
+    assert nearest_distance_within(y, chunk=chunk) == pytest.approx(within)
+    assert relative_nearest_distance(x, y, chunk=chunk) == pytest.approx(expected / within)
     assert nearest_distance(y[:4], y) == pytest.approx(0, abs=1e-6)
 
 
@@ -54,5 +64,15 @@ def test_unusable_sets_raises():
             score(x, y[:, :3])
         with pytest.raises(ValueError, match="NaN"):
             score(np.full((2, 12), np.nan), y)
-    with pytest.raises(ValueError, match="two that differ; found 1"):
+    with pytest.raises(ValueError, match="needs two; there is 1"):
         relative_nearest_distance(x, y[:1])
+    with pytest.raises(ValueError, match="two that differ; found 5"):
+        relative_nearest_distance(x, np.tile(y[:1], (5, 1)))
+
+
+def test_relative_nearest_distance_is_one_for_a_replicate_and_below_for_a_collapsed_set():
+    rng = np.random.default_rng(0)
+    y, replicate = rng.poisson(1.0, (300, 40)), rng.poisson(1.0, (300, 40))
+    assert relative_nearest_distance(replicate, y) == pytest.approx(1, abs=0.03)
+    assert relative_nearest_distance(np.tile(y.mean(axis=0), (50, 1)), y) < 0.9
+    assert relative_nearest_distance(y, y) < 1e-6

@@ -15,6 +15,8 @@ from scstate_lora.metrics import (
     pearson_delta,
     pearson_delta_top,
     skill,
+    spearman_brown,
+    split_halves,
     variance_ratio,
 )
 
@@ -68,6 +70,16 @@ def test_pearson_delta_agrees_with_numpy():
     pred, real, control = rng.normal(size=(3, 40)) + 3
     assert pearson_delta(pred, real, control) == pytest.approx(np.corrcoef(pred - control, real - control)[0, 1])
     assert pearson_delta(real, real, control) == pytest.approx(1.0)
+
+
+def test_pearson_delta_against_other_controls_does_not_count_their_noise():
+    rng = np.random.default_rng(0)
+    pred, real, controls, others = rng.normal(size=(4, 3000))
+    assert pearson_delta(pred, real, controls) == pytest.approx(0.5, abs=0.05)
+    assert pearson_delta(pred, real, controls, real_control_mean=others) == pytest.approx(0, abs=0.05)
+    top = pearson_delta_top(pred, real, controls, n_top=20, real_control_mean=others)
+    chosen = np.argsort(-np.abs(real - others))[:20]
+    assert top == pytest.approx(np.corrcoef((pred - controls)[chosen], (real - others)[chosen])[0, 1])
 
 
 def test_pearson_delta_without_a_change_raises():
@@ -137,6 +149,31 @@ def test_ceiling_averages_disjoint_halves_reproducibly():
     assert ceiling(real, score, n_splits=3, seed=2) != value
 
 
+def test_halves_are_disjoint_and_the_same_for_as_many_cells():
+    halves = split_halves(11, n_splits=4, seed=3)
+    assert halves.shape == (8, 11)
+    assert (halves[::2] ^ halves[1::2]).all()
+    assert list(halves.sum(axis=1)) == [5, 6] * 4
+    assert (halves == split_halves(11, n_splits=4, seed=3)).all()
+    assert len(np.unique(halves[::2], axis=0)) > 1
+
+
+def test_ceiling_at_full_depth():
+    def correlation(a, b):
+        return np.corrcoef(a.mean(0), b.mean(0))[0, 1]
+
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=2000)
+    cells, replicate = truth + rng.normal(0, 5, (2, 30, 2000))
+    reached = correlation(cells, replicate)
+    assert ceiling(cells, correlation) < reached - 0.1
+    assert ceiling(cells, correlation, full_depth=spearman_brown) == pytest.approx(reached, abs=0.03)
+
+
+def test_spearman_brown():
+    np.testing.assert_allclose(spearman_brown([0.0, 0.5, 1.0, -0.2, np.nan]), [0, 2 / 3, 1, -0.2, np.nan])
+
+
 def test_ceiling_one_cell_raises():
     with pytest.raises(ValueError, match="there is 1"):
         ceiling(np.zeros((1, 3)), energy_distance)
@@ -149,6 +186,8 @@ def test_goodness_and_skill():
     np.testing.assert_allclose(skill([0.5, 0.75, 1.0, 0.0], floor=0.5, ceiling=1.0), [0.0, 0.5, 1.0, -1.0])
     assert np.isnan(skill(0.7, floor=0.9, ceiling=0.8))
     assert np.isnan(skill(0.7, floor=0.9, ceiling=0.9))
+    assert skill(0.7, floor=0.6, ceiling=0.8, noise=0.09) == pytest.approx(0.5)
+    assert np.isnan(skill(0.7, floor=0.6, ceiling=0.8, noise=0.11))
 
 
 def test_bootstrap_interval_holds_the_mean_and_narrows():
@@ -159,3 +198,6 @@ def test_bootstrap_interval_holds_the_mean_and_narrows():
     assert (low, high) == bootstrap_interval(few, seed=1)
     assert np.ptp(bootstrap_interval(many)) == pytest.approx(2 * 1.96 / np.sqrt(600), rel=0.15)
     assert np.isnan(bootstrap_interval([1.0])).all()
+    assert bootstrap_interval(few, weights=np.full(6, 3.0)) == pytest.approx(bootstrap_interval(few))
+    heavy, light = bootstrap_interval([0.0, 1.0], weights=[98, 2], level=0.4), bootstrap_interval([0.0, 1.0], level=0.4)
+    assert heavy[1] < 0.1 < light[1]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from html.parser import HTMLParser
 
 import anndata as ad
@@ -12,7 +11,7 @@ import pytest
 import scstate_lora as ssl
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
-from scstate_lora.reporting.parts import text
+from scstate_lora.reporting.parts import skill_text, text
 from scstate_lora.reporting.verdicts import embedding_verdicts, perturbation_verdicts
 
 mpl.use("agg")
@@ -156,7 +155,7 @@ def test_page_is_self_contained_and_complete(adata, history, predictions, tmp_pa
     assert "1,000,000" in html
     assert "60 cells train" in html
     assert "Held out whole, so that training saw none of their cells: T / stim." in html
-    assert "&#39;model&#39; is better than the mean shift on Pearson of delta" in html
+    assert "&#39;model&#39; is better than the best baseline on Pearson of delta (mean shift)" in html
     assert "equal to PCA" in html
     for package in ("torch", "anndata", "python"):
         assert f"<td>{package}</td>" in html
@@ -179,7 +178,7 @@ def test_survives_write_and_read(adata, history, predictions, tmp_path):
         data.write_h5ad(tmp_path / f"{name}.h5ad")
     stored = ad.read_h5ad(tmp_path / "a.h5ad")
     path = ssl.report(stored, path=tmp_path / "r.html", predictions=ad.read_h5ad(tmp_path / "p.h5ad"))
-    assert "is better than the mean shift" in path.read_text("utf-8")
+    assert "is better than the best baseline" in path.read_text("utf-8")
 
 
 def test_bad_arguments_raise(adata, tmp_path):
@@ -196,10 +195,10 @@ def test_bad_arguments_raise(adata, tmp_path):
 @pytest.mark.parametrize(
     ("model", "mark", "words"),
     [
-        (0.9, "good", "better than the mean shift with 0.8, better in 4 of 4 contexts (ceiling 0.95)"),
-        (0.6, "bad", "worse than the mean shift with 0.8, better in 0 of 4 contexts"),
-        (0.805, "even", "(95 % interval over contexts, positive is better): undecided"),
-        (0.8, "even", "the same as the mean shift"),
+        (0.9, "good", "better than the best baseline, mean shift, with 0.8, better in 4 of 4 contexts (ceiling 0.95)"),
+        (0.6, "bad", "worse than the best baseline, mean shift, with 0.8, better in 0 of 4 contexts"),
+        (0.805, "even", "(95 % interval over contexts, positive is better): not decided"),
+        (0.8, "even", "equal to the best baseline, mean shift"),
         (np.nan, "even", "not computed for model"),
     ],
 )
@@ -209,7 +208,7 @@ def test_perturbation_verdict(model, mark, words):
     assert words in detail.text
     assert headline.mark == mark
     assert headline.headline
-    assert ("Adding an average difference" in headline.text) == (mark == "bad")
+    assert ("A naive baseline predicts better here" in headline.text) == (mark == "bad")
 
 
 def test_verdict_of_lower_is_better_and_of_nearest_to_one():
@@ -219,28 +218,65 @@ def test_verdict_of_lower_is_better_and_of_nearest_to_one():
     assert perturbation_verdicts(one, target="stim")[1].mark == "good"
 
 
-def test_verdict_without_the_mean_shift_claims_nothing():
+def test_verdict_without_a_baseline_claims_nothing():
     for table in (
         perturbation_table(model=0.9, mean_shift=np.nan),
         perturbation_table(model=0.9).query("model != 'mean shift'"),
     ):
         headline, detail = perturbation_verdicts(table, target="stim")
         assert (headline.mark, detail.mark) == ("even", "even")
-        assert "is unknown" in detail.text
+        assert "no baseline has a score" in detail.text
 
 
-def test_verdict_of_cells_without_contexts():
-    _, detail = perturbation_verdicts(perturbation_table(model=0.9).query("context == 'all'"), target="stim")
-    assert (detail.mark, detail.text) == (
-        "good", "Pearson of delta: model 0.9, better than the mean shift with 0.8 (ceiling 0.95).",
-    )  # fmt: skip
+@pytest.mark.parametrize("kept", [["all"], ["B"], ["B", "T"]])
+def test_verdict_of_too_few_contexts_for_an_interval_decides_nothing(kept):
+    table = perturbation_table(model=0.9)
+    headline, detail = perturbation_verdicts(table[table["context"].isin(kept)], target="stim")
+    assert (headline.mark, detail.mark) == ("even", "even")
+    assert "not decided on Pearson of delta (mean shift)" in headline.text
+    assert "better than the best baseline, mean shift" in detail.text
+    assert detail.text.endswith("no interval can be made: not decided.")
 
 
-def test_verdict_of_a_single_context():
-    table = perturbation_table(model=0.9).query("context == 'B'")
-    assert re.search(
-        r"0\.72, better than the mean shift with 0\.6 \(ceiling", perturbation_verdicts(table, target="x")[1].text
-    )
+def _with_baseline(table: pd.DataFrame, name: str, value: float) -> pd.DataFrame:
+    """Add a baseline that differs from the mean shift by as much in every context."""
+    rows = table[table["model"] == "mean shift"]
+    average = rows.loc[rows["context"] == "all", "value"].iloc[0]
+    return pd.concat([table, rows.assign(model=name, value=rows["value"] + value - average)], ignore_index=True)
+
+
+def test_verdict_compares_with_the_best_baseline_of_each_metric():
+    good, bad = perturbation_table(model=0.9), perturbation_table(model=0.9).assign(metric="mae", direction="lower")
+    table = pd.concat([_with_baseline(good, "linear", 0.95), _with_baseline(bad, "linear", 0.97)], ignore_index=True)
+    headline, pearson, mae = perturbation_verdicts(table, target="stim")
+    assert "worse than the best baseline, linear, with 0.95" in pearson.text
+    assert (pearson.mark, mae.mark) == ("bad", "bad")
+    assert "worse than the best baseline, mean shift, with 0.8" in mae.text
+    assert "worse than the best baseline on Pearson of delta (linear) and MAE of means (mean shift)." in headline.text
+    assert (headline.mark, headline.text[-39:]) == ("bad", " A naive baseline predicts better here.")
+
+
+def test_verdict_calls_equal_what_is_shown_equal():
+    headline, detail = perturbation_verdicts(perturbation_table(model=0.80012, spread=0.0), target="stim")
+    assert detail.mark == "even"
+    assert "model 0.8, equal to the best baseline, mean shift" in detail.text
+    assert "equal to the best baseline on Pearson of delta (mean shift)" in headline.text
+
+
+def test_verdict_leaves_out_contexts_that_do_not_count():
+    table = perturbation_table(model=0.9)
+    weight = {"B": 1.0, "T": 1.0, "NK": 1.0, "Mono": 0.0}
+    table["weight"] = table["context"].map(weight).fillna(3.0)
+    table.loc[(table["context"] == "Mono") & (table["model"] == "model"), "value"] = 0.0  # 3 cells, far off
+    assert "better in 3 of 3 contexts" in perturbation_verdicts(table, target="stim")[1].text
+    table["weight"] = 1.0
+    assert "better in 3 of 4 contexts" in perturbation_verdicts(table, target="stim")[1].text
+
+
+def test_skill_is_shown_clipped():
+    assert [skill_text(value) for value in (0.5, -0.25, 1.0, 9.9, -377.0, np.nan)] == [
+        "0.5", "-0.25", "1", "1 (clipped)", "-1 (clipped)", "n/a",
+    ]  # fmt: skip
 
 
 def test_embedding_verdicts():

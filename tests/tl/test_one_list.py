@@ -42,11 +42,13 @@ def cells() -> ad.AnnData:
 def _predicted(cells: ad.AnnData, targets: list[str]) -> ad.AnnData:
     """Predict the measured cells of each target, with noise."""
     parts = []
+    controls = cells[cells.obs["arm"] == "none"]
     for target in targets:
         measured = cells[cells.obs["arm"] == target]
         noise = np.random.default_rng(1).normal(0, 0.3, measured.shape)
         x = np.maximum(log_expression(measured).toarray() + noise, 0).astype(np.float32)
-        parts.append(ad.AnnData(x, obs=measured.obs.copy(), var=measured.var[[]]))
+        obs = measured.obs.assign(control_cell=controls.obs_names)
+        parts.append(ad.AnnData(x, obs=obs, var=measured.var[[]]))
     predicted = ad.concat(parts)
     write_result(predicted, PREDICT, Prediction("log1p_cp10k", "arm", "none", targets, "genes").record())
     return predicted
@@ -68,7 +70,7 @@ def test_a_new_baseline_appears_in_tables_plots_and_reports(cells, monkeypatch):
     monkeypatch.setitem(BASELINES, baseline.name, baseline)
     assert reference_names()[-2:] == [baseline.name, CEILING]
     pred, train, real = _predicted(cells, ["drug"]), cells[::3].copy(), cells[1::3].copy()
-    table = tl.evaluate_perturbation(pred, real, cells, context_key="type", train=train, n_boot=10)
+    table = tl.evaluate_perturbation(pred, real, cells, context_key="type", train=train, min_cells=5, n_boot=10)
     assert table.loc[table["model"] == baseline.name, "value"].notna().any()
     effects = tl.discrimination(_predicted(cells, ["drug", "dye"]), cells, cells, n_boot=10)
     assert effects.loc[effects["model"] == baseline.name, "value"].notna().all()
@@ -98,7 +100,7 @@ def test_a_new_metric_appears_in_tables_plots_and_reports(cells, monkeypatch):
     )
     monkeypatch.setitem(METRICS, "largest_error", metric)
     pred, train, real = _predicted(cells, ["drug"]), cells[::3].copy(), cells[1::3].copy()
-    table = tl.evaluate_perturbation(pred, real, cells, context_key="type", train=train, n_boot=10)
+    table = tl.evaluate_perturbation(pred, real, cells, context_key="type", train=train, min_cells=5, n_boot=10)
     rows = table[table["metric"] == "largest_error"]
     assert rows["value"].notna().all()
     assert set(rows["model"]) == set(table["model"])

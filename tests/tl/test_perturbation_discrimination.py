@@ -13,8 +13,8 @@ from scstate_lora.data import Registry, log_expression
 from scstate_lora.datasets import perturbation_screen
 
 COLUMNS = [
-    "model", "context", "perturbation", "metric", "value", "skill", "ci_low", "ci_high", "direction", "lowest",
-    "highest", "reason",
+    "model", "context", "perturbation", "metric", "value", "split_sd", "skill", "ci_low", "ci_high", "direction",
+    "lowest", "highest", "n_control", "n_measured", "weight", "reason", "skill_reason",
 ]  # fmt: skip
 MODELS = ["model", "no change", "mean effect", "mean shift", "linear", "ceiling"]
 

@@ -87,6 +87,8 @@ def _compare(cells: Any, options: CompareRunConfig, folder: Path, *, overwrite: 
         time_key=chosen.time_key,
         markers=chosen.markers,
         thresholds=chosen.thresholds,
+        min_cells=chosen.min_cells,
+        weights=chosen.weights,
         path=folder,
         overwrite=overwrite,
     )

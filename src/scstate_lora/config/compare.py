@@ -54,10 +54,10 @@ class Thresholds(Options):
     """Above this it is excellent."""
     cell_type_score: float = 0.7
     """Least Pearson correlation of the change in every cell type."""
-    nearest_distance: float = 0.3
-    """Distance from predicted to measured cells, relative to the mean distance among the latter, below which it
-    passes."""
-    nearest_distance_strong: float = 0.2
+    nearest_distance: float = 0.2
+    """Difference from 1 of the distance from a predicted to the nearest measured cell, relative to that from a measured
+    cell to the nearest other one, below which it passes."""
+    nearest_distance_strong: float = 0.1
     """Below this it is strong."""
     day_order: float = 1.0
     """Least share of the pairs of days that are predicted in their order."""
@@ -82,6 +82,10 @@ class CompareConfig(Options):
     """Genes known to rise, by perturbation or for all."""
     thresholds: Thresholds = Thresholds()
     """What counts as a success."""
+    min_cells: int = Field(default=10, ge=1)
+    """Fewest control cells, and fewest measured cells, of a context that counts in averages."""
+    weights: Literal["equal", "cells"] = "equal"
+    """Whether contexts weigh the same in averages, or as their number of measured cells."""
 
     @field_validator("variants", mode="before")
     @classmethod

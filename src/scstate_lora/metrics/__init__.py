@@ -14,10 +14,11 @@ from scstate_lora.metrics.cell_sets import (
     mean_distance_between,
     mmd,
     nearest_distance,
+    nearest_distance_within,
     relative_nearest_distance,
 )
+from scstate_lora.metrics.changes import GeneChanges
 from scstate_lora.metrics.differential import (
-    GeneChanges,
     de_direction,
     de_overlap,
     de_precision,
@@ -50,6 +51,8 @@ from scstate_lora.metrics.perturbation import (
     pearson_delta,
     pearson_delta_top,
     skill,
+    spearman_brown,
+    split_halves,
     variance_ratio,
 )
 from scstate_lora.metrics.stability import (
@@ -90,6 +93,7 @@ __all__ = [
     "mmd",
     "mse",
     "nearest_distance",
+    "nearest_distance_within",
     "no_change",
     "pearson_delta",
     "pearson_delta_top",
@@ -97,6 +101,8 @@ __all__ = [
     "relative_nearest_distance",
     "shifted",
     "skill",
+    "spearman_brown",
+    "split_halves",
     "validation_improvement",
     "variance_ratio",
     "weighted_mse",

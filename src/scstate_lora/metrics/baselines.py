@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -159,14 +159,39 @@ class TrainingMeans:
         """
         controls = {context: mean for (name, context), mean in groups.items() if name == control}
         perturbed = {key: mean for key, mean in groups.items() if key[0] != control}
-        deltas = cls(contexts, controls, perturbed).deltas
-        if not deltas:
-            return cls(contexts, controls, perturbed, features)
+        return cls(contexts, controls, perturbed, features)._fitted()
+
+    def beside(self, contexts: Mapping[str, np.ndarray | None], controls: Mapping[str, np.ndarray | None]) -> Self:
+        """Return the means of the same perturbed cells beside fewer control cells.
+
+        Parameters
+        ----------
+        contexts, controls
+            Means to replace, by context; None where no cell is left.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`LinearEffects.fit`.
+        """
+
+        def replaced(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray | None]) -> dict[str, np.ndarray]:
+            return {key: mean for key, mean in {**old, **new}.items() if mean is not None}
+
+        means = replace(self, contexts=replaced(self.contexts, contexts), controls=replaced(self.controls, controls))
+        # The linear baseline sees the controls of contexts with perturbed cells alone.
+        is_same = not {context for _, context in self.deltas} & set(controls)
+        return means if is_same else means._fitted()
+
+    def _fitted(self) -> Self:
+        """Fit the linear baseline, if there is a context with control and perturbed cells."""
+        if not self.deltas:
+            return replace(self, linear=None)
         rows = None
-        if features is not None:
-            names = sorted({name for name, _ in deltas})
-            rows = dict(zip(names, features(names).astype(np.float64), strict=True))
-        return cls(contexts, controls, perturbed, features, LinearEffects.fit(controls, deltas, features=rows))
+        if self.features is not None:
+            names = sorted({name for name, _ in self.deltas})
+            rows = dict(zip(names, self.features(names).astype(np.float64), strict=True))
+        return replace(self, linear=LinearEffects.fit(self.controls, self.deltas, features=rows))
 
     @cached_property
     def deltas(self) -> dict[tuple[str, str], np.ndarray]:
@@ -184,6 +209,13 @@ class TrainingMeans:
         for (name, _), delta in self.deltas.items():
             by_name.setdefault(name, []).append(delta)
         return {name: np.mean(deltas, axis=0) for name, deltas in by_name.items()}
+
+    @cached_property
+    def mean_effect(self) -> np.ndarray:
+        """Change of the mean, averaged over all perturbations; a ValueError without training cells."""
+        if not self.effects:
+            raise ValueError(_NEEDS_TRAINING)
+        return np.asarray(np.mean(list(self.effects.values()), axis=0))
 
     def linear_effect(self, control_mean: np.ndarray, perturbation: str) -> np.ndarray:
         """Predict the change of the mean by the linear baseline, ``(n_genes,)``.
@@ -273,10 +305,7 @@ def _mean_shift_effect(_: np.ndarray, case: Case) -> np.ndarray:
 
 
 def _mean_effect(_: np.ndarray, case: Case) -> np.ndarray:
-    effects = case.training.effects
-    if not effects:
-        raise ValueError(_NEEDS_TRAINING)
-    return np.asarray(np.mean(list(effects.values()), axis=0))
+    return case.training.mean_effect
 
 
 def _perturbed_mean_cells(control: np.ndarray, case: Case) -> np.ndarray:
@@ -300,10 +329,10 @@ def _linear_effect(control_mean: np.ndarray, case: Case) -> np.ndarray:
 
 
 YARDSTICK = "mean shift"
-"""The baseline at which the skill is 0 and against which reports judge a model."""
+"""The baseline at which the skill is 0."""
 
 CEILING = "ceiling"
-"""One half of the measured cells scored against the other: the score of a replicate, at which the skill is 1."""
+"""A half of the measured cells, with controls of its own, scored against the other: a replicate, whose skill is 1."""
 
 BASELINES = {
     baseline.name: baseline

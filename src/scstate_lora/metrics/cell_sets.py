@@ -95,7 +95,10 @@ def nearest_distance(x: ArrayLike, y: ArrayLike, *, chunk: int = 1024) -> float:
 
 
 def relative_nearest_distance(x: ArrayLike, y: ArrayLike, *, chunk: int = 1024) -> float:
-    """:func:`nearest_distance` divided by the mean distance between two cells of `y`.
+    """:func:`nearest_distance` divided by the mean distance of a cell of `y` to the nearest other cell of `y`.
+
+    1 if cells of `x` lie as near to those of `y` as these to each other. A set that collapsed to one likely profile is
+    below 1, and so are copies of cells of `y`.
 
     Parameters
     ----------
@@ -105,9 +108,42 @@ def relative_nearest_distance(x: ArrayLike, y: ArrayLike, *, chunk: int = 1024) 
     Raises
     ------
     ValueError
-        As in :func:`nearest_distance`, and if `y` has fewer than two different cells.
+        As in :func:`nearest_distance`, and if `y` has fewer than two cells, or each has an equal.
     """
-    return nearest_distance(x, y, chunk=chunk) / mean_distance_between(y, chunk=chunk)
+    between = nearest_distance_within(y, chunk=chunk)
+    return nearest_distance(x, y, chunk=chunk) / between
+
+
+def nearest_distance_within(x: ArrayLike, *, chunk: int = 1024) -> float:
+    """Mean Euclidean distance of a cell to the nearest other cell of the same set.
+
+    Parameters
+    ----------
+    x
+        Cells, shape ``(n, n_genes)``.
+    chunk
+        Cells per block.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two cells, or each has an equal.
+    """
+    cells = checked_cells(x, "the set")
+    if len(cells) < 2:
+        msg = f"A distance between cells needs two; there is {len(cells)}."
+        raise ValueError(msg)
+    cells = cells - cells.mean(axis=0, dtype=np.float64)
+    nearest = []
+    for i in range(0, len(cells), chunk):
+        rows = np.concatenate(list(_squared_distances(cells[i : i + chunk], cells, chunk)), axis=1)
+        rows[np.arange(len(rows)), np.arange(i, i + len(rows))] = np.inf
+        nearest.append(rows.min(axis=1))
+    distance = float(np.sqrt(np.concatenate(nearest)).mean())
+    if not distance > 0:
+        msg = f"A distance between cells needs two that differ; found {len(cells)} equal ones."
+        raise ValueError(msg)
+    return distance
 
 
 def mean_distance_between(x: ArrayLike, *, chunk: int = 1024) -> float:

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scstate_lora.metrics.perturbation import checked_cells
+from scstate_lora.metrics.changes import FDR, Change, GeneChanges
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-
-FDR = 0.05
-
-
-class GeneChanges(NamedTuple):
-    """Change of every gene against the control cells, arrays of shape ``(n_genes,)``."""
-
-    delta: np.ndarray
-    """Difference of the means."""
-    t: np.ndarray
-    """Welch's t; 0 for a gene without difference, infinite for one that differs and is constant on both sides."""
-    fdr: np.ndarray
-    """Two-sided p-values, adjusted over the genes by Benjamini and Hochberg."""
-
-    def strongest(self, n_top: int) -> np.ndarray:
-        """Positions of at most `n_top` significant genes (FDR under 5 %), the largest absolute change first."""
-        significant = np.flatnonzero(self.fdr < FDR)
-        return significant[np.argsort(-np.abs(self.delta[significant]), kind="stable")][:n_top]
 
 
 def gene_changes(cells: ArrayLike, control: ArrayLike) -> GeneChanges:
     """Test every gene for a change of its mean by Welch's t-test.
 
-    As :func:`scipy.stats.ttest_ind` with ``equal_var=False``, without copies of the cells in float64, and defined for
-    genes that are constant on both sides.
+    As :func:`scipy.stats.ttest_ind` with ``equal_var=False``, and defined for genes that are constant on both sides.
 
     Parameters
     ----------
@@ -46,27 +27,7 @@ def gene_changes(cells: ArrayLike, control: ArrayLike) -> GeneChanges:
     ValueError
         If they do not have the same genes, either has fewer than two cells, or a number is not finite.
     """
-    from scipy import stats
-
-    sides = [checked_cells(cells, "cells"), checked_cells(control, "control")]
-    if sides[0].shape[1] != sides[1].shape[1]:
-        msg = f"cells have {sides[0].shape[1]} genes and control {sides[1].shape[1]}."
-        raise ValueError(msg)
-    if min(map(len, sides)) < 2:
-        msg = f"A t-test needs two cells on either side; there are {len(sides[0])} and {len(sides[1])}."
-        raise ValueError(msg)
-    (mean, part), (before, other) = (
-        (side.mean(axis=0, dtype=np.float64), side.var(axis=0, dtype=np.float64, ddof=1) / len(side)) for side in sides
-    )
-    delta, error = mean - before, part + other
-    # The float32 mean of equal cells is off by about 1e-7, which is no change.
-    is_unchanged = np.abs(delta) <= 1e-6 * np.maximum(1.0, np.abs(before))
-    is_constant = error <= 1e-14
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(is_constant, np.where(is_unchanged, 0.0, np.sign(delta) * np.inf), delta / np.sqrt(error))
-        degrees = error**2 / (part**2 / (len(sides[0]) - 1) + other**2 / (len(sides[1]) - 1))
-    p = 2 * stats.t.sf(np.abs(t), np.where(is_constant, 1.0, degrees))
-    return GeneChanges(delta, t, np.asarray(stats.false_discovery_control(p)))
+    return Change.of(cells, control).genes
 
 
 def weighted_mse(pred: ArrayLike, real: ArrayLike, control: ArrayLike) -> float:
@@ -89,15 +50,7 @@ def weighted_mse(pred: ArrayLike, real: ArrayLike, control: ArrayLike) -> float:
     ----------
     After the weighted MSE of Mejia et al. (2025), Diversity by design.
     """
-    predicted = checked_cells(pred, "pred").mean(axis=0, dtype=np.float64)
-    t = np.abs(gene_changes(real, control).t)
-    finite = t[np.isfinite(t)]
-    largest = float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
-    weights = np.square(np.minimum(t, largest) / largest)
-    if not weights.sum() > 0:
-        msg = "No gene differs between the measured and the control cells: no gene has a weight."
-        raise ValueError(msg)
-    return float(np.average(np.square(predicted - np.asarray(real).mean(axis=0, dtype=np.float64)), weights=weights))
+    return weighted_mse_of(*_changes(pred, real, control))
 
 
 def de_overlap(pred: ArrayLike, real: ArrayLike, control: ArrayLike, *, n_top: int = 50) -> float:
@@ -118,9 +71,7 @@ def de_overlap(pred: ArrayLike, real: ArrayLike, control: ArrayLike, *, n_top: i
     ValueError
         If no gene changes in the measured cells, and as :func:`gene_changes`.
     """
-    measured = _measured(real, control).strongest(n_top)
-    predicted = gene_changes(pred, control).strongest(len(measured))
-    return len(np.intersect1d(measured, predicted)) / len(measured)
+    return overlap_of(*_changes(pred, real, control), n_top=n_top)
 
 
 def de_precision(pred: ArrayLike, real: ArrayLike, control: ArrayLike, *, n_top: int = 50) -> float:
@@ -136,12 +87,7 @@ def de_precision(pred: ArrayLike, real: ArrayLike, control: ArrayLike, *, n_top:
     ValueError
         If no gene changes in the predicted cells, and as :func:`de_overlap`.
     """
-    changed = np.flatnonzero(_measured(real, control).fdr < FDR)
-    predicted = gene_changes(pred, control).strongest(n_top)
-    if not len(predicted):
-        msg = "No gene changes in the predicted cells (FDR under 5 %)."
-        raise ValueError(msg)
-    return len(np.intersect1d(changed, predicted)) / len(predicted)
+    return precision_of(*_changes(pred, real, control), n_top=n_top)
 
 
 def de_direction(pred: ArrayLike, real: ArrayLike, control: ArrayLike, *, n_top: int = 50) -> float:
@@ -157,17 +103,49 @@ def de_direction(pred: ArrayLike, real: ArrayLike, control: ArrayLike, *, n_top:
     ValueError
         As in :func:`de_overlap`.
     """
-    measured = _measured(real, control)
-    top = measured.strongest(n_top)
-    moved = checked_cells(pred, "pred").mean(axis=0, dtype=np.float64) - np.asarray(control).mean(
-        axis=0, dtype=np.float64
-    )
-    return float(np.mean(np.sign(moved[top]) == np.sign(measured.delta[top])))
+    return direction_of(*_changes(pred, real, control), n_top=n_top)
 
 
-def _measured(real: ArrayLike, control: ArrayLike) -> GeneChanges:
-    changes = gene_changes(real, control)
-    if not (changes.fdr < FDR).any():
+def weighted_mse_of(predicted: Change, measured: Change) -> float:
+    """:func:`weighted_mse` of two changes, each against controls of its own."""
+    t = np.abs(measured.genes.t)
+    finite = t[np.isfinite(t)]
+    largest = float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
+    weights = np.square(np.minimum(t, largest) / largest)
+    if not weights.sum() > 0:
+        msg = "No gene differs between the measured and the control cells: no gene has a weight."
+        raise ValueError(msg)
+    return float(np.average(np.square(predicted.cells.mean - measured.cells.mean), weights=weights))
+
+
+def overlap_of(predicted: Change, measured: Change, *, n_top: int) -> float:
+    """:func:`de_overlap` of two changes, each against controls of its own."""
+    top = _changed(measured).strongest(n_top)
+    return len(np.intersect1d(top, predicted.genes.strongest(len(top)))) / len(top)
+
+
+def precision_of(predicted: Change, measured: Change, *, n_top: int) -> float:
+    """:func:`de_precision` of two changes, each against controls of its own."""
+    changed = np.flatnonzero(_changed(measured).fdr < FDR)
+    top = predicted.genes.strongest(n_top)
+    if not len(top):
+        msg = "No gene changes in the predicted cells (FDR under 5 %)."
+        raise ValueError(msg)
+    return len(np.intersect1d(changed, top)) / len(top)
+
+
+def direction_of(predicted: Change, measured: Change, *, n_top: int) -> float:
+    """:func:`de_direction` of two changes, each against controls of its own."""
+    top = _changed(measured).strongest(n_top)
+    return float(np.mean(np.sign(predicted.moved[top]) == np.sign(measured.delta[top])))
+
+
+def _changes(pred: ArrayLike, real: ArrayLike, control: ArrayLike) -> tuple[Change, Change]:
+    return Change.of(pred, control), Change.of(real, control)
+
+
+def _changed(measured: Change) -> GeneChanges:
+    if not (measured.genes.fdr < FDR).any():
         msg = "No gene changes in the measured cells (FDR under 5 %)."
         raise ValueError(msg)
-    return changes
+    return measured.genes

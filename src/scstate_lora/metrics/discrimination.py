@@ -75,29 +75,20 @@ def discrimination_score(
     if excluded is not None and len(excluded) != n:
         msg = f"excluded has {len(excluded)} entries for {n} perturbations; give one each; it may be empty."
         raise ValueError(msg)
+    hidden = [np.unique(np.asarray(genes, dtype=np.intp)) for genes in (((),) * n if excluded is None else excluded)]
+    if any(len(genes) == n_genes for genes in hidden):
+        msg = f"excluded leaves none of the {n_genes} genes to compare."
+        raise ValueError(msg)
+    seen = pred.copy()
+    for row, genes in zip(seen, hidden, strict=True):
+        row[genes] = 0
     squares = np.square(real).sum(axis=1)
-    scores = np.full(n, np.nan)
-    for i in range(n):
-        hidden = np.unique(np.asarray(() if excluded is None else excluded[i], dtype=np.intp))
-        if len(hidden) == n_genes:
-            msg = f"excluded leaves none of the {n_genes} genes to compare."
-            raise ValueError(msg)
-        seen = pred[i].copy()
-        seen[hidden] = 0
-        if not seen.any():
-            continue
-        similarity = _cosines(seen, real, squares, squares - np.square(real[:, hidden]).sum(axis=1))
-        gap = np.delete(similarity, i) - similarity[i]
-        nearer = float((gap > _TIE).sum()) + 0.5 * float((np.abs(gap) <= _TIE).sum())
-        scores[i] = 1 - nearer / (n - 1 if rank_by == "others" else n)
-    return scores
-
-
-def _cosines(pred: np.ndarray, real: np.ndarray, all_genes: np.ndarray, seen_genes: np.ndarray) -> np.ndarray:
-    """Cosine of a predicted effect, zero in hidden genes, with every measured one; 0 with a measured effect of zero.
-
-    The sums of squares of the measured effects, over all genes and over the seen ones, are ``(n_perturbations,)``.
-    """
-    is_zero = seen_genes <= 1e-12 * all_genes  # rounding of the subtraction
-    lengths = np.sqrt(np.where(is_zero, 1.0, seen_genes))
-    return np.where(is_zero, 0.0, real @ pred / (lengths * np.linalg.norm(pred)))
+    # Squared length of every measured effect over the genes that each prediction is compared by, (n, n).
+    lengths = np.array([squares - np.square(real[:, genes]).sum(axis=1) for genes in hidden])
+    is_zero = lengths <= 1e-12 * squares  # rounding of the subtraction
+    size = np.linalg.norm(seen, axis=1)
+    scale = np.sqrt(np.where(is_zero, 1.0, lengths)) * np.where(size > 0, size, 1.0)[:, None]
+    cosines = np.where(is_zero, 0.0, seen @ real.T / scale)
+    gaps = cosines - np.diag(cosines)[:, None]
+    nearer = (gaps > _TIE).sum(axis=1) + 0.5 * ((np.abs(gaps) <= _TIE).sum(axis=1) - 1)
+    return np.where(size > 0, 1 - nearer / (n - 1 if rank_by == "others" else n), np.nan)

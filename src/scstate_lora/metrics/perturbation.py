@@ -11,26 +11,38 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+N_SPLITS = 5  # random halves to average over
 
-def pearson_delta(pred_mean: ArrayLike, real_mean: ArrayLike, control_mean: ArrayLike) -> float:
+
+def pearson_delta(
+    pred_mean: ArrayLike,
+    real_mean: ArrayLike,
+    control_mean: ArrayLike,
+    *,
+    real_control_mean: ArrayLike | None = None,
+) -> float:
     """Pearson correlation, over genes, of the predicted and the measured change of the mean.
 
     The change (delta) is the mean of perturbed cells minus the mean of measured control cells. Between -1 and 1. Both
-    deltas share the control mean, so noise in it counts as agreement; a shift common to all genes is ignored.
+    deltas share the control mean unless `real_control_mean` is of other control cells, so noise in it counts as
+    agreement. A shift common to all genes is ignored.
 
     Parameters
     ----------
     pred_mean, real_mean, control_mean
         Mean expression of the predicted, the measured perturbed and the measured control cells, shape ``(n_genes,)``.
+    real_control_mean
+        Mean of the control cells that the measured change is against; by default `control_mean`.
 
     Raises
     ------
     ValueError
         If shapes differ, a number is not finite, or a delta is the same in every gene (to 1e-6, float32's precision).
     """
-    pred, real, control = _checked_means(pred_mean, real_mean, control_mean)
+    real_control_mean = control_mean if real_control_mean is None else real_control_mean
+    pred, real, control, real_control = _checked_means(pred_mean, real_mean, control_mean, real_control_mean)
     deviations = []
-    for name, delta in (("predicted", pred - control), ("measured", real - control)):
+    for name, delta in (("predicted", pred - control), ("measured", real - real_control)):
         deviation = delta - delta.mean()
         if np.abs(deviation).max() <= 1e-6 * max(1.0, np.abs(control).max()):
             msg = f"The {name} delta is the same in all {len(delta)} genes: it correlates with nothing."
@@ -39,12 +51,19 @@ def pearson_delta(pred_mean: ArrayLike, real_mean: ArrayLike, control_mean: Arra
     return float(np.clip(deviations[0] @ deviations[1], -1.0, 1.0))
 
 
-def pearson_delta_top(pred_mean: ArrayLike, real_mean: ArrayLike, control_mean: ArrayLike, *, n_top: int = 20) -> float:
+def pearson_delta_top(
+    pred_mean: ArrayLike,
+    real_mean: ArrayLike,
+    control_mean: ArrayLike,
+    *,
+    n_top: int = 20,
+    real_control_mean: ArrayLike | None = None,
+) -> float:
     """:func:`pearson_delta` over the genes whose measured delta is largest in absolute value.
 
     Parameters
     ----------
-    pred_mean, real_mean, control_mean
+    pred_mean, real_mean, control_mean, real_control_mean
         As in :func:`pearson_delta`.
     n_top
         Number of genes; the earlier gene wins a tie.
@@ -54,12 +73,13 @@ def pearson_delta_top(pred_mean: ArrayLike, real_mean: ArrayLike, control_mean: 
     ValueError
         As in :func:`pearson_delta`, and if there are fewer than `n_top` genes.
     """
-    pred, real, control = _checked_means(pred_mean, real_mean, control_mean)
+    real_control_mean = control_mean if real_control_mean is None else real_control_mean
+    pred, real, control, real_control = _checked_means(pred_mean, real_mean, control_mean, real_control_mean)
     if len(real) < n_top:
         msg = f"The top {n_top} genes were requested, but there are only {len(real)}."
         raise ValueError(msg)
-    top = np.argsort(-np.abs(real - control), kind="stable")[:n_top]
-    return pearson_delta(pred[top], real[top], control[top])
+    top = np.argsort(-np.abs(real - real_control), kind="stable")[:n_top]
+    return pearson_delta(pred[top], real[top], control[top], real_control_mean=real_control[top])
 
 
 def mae(pred_mean: ArrayLike, real_mean: ArrayLike) -> float:
@@ -178,13 +198,51 @@ def variance_ratio(pred: ArrayLike, real: ArrayLike) -> float:
     return totals[0] / totals[1]
 
 
+def split_halves(n_cells: int, *, n_splits: int = N_SPLITS, seed: int = 0) -> np.ndarray:
+    """Split cells in two random halves, several times.
+
+    Parameters
+    ----------
+    n_cells
+        Number of cells.
+    n_splits
+        Number of splits.
+    seed
+        Seed; one seed gives the same halves of as many cells.
+
+    Returns
+    -------
+    Which cells each half has, bool ``(2 * n_splits, n_cells)``: rows ``2 * i`` and ``2 * i + 1`` are the halves of one
+    split; of an odd number of cells the second has one more.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two cells.
+    """
+    if n_cells < 2:
+        msg = f"Two halves need at least two measured cells; there is {n_cells}."
+        raise ValueError(msg)
+    rng = np.random.default_rng(seed)
+    halves = np.zeros((2 * n_splits, n_cells), dtype=bool)
+    for first in halves[::2]:
+        first[rng.permutation(n_cells)[: n_cells // 2]] = True
+    halves[1::2] = ~halves[::2]
+    return halves
+
+
 def ceiling(
-    real: np.ndarray, score: Callable[[np.ndarray, np.ndarray], float], *, n_splits: int = 5, seed: int = 0
+    real: np.ndarray,
+    score: Callable[[np.ndarray, np.ndarray], float],
+    *,
+    full_depth: Callable[[np.ndarray], np.ndarray] | None = None,
+    n_splits: int = N_SPLITS,
+    seed: int = 0,
 ) -> float:
     """Score that a replicate of the experiment would get: one random half of the measured cells against the other.
 
-    A half has half the cells, so where a score depends on their number (:func:`energy_distance`) the ceiling is
-    slightly pessimistic, and a very good model can exceed it.
+    A half has half the cells, and more noise than the whole. `full_depth` corrects for this where it is known how: see
+    :data:`scstate_lora.metrics.registry.METRICS`.
 
     Parameters
     ----------
@@ -192,6 +250,8 @@ def ceiling(
         Measured perturbed cells, shape ``(n, n_genes)``.
     score
         Function of predicted and measured cells, for instance :func:`energy_distance`.
+    full_depth
+        Turns the score of halves into the score that whole sets of cells would have; None leaves it.
     n_splits
         Random splits, whose scores are averaged.
     seed
@@ -202,16 +262,26 @@ def ceiling(
     ValueError
         If there are fewer than two cells, or `score` raises it.
     """
-    if len(real) < 2:
-        msg = f"Two halves need at least two measured cells; there is {len(real)}."
-        raise ValueError(msg)
-    rng = np.random.default_rng(seed)
-    scores = []
-    for _ in range(n_splits):
-        order = rng.permutation(len(real))
-        half = len(real) // 2
-        scores.append(score(real[order[:half]], real[order[half:]]))
-    return float(np.mean(scores))
+    halves = split_halves(len(real), n_splits=n_splits, seed=seed)
+    value = np.asarray(np.mean([score(real[a], real[b]) for a, b in zip(halves[::2], halves[1::2], strict=True)]))
+    return float(value if full_depth is None else full_depth(value))
+
+
+def spearman_brown(correlation: ArrayLike) -> np.ndarray:
+    """Correlation of two whole sets of cells from that of their halves: ``2 r / (1 + r)``; one below 0 is left as is.
+
+    Parameters
+    ----------
+    correlation
+        Correlations of any shape.
+
+    References
+    ----------
+    Spearman (1910), Correlation calculated from faulty data; Brown (1910), Some experimental results in the
+    correlation of mental abilities.
+    """
+    r = np.asarray(correlation, dtype=np.float64)
+    return np.where(r > 0, 2 * r / (1 + np.maximum(r, 0)), r)
 
 
 def goodness(values: ArrayLike, *, direction: Literal["higher", "lower", "one"]) -> np.ndarray:
@@ -230,26 +300,29 @@ def goodness(values: ArrayLike, *, direction: Literal["higher", "lower", "one"])
     return -array if direction == "lower" else array
 
 
-def skill(good: ArrayLike, *, floor: ArrayLike, ceiling: ArrayLike) -> np.ndarray:
+def skill(good: ArrayLike, *, floor: ArrayLike, ceiling: ArrayLike, noise: ArrayLike = 0.0) -> np.ndarray:
     """Place a score between a naive baseline (0) and the replicate ceiling (1): ``(good - floor) / (ceiling - floor)``.
 
     Parameters
     ----------
     good, floor, ceiling
         Scores of the model, the baseline and the ceiling, larger being better (:func:`goodness`); shapes broadcast.
+    noise
+        Standard deviation of ``ceiling - floor``.
 
     Returns
     -------
-    Array of the common shape; NaN where the ceiling is not above the floor, as the scale is then meaningless. Values
-    below 0 are worse than the baseline.
+    Array of the common shape; NaN where the ceiling is not above the floor by more than twice the noise, as the scale
+    is then meaningless. Values below 0 are worse than the baseline.
     """
     floor = np.asarray(floor, dtype=np.float64)
     gap = np.asarray(ceiling, dtype=np.float64) - floor
-    return (np.asarray(good, dtype=np.float64) - floor) / np.where(gap > 0, gap, np.nan)
+    is_clear = gap > 2 * np.asarray(noise, dtype=np.float64)
+    return (np.asarray(good, dtype=np.float64) - floor) / np.where(is_clear, gap, np.nan)
 
 
 def bootstrap_interval(
-    values: ArrayLike, *, n_boot: int = 1000, level: float = 0.95, seed: int = 0
+    values: ArrayLike, *, weights: ArrayLike | None = None, n_boot: int = 1000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean; NaN for both ends with fewer than two values.
 
@@ -257,6 +330,8 @@ def bootstrap_interval(
     ----------
     values
         One number per context, shape ``(n,)``, all finite.
+    weights
+        Weight of each, shape ``(n,)``, all above 0; equal by default.
     n_boot
         Bootstrap samples.
     level
@@ -267,8 +342,10 @@ def bootstrap_interval(
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
         return np.nan, np.nan
+    weight = np.ones(len(array)) if weights is None else np.asarray(weights, dtype=np.float64)
     drawn = np.random.default_rng(seed).integers(len(array), size=(n_boot, len(array)))
-    low, high = np.quantile(array[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    means = (array * weight)[drawn].sum(axis=1) / weight[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

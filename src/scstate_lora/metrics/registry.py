@@ -8,26 +8,33 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from scstate_lora.metrics.cell_sets import mmd, nearest_distance, relative_nearest_distance
-from scstate_lora.metrics.differential import de_direction, de_overlap, de_precision, weighted_mse
+from scstate_lora.metrics.cell_sets import mmd, relative_nearest_distance
+from scstate_lora.metrics.differential import direction_of, overlap_of, precision_of, weighted_mse_of
 from scstate_lora.metrics.perturbation import (
     energy_distance,
     mae,
     mse,
     pearson_delta,
     pearson_delta_top,
+    spearman_brown,
     variance_ratio,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scstate_lora.metrics.changes import Change
+
     CellScore = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+    ChangeScore = Callable[[Change, Change], float]
+    Correction = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Metric:
     """A metric, as tables, plots and reports show it.
+
+    A metric of predicted cells, which :func:`scstate_lora.tl.evaluate_perturbation` computes, has `score` or `change`.
 
     Parameters
     ----------
@@ -38,9 +45,13 @@ class Metric:
     lowest, highest
         Possible values.
     score
-        Score of predicted, measured and control cells, ``(n, n_genes)`` each, for
-        :func:`scstate_lora.tl.evaluate_perturbation`; a ValueError says why there is none. None for a metric of
-        something else.
+        Score of predicted, measured and control cells, ``(n, n_genes)`` each; a ValueError says why there is none.
+    change
+        Score of the predicted and the measured change, each against control cells of its own: any metric that a control
+        cell enters on both sides, because noise that both share would count as agreement.
+    full_depth
+        Turns the score of one half of the measured cells against the other into that of two whole sets, for the
+        ceiling; None where no such correction is known, or none is needed.
     """
 
     label: str
@@ -48,6 +59,8 @@ class Metric:
     lowest: float = 0.0
     highest: float = 1.0
     score: CellScore | None = None
+    change: ChangeScore | None = None
+    full_depth: Correction | None = None
 
     def columns(self) -> dict[str, str | float]:
         """Return the columns of a table that describe the metric."""
@@ -64,35 +77,54 @@ def _of_cells(score: Callable[[np.ndarray, np.ndarray], float]) -> CellScore:
     return lambda pred, real, _: score(pred, real)
 
 
-def _correlation(label: str, score: CellScore) -> Metric:
-    return Metric(label, "higher", -1.0, 1.0, score)
+def _correlation(label: str, score: Callable[..., float]) -> Metric:
+    """Correlate predicted and measured changes of the means."""
+
+    def change(predicted: Change, measured: Change) -> float:
+        return score(
+            predicted.cells.mean,
+            measured.cells.mean,
+            predicted.control.mean,
+            real_control_mean=measured.control.mean,
+        )
+
+    return Metric(label, "higher", -1.0, 1.0, change=change, full_depth=spearman_brown)
 
 
-def _distance(label: str, score: CellScore, *, highest: float = np.inf) -> Metric:
-    return Metric(label, "lower", 0.0, highest, score)
+def _distance(label: str, *, highest: float = np.inf, **how: CellScore | ChangeScore | Correction) -> Metric:
+    return Metric(label, "lower", 0.0, highest, **how)  # type: ignore[arg-type]  # each is of its field's type
+
+
+def _halved(value: np.ndarray) -> np.ndarray:
+    """Halve a squared error, or a V-statistic between equal populations: both fall as 1 / n."""
+    return value / 2
+
+
+def _over_root_two(value: np.ndarray) -> np.ndarray:
+    """Reduce an absolute error, which falls as the root of 1 / n."""
+    return value / np.sqrt(2)
 
 
 METRICS: dict[str, Metric] = {
-    "pearson_delta": _correlation("Pearson of delta", _of_means(pearson_delta)),
-    "pearson_delta_top20": _correlation(
-        "Pearson of delta, top 20 genes", _of_means(partial(pearson_delta_top, n_top=20))
-    ),
-    "pearson_delta_top50": _correlation(
-        "Pearson of delta, top 50 genes", _of_means(partial(pearson_delta_top, n_top=50))
-    ),
-    "mae": _distance("MAE of means", _of_means(lambda pred, real, _: mae(pred, real))),
-    "mse": _distance("MSE of means", _of_means(lambda pred, real, _: mse(pred, real))),
-    "e_distance": _distance("E-distance", _of_cells(energy_distance)),
+    "pearson_delta": _correlation("Pearson of delta", pearson_delta),
+    "pearson_delta_top20": _correlation("Pearson of delta, top 20 genes", partial(pearson_delta_top, n_top=20)),
+    "pearson_delta_top50": _correlation("Pearson of delta, top 50 genes", partial(pearson_delta_top, n_top=50)),
+    "mae": _distance("MAE of means", score=_of_means(lambda pred, real, _: mae(pred, real)), full_depth=_over_root_two),
+    "mse": _distance("MSE of means", score=_of_means(lambda pred, real, _: mse(pred, real)), full_depth=_halved),
+    "e_distance": _distance("E-distance", score=_of_cells(energy_distance), full_depth=_halved),
     "variance_ratio": Metric("variance ratio", "one", 0.0, np.inf, _of_cells(variance_ratio)),
-    "mse_de_weighted": _distance("MSE of means, weighted by DE", weighted_mse),
-    "mmd": _distance("MMD", _of_cells(mmd), highest=2.0),
-    "nearest_distance": _distance("distance to the nearest cell", _of_cells(nearest_distance)),
-    "nearest_distance_relative": _distance(
-        "distance to the nearest cell, relative", _of_cells(relative_nearest_distance)
+    "mse_de_weighted": _distance("MSE of means, weighted by DE", change=weighted_mse_of, full_depth=_halved),
+    "mmd": _distance("MMD", score=_of_cells(mmd), highest=2.0, full_depth=_halved),
+    "nearest_distance_relative": Metric(
+        "distance to the nearest cell, relative to that between measured cells",
+        "one",
+        0.0,
+        np.inf,
+        _of_cells(relative_nearest_distance),
     ),
-    "de_overlap50": Metric("overlap of the top 50 DE genes", score=partial(de_overlap, n_top=50)),
-    "de_direction50": Metric("direction of the top 50 DE genes", score=partial(de_direction, n_top=50)),
-    "de_precision50": Metric("precision of the top 50 DE genes", score=partial(de_precision, n_top=50)),
+    "de_overlap50": Metric("overlap of the top 50 DE genes", change=partial(overlap_of, n_top=50)),
+    "de_direction50": Metric("direction of the top 50 DE genes", change=partial(direction_of, n_top=50)),
+    "de_precision50": Metric("precision of the top 50 DE genes", change=partial(precision_of, n_top=50)),
     "discrimination": Metric("discrimination score"),
     "knn_accuracy": Metric("kNN accuracy"),
     "probe_accuracy": Metric("probe accuracy"),

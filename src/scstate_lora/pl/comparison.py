@@ -60,7 +60,7 @@ _CRITERIA = {
     "gradient_spikes": "few gradient spikes",
     "pearson_delta": "Pearson of delta",
     "cell_type_score": "every cell type's score",
-    "nearest_distance": "near to measured cells",
+    "nearest_distance": "as near to measured cells as these",
     "day_order": "order of the days kept",
     "markers_up": "known markers up",
 }

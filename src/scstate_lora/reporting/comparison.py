@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scstate_lora import pl
 from scstate_lora.reporting.page import write_page
-from scstate_lora.reporting.parts import Section, Verdict, figure, table
+from scstate_lora.reporting.parts import Section, Verdict, figure, skill_text, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,8 @@ def write_comparison(result: Comparison, path: str | Path, *, title: str) -> Pat
         "Means over the seeds. All variants share one split and are scored on cells that no training saw."
     )
     summary = result.summary()
-    short.blocks.append(table(summary.drop(columns="reason"), "Every model beside the naive baselines."))
+    shown = summary.drop(columns="reason").assign(skill=summary["skill"].map(skill_text))
+    short.blocks.append(table(shown, "Every model beside the naive baselines."))
     criteria = Section("Criteria", "criteria")
     for model, rows in result.criteria.groupby("model", sort=False):
         met = int((rows["met"] == "yes").sum())

@@ -85,6 +85,13 @@ def text(value: Any) -> str:
     return "0" if abs(number) < 1e-12 else f"{number:.3g}"
 
 
+def skill_text(value: float) -> str:
+    """Write a skill as it is shown: clipped to -1 and 1, and marked where it was."""
+    if not abs(value) > 1:
+        return text(value)
+    return f"{'1' if value > 0 else '-1'} (clipped)"
+
+
 def figure(axes: Axes | np.ndarray[Any, np.dtype[Any]], caption: str) -> Figure:
     """Turn the figure of some Axes into a PNG within the page, and close it."""
     drawn = np.ravel(np.asarray(axes, dtype=object))[0].figure

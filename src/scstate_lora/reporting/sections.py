@@ -16,7 +16,7 @@ from scstate_lora.data.splits import split_table
 from scstate_lora.metrics.baselines import CEILING
 from scstate_lora.metrics.embedding import PCA
 from scstate_lora.metrics.registry import metric_label
-from scstate_lora.reporting.parts import Section, Table, figure, table, text
+from scstate_lora.reporting.parts import Section, Table, figure, skill_text, table, text
 from scstate_lora.reporting.verdicts import (
     ALL_CONTEXTS,
     baseline_names,
@@ -201,10 +201,16 @@ def perturbation_section(predictions: AnnData) -> Section:
     if average.empty:
         average = scores[scores["context"] == contexts[0]]
     scope = "average over contexts" if len(contexts) > 1 else "".join(contexts) or "all cells"
-    skill = "Skill: 0 is the mean shift, 1 the replicate ceiling; under 0 is worse than the mean shift."
+    skill = (
+        "Skill: 0 is the mean shift, 1 the replicate ceiling; under 0 is worse than the mean shift. Clipped to -1 and "
+        "1; n/a where the ceiling is not above the mean shift by more than twice the noise of both."
+    )
     section.blocks += [
-        table(_wide(average, "value"), f"Scores, {scope}: naive baselines first, replicate ceiling last."),
-        table(_wide(average, "skill"), skill),
+        table(
+            _wide(average, "value"),
+            f"Scores, {scope}: naive baselines first, replicate ceiling last. {_scored_with(average)}",
+        ),
+        table(_wide(average.assign(skill=average["skill"].map(skill_text)), "skill"), skill),
         figure(
             pl.metrics(average), f"Scores, {scope}" + (", with 95 % bootstrap intervals." if len(contexts) > 1 else ".")
         ),
@@ -220,6 +226,14 @@ def perturbation_section(predictions: AnnData) -> Section:
         )
     section.blocks += _remarks(scores, "model")
     return section
+
+
+def _scored_with(average: pd.DataFrame) -> str:
+    """Say how many control and measured cells the scores are of."""
+    if "n_control" not in average:
+        return ""
+    n_control, n_measured = (int(average[column].max()) for column in ("n_control", "n_measured"))
+    return f"All are of the same {n_control:,} control cells, beside {n_measured:,} measured cells."
 
 
 def _wide_embeddings(scores: pd.DataFrame) -> pd.DataFrame:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from scstate_lora._constants import OBSM_SE, OBSM_ST
-from scstate_lora.metrics import goodness
+from scstate_lora.metrics import bootstrap_interval, goodness
 from scstate_lora.metrics.baselines import BASELINES, CEILING, YARDSTICK, reference_names
 from scstate_lora.metrics.embedding import PCA
 from scstate_lora.metrics.registry import metric_label
@@ -23,6 +23,7 @@ ALL_CONTEXTS = "all"
 SAME_WITHIN = 0.01
 # An interval over fewer contexts is not informative.
 _FEWEST_CONTEXTS = 3
+_UNDECIDED = "not decided"
 
 
 def model_names(table: pd.DataFrame) -> list[str]:
@@ -36,7 +37,7 @@ def baseline_names() -> list[str]:
 
 
 def perturbation_verdicts(table: pd.DataFrame, *, target: str) -> list[Verdict]:
-    """Judge every model against the mean shift: first in one sentence, then metric by metric.
+    """Judge every model against the best baseline of each metric: first in one sentence, then metric by metric.
 
     Parameters
     ----------
@@ -47,75 +48,106 @@ def perturbation_verdicts(table: pd.DataFrame, *, target: str) -> list[Verdict]:
     """
     verdicts: list[Verdict] = []
     for model in model_names(table):
-        single = [(metric, _against_yardstick(table, model, metric)) for metric in dict.fromkeys(table["metric"])]
+        single = [_against_best(table, model, str(metric)) for metric in dict.fromkeys(table["metric"])]
         verdicts.append(_overall(model, single, target=target))
-        verdicts += [verdict for _, verdict in single]
+        verdicts += [Verdict(result.mark, result.text) for result in single]
     return verdicts
 
 
-def _overall(model: str, single: Sequence[tuple[str, Verdict]], *, target: str) -> Verdict:
-    by_mark = {mark: [metric_label(m) for m, v in single if v.mark == mark] for mark in ("good", "bad", "even")}
-    n_good, n_bad = len(by_mark["good"]), len(by_mark["bad"])
-    parts = [
-        f"better than the {YARDSTICK} on {_listed(by_mark['good'])}" if by_mark["good"] else "",
-        f"worse {'' if n_good else f'than the {YARDSTICK} '}on {_listed(by_mark['bad'])}" if by_mark["bad"] else "",
-        f"not decided on {_listed(by_mark['even'])}" if by_mark["even"] else "",
-    ]
-    sentence = f"Predicting {target!r}, {model!r} is " + "; ".join(p for p in parts if p) + "."
-    n_even = len(by_mark["even"])
-    if n_bad > max(n_good, n_even):
-        sentence += " Adding an average difference to the control cells predicts better here."
+class _Result(NamedTuple):
+    """How a model compares with the best baseline of one metric."""
+
+    metric: str
+    relation: str
+    """``"better"``, ``"worse"``, ``"equal"``, ``"not decided"`` or ``"not compared"``."""
+    text: str
+    best: str = ""
+    """Name of the best baseline."""
+
+    @property
+    def mark(self) -> str:
+        """Mark of the verdict."""
+        return {"better": "good", "worse": "bad"}.get(self.relation, "even")
+
+    def named(self) -> str:
+        """Name the metric, and the baseline that it was compared with."""
+        return metric_label(self.metric) + (f" ({self.best})" if self.best else "")
+
+
+def _overall(model: str, single: Sequence[_Result], *, target: str) -> Verdict:
+    by_relation: dict[str, list[str]] = {}
+    for result in single:
+        by_relation.setdefault(result.relation, []).append(result.named())
+    phrases = {
+        "better": "better than the best baseline on",
+        "worse": "worse than the best baseline on",
+        "equal": "equal to the best baseline on",
+        _UNDECIDED: f"{_UNDECIDED} on",
+        "not compared": "not compared on",
+    }
+    parts = [f"{phrase} {_listed(by_relation[name])}" for name, phrase in phrases.items() if name in by_relation]
+    sentence = f"Predicting {target!r}, {model!r} is " + "; ".join(parts) + "."
+    n_good, n_bad = len(by_relation.get("better", ())), len(by_relation.get("worse", ()))
+    n_even = len(single) - n_good - n_bad
     mark = "bad" if n_bad > max(n_good, n_even) else "good" if n_good > max(n_bad, n_even) else "even"
+    if mark == "bad":
+        sentence += " A naive baseline predicts better here."
     return Verdict(mark, sentence, headline=True)
 
 
-def _against_yardstick(table: pd.DataFrame, model: str, metric: str) -> Verdict:
-    """Compare one model with the mean shift on one metric: the average over contexts, then context by context."""
+def _against_best(table: pd.DataFrame, model: str, metric: str) -> _Result:
+    """Compare one model with the best baseline of one metric: the average over contexts, then context by context."""
     part = table[table["metric"] == metric]
     direction = str(part["direction"].iloc[0])
     contexts = list(part["context"])
     average = part[part["context"] == (ALL_CONTEXTS if ALL_CONTEXTS in contexts else contexts[0])]
     rows = {row["model"]: row for row in average.to_dict("records")}
     values = {name: float(row["value"]) for name, row in rows.items()}
-    value, floor = values[model], values.get(YARDSTICK, np.nan)
+    value = values[model]
     if np.isnan(value):
-        return Verdict("even", f"{metric_label(metric)}: not computed for {model} ({rows[model]['reason']}).")
+        why = rows[model]["reason"]
+        return _Result(metric, "not compared", f"{metric_label(metric)}: not computed for {model} ({why}).")
     sentence = f"{metric_label(metric)}: {model} {text(value)}"
-    references = [
-        name for name in (*baseline_names(), CEILING) if name != YARDSTICK and not np.isnan(values.get(name, np.nan))
-    ]
+    known = {name: values[name] for name in baseline_names() if not np.isnan(values.get(name, np.nan))}
+    if not known:
+        others = f" ({CEILING} {text(values[CEILING])})" if not np.isnan(values.get(CEILING, np.nan)) else ""
+        return _Result(
+            metric, "not compared", f"{sentence}; no baseline has a score, so it cannot be compared{others}."
+        )
+    good = dict(zip(known, goodness(list(known.values()), direction=direction), strict=True))  # type: ignore[arg-type]  # read from a table
+    best = max(good, key=lambda name: float(good[name]))
+    references = [name for name in (*known, CEILING) if name != best and not np.isnan(values.get(name, np.nan))]
     others = f" ({'; '.join(f'{name} {text(values[name])}' for name in references)})" if references else ""
-    if np.isnan(floor):
-        return Verdict("even", f"{sentence}; the {YARDSTICK} is unknown, so it cannot be compared{others}.")
-
-    gain = float(np.subtract(*goodness([value, floor], direction=direction)))  # type: ignore[arg-type]  # read from a table
-    if abs(gain) <= 1e-6 * max(1.0, abs(floor)):
-        return Verdict("even", f"{sentence}, the same as the {YARDSTICK}{others}.")
-    sentence += f", {'better' if gain > 0 else 'worse'} than the {YARDSTICK} with {text(floor)}"
-    gains = _gains(part, model, direction)
+    if text(value) == text(known[best]):
+        return _Result(metric, "equal", f"{sentence}, equal to the best baseline, {best}{others}.", best)
+    gain = float(goodness([value], direction=direction)[0] - good[best])  # type: ignore[arg-type]  # read from a table
+    relation = "better" if gain > 0 else "worse"
+    sentence += f", {relation} than the best baseline, {best}, with {text(known[best])}"
+    gains, weights = _gains(part, model, best, direction)
     if len(gains) < _FEWEST_CONTEXTS:
-        return Verdict("good" if gain > 0 else "bad", f"{sentence}{others}.")
-    low, high = _interval_of_mean(gains)
+        n = f"{len(gains)} contexts" if len(gains) > 1 else "one context"
+        return _Result(metric, _UNDECIDED, f"{sentence}{others}. Of {n} no interval can be made: {_UNDECIDED}.", best)
+    low, high = bootstrap_interval(gains, weights=weights, n_boot=2000)
     sentence += f", better in {int((gains > 0).sum())} of {len(gains)} contexts{others}"
     if (gain > 0 and low > 0) or (gain < 0 and high < 0):
-        return Verdict("good" if gain > 0 else "bad", f"{sentence}.")
+        return _Result(metric, relation, f"{sentence}.", best)
     interval = f"{text(low)} to {text(high)} (95 % interval over contexts, positive is better)"
-    return Verdict("even", f"{sentence}. The difference is {interval}: undecided.")
+    return _Result(metric, _UNDECIDED, f"{sentence}. The difference is {interval}: {_UNDECIDED}.", best)
 
 
-def _gains(part: pd.DataFrame, model: str, direction: str) -> np.ndarray:
-    """Gain of the model over the mean shift in every context that has both, shape ``(n_contexts,)``."""
-    wide = part[part["context"] != ALL_CONTEXTS].pivot(index="context", columns="model", values="value")
-    both = wide.reindex(columns=[model, YARDSTICK]).dropna().to_numpy()
-    good = goodness(both, direction=direction)  # type: ignore[arg-type]  # read from a table
-    return good[:, 0] - good[:, 1]
+def _gains(part: pd.DataFrame, model: str, baseline: str, direction: str) -> tuple[np.ndarray, np.ndarray]:
+    """Gain over a baseline in every context that has both and counts in the average, and weights, ``(n_contexts,)``.
 
-
-def _interval_of_mean(gains: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over contexts; paired, so difficulty shared within a context cancels."""
-    draws = np.random.default_rng(0).choice(gains, size=(2000, len(gains))).mean(axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
+    Paired, so that the difficulty that both share within a context cancels.
+    """
+    single = part[(part["context"] != ALL_CONTEXTS) & part["model"].isin([model, baseline])]
+    single = single.assign(weight=single["weight"] if "weight" in single else 1.0)
+    wide = single.pivot(index="context", columns="model", values="value").reindex(columns=[model, baseline])
+    weights = single.groupby("context")["weight"].first().reindex(wide.index).to_numpy(dtype=float)
+    both = wide.to_numpy(dtype=float)
+    counts = np.isfinite(both).all(axis=1) & (weights > 0)
+    good = goodness(both[counts], direction=direction)  # type: ignore[arg-type]  # read from a table
+    return good[:, 0] - good[:, 1], weights[counts]
 
 
 def embedding_verdicts(

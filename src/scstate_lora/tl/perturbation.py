@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scstate_lora.data.results import EVALUATE_PERTURBATION, read_prediction, write_result
-from scstate_lora.tl.scoring.cell_scores import baseline_predictors, prediction, score_cells
+from scstate_lora.tl.scoring.cell_scores import PredictedCells, baseline_predictors, score_cells
 from scstate_lora.tl.scoring.inputs import read_inputs
+from scstate_lora.tl.scoring.table import MIN_CELLS, Counting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
     from anndata import AnnData
+
+    from scstate_lora.tl.scoring.cell_scores import Predictor
 
 
 def evaluate_perturbation(
@@ -25,13 +28,24 @@ def evaluate_perturbation(
     pert_key: str | None = None,
     pert_features: pd.DataFrame | None = None,
     name: str = "model",
+    min_cells: int = MIN_CELLS,
+    weights: Literal["equal", "cells"] = "equal",
     n_boot: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Score predicted cells against measured ones, context by context, beside naive baselines.
 
-    All scores are over log1p of counts per 10,000 and the genes of `pred`; a delta is the mean of cells minus the mean
-    of the measured controls of the same context.
+    All scores are over log1p of counts per 10,000 and the genes of `pred`. Model, baselines and ceiling are scored with
+    the same control cells: those of `control` that `pred` was predicted from. Predicted cells of others are left out.
+    In a context where nothing was predicted from those of `control`, the controls of `real` and then of `train` are
+    used.
+
+    A delta is the mean of cells minus the mean of controls of the same context. If prediction and measurement are
+    compared with the same controls, their noise is in both deltas and counts as agreement. So every score of changes
+    (``pearson_delta*``, ``mse_de_weighted``, ``de_*``) takes the cells that were predicted from one random half of the
+    controls, beside that half, and the measured cells beside the other half, and is averaged over both directions of 5
+    splits, which all models and baselines share. What baselines learn from training cells they learn without the other
+    half. All other scores compare whole sets of cells.
 
     * ``pearson_delta``, ``pearson_delta_top20``, ``pearson_delta_top50``: correlation of predicted and measured delta
       over all genes, or those with the largest measured delta.
@@ -40,8 +54,9 @@ def evaluate_perturbation(
     * ``variance_ratio``: total variance over the measured one; 1 is right, near 0 is mode collapse.
     * ``mse_de_weighted``: ``mse`` with every gene weighted by the evidence that it changes in the measured cells.
     * ``mmd``: squared maximum mean discrepancy, Gaussian kernels (:func:`scstate_lora.metrics.mmd`).
-    * ``nearest_distance``, ``nearest_distance_relative``: mean distance of a predicted cell to the nearest measured
-      one, and the same divided by the mean distance between measured cells. A collapsed prediction can score well here.
+    * ``nearest_distance_relative``: mean distance of a predicted cell to the nearest measured one, over that of a
+      measured cell to the nearest other one. 1 is right; a prediction that collapsed to a likely profile, or copies
+      measured cells, is below 1.
     * ``de_overlap50``, ``de_direction50``, ``de_precision50``: the share of the 50 most changed measured genes (Welch's
       t-test, FDR under 5 %) that are among the 50 most changed predicted ones; the share of them that is predicted to
       move the same way; and the share of the 50 most changed predicted genes that change in the measured cells.
@@ -55,10 +70,16 @@ def evaluate_perturbation(
     * ``"linear"``: the control cells plus a delta by ridge regression on the context's control mean and on the
       perturbation, clipped at 0 (:class:`scstate_lora.metrics.LinearEffects`; with fewer than three training contexts
       it is the mean shift);
-    * ``"ceiling"``: one half of the measured cells against the other, 5 random splits averaged.
+    * ``"ceiling"``: a replicate: one random half of the measured cells against the other, each with a half of the
+      controls of its own, the mean of 5 splits. Halves have more noise than the whole, so this is corrected to full
+      depth: correlations by Spearman and Brown, ``2 r / (1 + r)``; squared errors, E-distance and MMD are halved; the
+      absolute error is divided by the root of 2. For ``de_*`` no correction is known, and ``variance_ratio`` and
+      ``nearest_distance_relative`` need none.
 
     All training contexts have the same weight. For an unseen target, mean shift and perturbed mean are averages over
     the training perturbations, and the linear baseline needs `pert_features`.
+
+    In the average over contexts, those with fewer than `min_cells` control or measured cells do not count.
 
     Parameters
     ----------
@@ -67,7 +88,9 @@ def evaluate_perturbation(
     real
         Measured cells; those with the predicted target are used.
     control
-        Measured cells; those with the control level are used.
+        Measured cells; those with the control level that `pred` was predicted from are used. Best are controls that
+        were held out of the training: a model that was trained on them, beside perturbed cells of the same context, has
+        their noise in its change. A warning is logged then.
     context_key
         Column or columns of obs that define a context, for instance the cell type; an empty list makes one context of
         all cells. Contexts with both predicted and measured cells are scored. Missing values that the set-up allowed
@@ -81,6 +104,10 @@ def evaluate_perturbation(
         Features of perturbations for the linear baseline, as given to the model: one row per perturbation.
     name
         Name of the model in the table.
+    min_cells
+        Fewest control cells, and fewest measured cells, of a context that counts in the average.
+    weights
+        Whether contexts weigh the same in the average, or as their number of measured cells.
     n_boot
         Bootstrap samples of contexts behind the interval of the average.
     seed
@@ -89,11 +116,14 @@ def evaluate_perturbation(
     Returns
     -------
     One row per model, context and metric: ``model``, ``context`` (``"all"`` is the average over contexts), ``metric``,
-    ``value``, ``skill``, ``ci_low`` and ``ci_high`` (95 % interval of the average, NaN with a single context),
-    ``direction`` (``"higher"``, ``"lower"`` or nearest to ``"one"`` is better), ``lowest`` and ``highest`` possible
-    value, ``reason``: why a value is NaN, or which contexts an average lacks, else empty. ``skill`` is 0 for the mean
-    shift and 1 for the ceiling, NaN where the ceiling is no better than the mean shift; of the average it is the ratio
-    of averages, not the average of ratios.
+    ``value``, ``split_sd`` (standard deviation over the random halves, NaN without halves), ``skill``, ``ci_low`` and
+    ``ci_high`` (95 % interval of the average, NaN with a single context), ``direction`` (``"higher"``, ``"lower"`` or
+    nearest to ``"one"`` is better), ``lowest`` and ``highest`` possible value, ``n_control`` and ``n_measured``: number
+    of control cells that were predicted from, and of measured cells; ``weight`` of the context in the average, 0 if it
+    does not count; ``reason``: why a value is NaN, or which contexts an average lacks, else empty. ``skill`` is 0 for
+    the mean shift and 1 for the ceiling; of the average it is the ratio of averages, not the average of ratios. It is
+    NaN, and ``skill_reason`` says so, where the ceiling is not above the mean shift by more than twice the standard
+    deviation of their difference over the random halves.
 
     Adds ``pred.uns["scstate_lora"]["evaluate_perturbation"]``, the same table.
 
@@ -105,13 +135,14 @@ def evaluate_perturbation(
         If `pert_features` is not a table of numbers.
     ValueError
         If `pred` is not a prediction of one target, a measured AnnData holds predicted cells, no context can be scored,
-        a context has no measured controls, or `pert_features` lacks a perturbation of `train`.
+        no control cell of `pred` is among the controls, or `pert_features` lacks a perturbation of `train`.
 
     Warns
     -----
     UserWarning
         If perturbed cells of `train` are among those of `real`.
     """
+    counting = Counting.checked(min_cells, weights)
     inputs = read_inputs(
         pred,
         real,
@@ -129,7 +160,18 @@ def evaluate_perturbation(
             f"time: evaluate_perturbation(pred[pred.obs[{key!r}] == ...], ...). For all at once use discrimination."
         )
         raise ValueError(msg)
-    predictors = {name: prediction(inputs.predicted), **baseline_predictors(inputs.targets[0], inputs.training)}
-    table = score_cells(predictors, inputs.measured, inputs.controls, inputs.contexts, n_boot=n_boot, seed=seed)
+    predictors: dict[str, Predictor] = {
+        name: PredictedCells(inputs.predicted),
+        **baseline_predictors(inputs.targets[0], inputs.training),
+    }
+    table = score_cells(
+        predictors,
+        inputs.measured,
+        inputs.controls,
+        inputs.contexts,
+        counting=counting,
+        n_boot=n_boot,
+        seed=seed,
+    )
     write_result(pred, EVALUATE_PERTURBATION, table)
     return table

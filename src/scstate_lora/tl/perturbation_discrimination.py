@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scstate_lora.data.perturbations import parts_of
 from scstate_lora.data.results import DISCRIMINATION, write_result
 from scstate_lora.tl.scoring.cells import shared_targets
 from scstate_lora.tl.scoring.effect_scores import score_effects
 from scstate_lora.tl.scoring.inputs import read_inputs
+from scstate_lora.tl.scoring.table import MIN_CELLS, Counting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,17 +28,22 @@ def discrimination(
     pert_key: str | None = None,
     pert_features: pd.DataFrame | None = None,
     name: str = "model",
+    min_cells: int = MIN_CELLS,
+    weights: Literal["equal", "cells"] = "equal",
     n_boot: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Score how well predicted effects discriminate between perturbations, beside naive baselines.
 
-    An effect is the mean of cells under a perturbation minus the mean of the measured controls of the same context,
-    over log1p of counts per 10,000 and the genes of `pred`. Within a context, the measured effects of all perturbations
-    are ranked by their cosine with one predicted effect; the score is the share of the other perturbations that rank
-    behind the right one: 1, always nearest; 0.5, chance (:func:`scstate_lora.metrics.discrimination_score`). The genes
-    that a perturbation is named after, also those of a combination ``"A+B"``, are left out of its comparison, because a
-    knocked-down gene would give it away.
+    An effect is the mean of cells under a perturbation minus the mean of control cells of the same context, over log1p
+    of counts per 10,000 and the genes of `pred`. Control cells are taken as by :func:`evaluate_perturbation`: those
+    that were predicted from, for model and baselines alike; predicted effects are against one random half of them and
+    measured ones against the other, averaged over both directions of 5 splits.
+
+    Within a context, the measured effects of all perturbations are ranked by their cosine with one predicted effect;
+    the score is the share of the other perturbations that rank behind the right one: 1, always nearest; 0.5, chance
+    (:func:`scstate_lora.metrics.discrimination_score`). The genes that a perturbation is named after, also those of a
+    combination ``"A+B"``, are left out of its comparison, because a knocked-down gene would give it away.
 
     Rows of ``model``: the model (`name`) and
 
@@ -47,7 +53,11 @@ def discrimination(
     * ``"mean shift"``: the perturbation's own average effect over the training contexts, NaN where training lacks it;
     * ``"linear"``: ridge regression on the context's control mean and on the perturbation
       (:class:`scstate_lora.metrics.LinearEffects`); for unseen perturbations by `pert_features`;
-    * ``"ceiling"``: one half of the measured cells against the other, 5 random splits averaged.
+    * ``"ceiling"``: one random half of the measured cells against the other, each with a half of the controls of its
+      own, 5 splits averaged. How the score would be at full depth is not known, so it is not corrected.
+
+    Perturbations with fewer than `min_cells` measured cells in a context, or too few controls there, have a row of
+    their own, and count in no average.
 
     Parameters
     ----------
@@ -56,7 +66,7 @@ def discrimination(
     real
         Measured cells of the same targets. A target without measured cells in a context is left out of it.
     control
-        Measured cells; those with the control level are used.
+        Measured cells; those with the control level that `pred` was predicted from are used.
     context_key
         Column or columns of obs that define a context, for instance the cell type; by default all cells are one.
     train
@@ -67,6 +77,10 @@ def discrimination(
         Features of perturbations for the linear baseline, as given to the model: one row per perturbation.
     name
         Name of the model in the table.
+    min_cells
+        Fewest measured cells of a perturbation in a context, and fewest control cells there, that count in averages.
+    weights
+        Whether contexts weigh the same in the average of a perturbation, or as its number of measured cells.
     n_boot
         Bootstrap samples of perturbations behind the interval of an average.
     seed
@@ -75,11 +89,10 @@ def discrimination(
     Returns
     -------
     One row per model, perturbation and context: ``model``, ``context``, ``perturbation``, ``metric``
-    (``"discrimination"``), ``value``, ``skill``, ``ci_low`` and ``ci_high``, ``direction`` (``"higher"``), ``lowest``
-    and ``highest`` possible value, ``reason``: why a value is NaN, or what an average lacks, else empty. Further rows
-    are averages of every model: within each context (``perturbation`` is ``"all"``), of each perturbation over contexts
-    (``context`` is ``"all"``), and over both. Only averages over perturbations have an interval (95 %) and a skill: 0
-    is chance, 1 the ceiling, NaN where the ceiling is no better than chance.
+    (``"discrimination"``), and the columns that :func:`evaluate_perturbation` describes. Further rows are averages of
+    every model: within each context (``perturbation`` is ``"all"``), of each perturbation over contexts (``context`` is
+    ``"all"``), and over both. Only averages over perturbations have an interval (95 %) and a skill: 0 is chance, 1 the
+    ceiling, NaN where the ceiling is not above chance by more than twice its standard deviation over the random halves.
 
     Adds ``pred.uns["scstate_lora"]["discrimination"]``, the same table.
 
@@ -91,13 +104,15 @@ def discrimination(
         If `pert_features` is not a table of numbers.
     ValueError
         If `pred` is not a prediction, a measured AnnData holds predicted cells, no context has two perturbations both
-        predicted and measured, one has no measured controls, or `pert_features` lacks a perturbation of `train`.
+        predicted and measured, no control cell of `pred` is among the controls, or `pert_features` lacks a perturbation
+        of `train`.
 
     Warns
     -----
     UserWarning
         If perturbed cells of `train` are among those of `real`.
     """
+    counting = Counting.checked(min_cells, weights)
     inputs = read_inputs(
         pred,
         real,
@@ -119,6 +134,7 @@ def discrimination(
         hidden_genes={
             target: [position[gene] for gene in parts_of(target) if gene in position] for target in inputs.targets
         },
+        counting=counting,
         n_boot=n_boot,
         seed=seed,
     )

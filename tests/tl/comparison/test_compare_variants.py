@@ -60,6 +60,7 @@ def compared(screen, tmp_path_factory):
         time_key="day",
         markers=MARKERS,
         path=folder,
+        min_cells=2,
         n_boot=50,
     )
     return result, adata, folder
@@ -114,8 +115,9 @@ def test_all_are_scored_over_the_genes_that_all_predict(compared, screen):
     result, _, _ = compared
     few = ssl.STTransition(screen, model={**SMALL_ST, "n_genes": 20}).genes
     alone = tl.compare(
-        screen.copy(), variants=["zero-shot"], model={**SMALL_ST, "n_genes": 20}, train_kwargs=QUICK, n_boot=10
-    )
+        screen.copy(), variants=["zero-shot"], model={**SMALL_ST, "n_genes": 20}, train_kwargs=QUICK, min_cells=2,
+        n_boot=10,
+    )  # fmt: skip
     assert len(few) == 20
     for one in (result, alone):
         part = one.scores[(one.scores["model"] == "no change") & (one.scores["metric"] == "e_distance")]
@@ -231,7 +233,9 @@ def test_what_was_not_given_is_not_measured_and_says_why(screen):
 
 def test_thresholds_decide(screen):
     tables = [
-        tl.compare(screen.copy(), variants=["zero-shot"], model=SMALL_ST, thresholds=given, n_boot=10).criteria
+        tl.compare(
+            screen.copy(), variants=["zero-shot"], model=SMALL_ST, thresholds=given, min_cells=2, n_boot=10
+        ).criteria
         for given in (None, {"nearest_distance": 9.0, "nearest_distance_strong": 8.0})
     ]
     rows = [table.set_index("criterion").loc["nearest_distance"] for table in tables]
@@ -242,7 +246,7 @@ def test_thresholds_decide(screen):
 
 def test_one_of_the_usual_is_replaced_or_left_out(screen):
     variants = {"ST": {"model": {"hidden": 32}}, "ST-LoRA": None, "ST-LoRA-mHC": None}
-    result = tl.compare(screen.copy(), variants=variants, model=SMALL_ST, train_kwargs=QUICK, n_boot=10)
+    result = tl.compare(screen.copy(), variants=variants, model=SMALL_ST, train_kwargs=QUICK, min_cells=2, n_boot=10)
     training = result.training.set_index("model")
     assert list(training.index) == ["zero-shot", "ST"]
     assert training.loc["ST", "parameters"] > training.loc["zero-shot", "parameters"]

@@ -25,6 +25,7 @@ from scstate_lora.metrics.baselines import reference_names
 from scstate_lora.tl.comparison.criteria import OF_PREDICTIONS, OF_TRAINING, criteria_table
 from scstate_lora.tl.comparison.result import Comparison
 from scstate_lora.tl.comparison.scores import (
+    COUNT_COLUMNS,
     Task,
     choose_targets,
     failed,
@@ -34,7 +35,7 @@ from scstate_lora.tl.comparison.scores import (
 )
 from scstate_lora.tl.comparison.variants import Shared, variants_of
 from scstate_lora.tl.scoring.held_out import HeldOutCells
-from scstate_lora.tl.scoring.table import ALL
+from scstate_lora.tl.scoring.table import ALL, MIN_CELLS, Counting
 from scstate_lora.tl.training_stability import stability
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def compare(
     thresholds: Mapping[str, float] | Thresholds | None = None,
     path: str | Path | None = None,
     overwrite: bool = False,
+    min_cells: int = MIN_CELLS,
+    weights: Literal["equal", "cells"] = "equal",
     n_boot: int = 1000,
 ) -> Comparison:
     """Train variants of STTransition on one split and score them on its test cells, beside the naive baselines.
@@ -90,8 +93,9 @@ def compare(
     * ``"ST-LoRA-mHC"``: the same with hyper-connections.
 
     All share cells, split, seeds and training options, and are scored as by :func:`evaluate_perturbation` over the
-    genes that all of them predict: test cells of each target against the prediction from all control cells of the same
-    contexts. All measures are reported, whichever variant they favour. A variant that fails has the reason in its rows,
+    genes that all of them predict: test cells of each target against the prediction from control cells of the same
+    contexts. Of contexts whose perturbed cells were trained on these are the controls that were not, if there are 20;
+    else all. All measures are reported, whichever variant they favour. A variant that fails has the reason in its rows,
     and the others go on.
 
     Parameters
@@ -126,6 +130,8 @@ def compare(
     overwrite
         Replace the tables and logs of an earlier comparison in `path`, once the new ones are whole; until then these
         are in ``<path>.new``.
+    min_cells, weights
+        As in :func:`evaluate_perturbation`: which contexts count in averages, and with what weight.
     n_boot
         Bootstrap samples behind the intervals over contexts of a single seed; several seeds have a t-interval.
 
@@ -154,6 +160,7 @@ def compare(
     if registry.pert_key is None:
         msg = "compare needs a perturbation: ssl.setup_anndata(adata, pert_key=..., control=...)."
         raise ValueError(msg)
+    counting = Counting.checked(min_cells, weights)
     seeds = _checked_seeds(seeds)
     shared = Shared(
         model=dict(model or {}),
@@ -179,7 +186,7 @@ def compare(
     targets = predicted_by_all(targets, untrained, requested=target is not None)
     folder = None if path is None else _prepared(Path(path), overwrite=overwrite)
     cells = HeldOutCells(bound, genes=genes, context_keys=keys, pert_features=pert_features)
-    task = Task(cells, targets, n_boot)
+    task = Task(cells, targets, n_boot, counting)
     baselines = task.baselines()
     records = _Records([baselines], [], [], [])
     for variant in chosen:
@@ -262,8 +269,9 @@ class _Records:
         self, models: list[str], registry: Registry, keys: list[str], targets: list[str], limits: Thresholds
     ) -> Comparison:
         """Put the tables together."""
-        columns = ["model", "seed", "target", "context", "metric", "value", "ci_low", "ci_high"]
-        by_seed = pd.concat(self.by_seed, ignore_index=True)[[*columns, "direction", "lowest", "highest", "reason"]]
+        columns = ["model", "seed", "target", "context", "metric", "value", "split_sd", "ci_low", "ci_high"]
+        columns += ["direction", "lowest", "highest", *COUNT_COLUMNS, "reason"]
+        by_seed = pd.concat(self.by_seed, ignore_index=True)[columns]
         scores = over_seeds(by_seed)
         main = scores[scores["target"] == (ALL if len(targets) > 1 else targets[0])]
         sizes = ["model", "seed", "parameters", "trained", "share"]

@@ -86,6 +86,8 @@ def criteria_table(
                 metric = "nearest_distance_relative" if name == "nearest_distance" else name
                 part = own[(own["metric"] == metric) & (own["context"] == ALL)]
                 measure = _mean(part["value"], part["reason"])
+                if name == "nearest_distance":  # best at 1: judged by how far it is from there
+                    measure = Measure(abs(measure.value - 1), measure.note)
             rows.append({"model": model, "criterion": name, **_judged(measure, criterion, thresholds)})
     return pd.DataFrame(rows)[["model", "criterion", "value", "side", "threshold", "met", "level", "reason"]]
 

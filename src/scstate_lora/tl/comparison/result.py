@@ -22,7 +22,7 @@ class Comparison:
     scores
         Scores of the predictions, means over the seeds: ``model``, ``target``, ``context``, ``metric``, ``value``,
         ``skill``, ``ci_low`` and ``ci_high``, ``interval`` (what the 95 % interval is over: ``"seeds"``,
-        ``"contexts"``, ``"targets"``, or nothing), ``n_seeds``, ``direction``, ``lowest``, ``highest``, ``reason``.
+        ``"contexts"``, ``"targets"``, or nothing), ``n_seeds``, and columns as of :func:`evaluate_perturbation`.
     by_seed
         Scores of every seed; baselines have the seed -1.
     training

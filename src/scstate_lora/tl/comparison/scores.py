@@ -14,7 +14,7 @@ from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean
 from scstate_lora.metrics.baselines import CEILING, YARDSTICK, reference_names
 from scstate_lora.tl.comparison.criteria import Measure, day_order, in_order_of_time
-from scstate_lora.tl.scoring.table import ALL, average, reason_of_average
+from scstate_lora.tl.scoring.table import ALL, NO_RANGE, average, average_sd, reason_of_average
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
     from scstate_lora.data import Registry
     from scstate_lora.tl.scoring.held_out import HeldOutCells
+    from scstate_lora.tl.scoring.table import Counting
 
 NO_SEED = -1
 KEYS = ["model", "target", "context", "metric"]
 _METRIC_COLUMNS = ["direction", "lowest", "highest"]
+COUNT_COLUMNS = ["n_control", "n_measured", "weight"]
+_SKILL = ["skill", "skill_reason"]
 
 
 @dataclass(frozen=True)
@@ -41,21 +44,29 @@ class Task:
         Perturbations with test cells.
     n_boot
         Bootstrap samples.
+    counting
+        Which contexts count in averages, and with what weight.
     """
 
     cells: HeldOutCells
     targets: list[str]
     n_boot: int
+    counting: Counting
 
     def score(self, predicted: AnnData, target: str, *, name: str) -> pd.DataFrame:
         """Score predicted cells of one target against its test cells."""
-        table = self.cells.score(target, predicted, name=name, with_baselines=False, n_boot=self.n_boot)
-        return table.assign(target=target).drop(columns="skill")
+        table = self.cells.score(
+            target, predicted, name=name, with_baselines=False, counting=self.counting, n_boot=self.n_boot
+        )
+        return table.assign(target=target).drop(columns=_SKILL)
 
     def baselines(self) -> pd.DataFrame:
         """Score the baselines and the ceiling on all targets."""
-        tables = [self.cells.score(target, n_boot=self.n_boot).assign(target=target) for target in self.targets]
-        table = pd.concat(tables, ignore_index=True).drop(columns="skill").assign(seed=NO_SEED)
+        tables = [
+            self.cells.score(target, counting=self.counting, n_boot=self.n_boot).assign(target=target)
+            for target in self.targets
+        ]
+        table = pd.concat(tables, ignore_index=True).drop(columns=_SKILL).assign(seed=NO_SEED)
         return with_mean_target(table, n_boot=self.n_boot)
 
     def day_order(self, predicted: AnnData, target: str, time_key: str | None) -> Measure:
@@ -167,7 +178,8 @@ def predicted_by_all(targets: list[str], untrained: Mapping[str, str], *, reques
 def failed(baselines: pd.DataFrame, *, name: str, seed: int, reason: str) -> pd.DataFrame:
     """Give a variant that could not be scored the rows that it would have had."""
     rows = baselines[baselines["model"] == CEILING]
-    return rows.assign(model=name, seed=seed, value=np.nan, ci_low=np.nan, ci_high=np.nan, reason=reason)
+    empty = dict.fromkeys(("value", "split_sd", "ci_low", "ci_high"), np.nan)
+    return rows.assign(model=name, seed=seed, reason=reason, **empty)
 
 
 def with_mean_target(table: pd.DataFrame, *, n_boot: int) -> pd.DataFrame:
@@ -179,6 +191,8 @@ def with_mean_target(table: pd.DataFrame, *, n_boot: int) -> pd.DataFrame:
         values, reasons = part["value"].to_numpy(dtype=float), list(part["reason"])
         row = dict(zip(["model", "seed", "context", "metric"], key, strict=True))
         row |= {"target": ALL, **average(values, n_boot=n_boot)}
+        row["split_sd"] = average_sd(values, part["split_sd"].to_numpy(dtype=float))
+        row |= {column: part[column].sum() for column in COUNT_COLUMNS}
         row["reason"] = reason_of_average(values, reasons, part["target"])
         rows.append(row | part.iloc[0][_METRIC_COLUMNS].to_dict())
     return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
@@ -189,12 +203,12 @@ def over_seeds(by_seed: pd.DataFrame) -> pd.DataFrame:
     from scipy.stats import t as student
 
     finite = by_seed.assign(value=by_seed["value"].where(np.isfinite(by_seed["value"])))
-    firsts = {column: (column, "first") for column in _METRIC_COLUMNS}
+    firsts = {column: (column, "first") for column in (*_METRIC_COLUMNS, *COUNT_COLUMNS)}
     table = (
         finite.groupby(KEYS, sort=False)
         .agg(
             value=("value", "mean"), ci_low=("ci_low", "mean"), ci_high=("ci_high", "mean"),
-            spread=("value", "std"), n_seeds=("value", "count"), **firsts,
+            spread=("value", "std"), n_seeds=("value", "count"), split_sd=("split_sd", "mean"), **firsts,
         )
         .reset_index()
     )  # fmt: skip
@@ -206,11 +220,11 @@ def over_seeds(by_seed: pd.DataFrame) -> pd.DataFrame:
     over = np.where(table["target"] == ALL, "targets", "contexts")
     over = np.where(several, "seeds", over)
     table["interval"] = np.where(table["ci_low"].notna(), over, "")
-    table["skill"] = _skill(table)
+    table["skill"], table["skill_reason"] = _skill(table)
     table["reason"] = _reasons(by_seed, table)
     table.loc[table["model"].isin(reference_names()), "n_seeds"] = 0
-    columns = [*KEYS, "value", "skill", "ci_low", "ci_high", "interval", "n_seeds", *_METRIC_COLUMNS, "reason"]
-    return table[columns]
+    columns = ["value", "split_sd", "skill", "ci_low", "ci_high", "interval", "n_seeds", *_METRIC_COLUMNS]
+    return table[[*KEYS, *columns, *COUNT_COLUMNS, "reason", "skill_reason"]]
 
 
 def _reasons(by_seed: pd.DataFrame, table: pd.DataFrame) -> list[str]:
@@ -228,18 +242,22 @@ def _reasons(by_seed: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     return joined
 
 
-def _skill(table: pd.DataFrame) -> np.ndarray:
-    """Place every value between the mean shift, 0, and the ceiling, 1."""
+def _skill(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Place every value between the mean shift, 0, and the ceiling, 1; say why where there is no such scale."""
+    columns = ["value", "split_sd"]
+    keys = pd.MultiIndex.from_frame(table[KEYS[1:]])
     marks = {
-        name: table[table["model"] == name].set_index(KEYS[1:])["value"].reindex(table.set_index(KEYS[1:]).index)
+        name: table[table["model"] == name].set_index(KEYS[1:])[columns].reindex(keys).to_numpy(dtype=float)
         for name in (YARDSTICK, CEILING)
     }
-    skill = np.full(len(table), np.nan)
+    noise = np.sqrt(np.nansum([np.square(marks[name][:, 1]) for name in marks], axis=0))
+    skill, is_flat = np.full(len(table), np.nan), np.zeros(len(table), dtype=bool)
     for direction in dict.fromkeys(table["direction"]):
         rows = (table["direction"] == direction).to_numpy()
         own, floor, top = (
-            metrics.goodness(values.to_numpy(dtype=float)[rows], direction=direction)
-            for values in (table["value"], marks[YARDSTICK], marks[CEILING])
+            metrics.goodness(values[rows], direction=direction)
+            for values in (table["value"].to_numpy(dtype=float), marks[YARDSTICK][:, 0], marks[CEILING][:, 0])
         )
-        skill[rows] = metrics.skill(own, floor=floor, ceiling=top)
-    return skill
+        skill[rows] = metrics.skill(own, floor=floor, ceiling=top, noise=noise[rows])
+        is_flat[rows] = np.isfinite([own, floor, top]).all(axis=0) & np.isnan(skill[rows])
+    return skill, np.where(is_flat, NO_RANGE, "")

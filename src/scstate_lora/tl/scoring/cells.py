@@ -1,4 +1,4 @@
-"""Cells that scores are computed from, as arrays over the same genes, and their training means."""
+"""Cells that scores are computed from, as arrays over the same genes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scstate_lora.metrics.baselines import NO_TRAINING, TrainingMeans
 from scstate_lora.tl.scoring.table import ALL
 
 if TYPE_CHECKING:
@@ -14,19 +13,20 @@ if TYPE_CHECKING:
 
     from scipy import sparse
 
-    from scstate_lora.data.perturbations import PerturbationTable
-
 
 class Cells(NamedTuple):
-    """Cells of one kind: log1p expression over the scored genes, context and perturbation of each cell."""
+    """Cells of one kind: log1p expression over the scored genes, and what is known of each cell."""
 
     expression: sparse.csr_matrix
     contexts: np.ndarray
     perturbations: np.ndarray
+    names: np.ndarray
+    """Name of each cell; of a predicted cell, that of the control cell that it was predicted from."""
 
     def at(self, rows: np.ndarray) -> Cells:
         """Return the cells of a boolean mask."""
-        return Cells(self.expression[np.flatnonzero(rows)], self.contexts[rows], self.perturbations[rows])
+        fields = (self.contexts[rows], self.perturbations[rows], self.names[rows])
+        return Cells(self.expression[np.flatnonzero(rows)], *fields)
 
     def of(self, context: str) -> np.ndarray:
         """Dense float32 expression of one context, shape ``(n, n_genes)``."""
@@ -56,38 +56,13 @@ def mean_of(expression: sparse.csr_matrix) -> np.ndarray:
     return np.asarray(expression.mean(axis=0, dtype=np.float64)).ravel()
 
 
-def training_means(
-    cells: Cells | None, *, control: str, pert_features: PerturbationTable | None = None
-) -> TrainingMeans:
-    """Average training cells for the baselines.
-
-    Parameters
-    ----------
-    cells
-        Training cells; None without.
-    control
-        Control level of the perturbation.
-    pert_features
-        Features of perturbations, for the linear baseline.
-
-    Raises
-    ------
-    ValueError
-        If `pert_features` lacks a perturbation of the cells.
-    """
-    if cells is None:
-        return NO_TRAINING
-    features = None if pert_features is None else pert_features.encode
-    return TrainingMeans.fit(cells.means(), cells.group_means(), control=control, features=features)
-
-
-def common_contexts(predicted: Cells, perturbed: Cells, controls: Cells) -> list[str]:
+def common_contexts(predicted: Cells, perturbed: Cells) -> list[str]:
     """Contexts with predicted and measured perturbed cells, sorted.
 
     Raises
     ------
     ValueError
-        If there is none, one has no control cells, or one has the name of the average over contexts.
+        If there is none, or one has the name of the average over contexts.
     """
     contexts = sorted(set(predicted.contexts) & set(perturbed.contexts))
     if not contexts:
@@ -98,13 +73,6 @@ def common_contexts(predicted: Cells, perturbed: Cells, controls: Cells) -> list
         raise ValueError(msg)
     if ALL in contexts and len(contexts) > 1:
         msg = f"A context is called {ALL!r}, the name of the average over contexts; rename it."
-        raise ValueError(msg)
-    missing = sorted(set(contexts) - set(controls.contexts))
-    if missing:
-        msg = (
-            f"control has no measured control cells in {', '.join(missing)}; a delta needs controls of its own "
-            "context. Add them, or leave these contexts out of pred."
-        )
         raise ValueError(msg)
     return contexts
 

@@ -9,9 +9,12 @@ import numpy as np
 
 from scstate_lora.data import log_expression
 from scstate_lora.data.contexts import join_labels
-from scstate_lora.tl.scoring.cell_scores import baseline_predictors, prediction, score_cells
-from scstate_lora.tl.scoring.cells import Cells, common_contexts, training_means
+from scstate_lora.tl.scoring.cell_scores import PredictedCells, baseline_predictors, score_cells
+from scstate_lora.tl.scoring.cells import Cells, common_contexts
+from scstate_lora.tl.scoring.controls import pair
 from scstate_lora.tl.scoring.inputs import check_genes, check_name, features_of
+from scstate_lora.tl.scoring.table import EQUAL, Counting
+from scstate_lora.tl.scoring.training import Training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +23,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scstate_lora.data.bound import BoundData
-    from scstate_lora.metrics.baselines import TrainingMeans
+    from scstate_lora.tl.scoring.cell_scores import Predictor
+
+_ENOUGH_UNSEEN = 20
 
 
 class HeldOutCells:
@@ -60,24 +65,39 @@ class HeldOutCells:
     def cells(self) -> Cells:
         """All cells over the scored genes; a KeyError if one is missing."""
         check_genes(self.genes, self.bound.registry.var_names, "adata")
-        return Cells(self.bound.logged_genes(self.genes), self.contexts, self.bound.perturbations)
+        names = np.array(self.bound.names, dtype=object)
+        return Cells(self.bound.logged_genes(self.genes), self.contexts, self.bound.perturbations, names)
 
     @cached_property
-    def training(self) -> TrainingMeans:
-        """Means of the training cells, from which the baselines learn."""
+    def training(self) -> Training:
+        """The training cells, from which the baselines learn."""
         trained = self.cells.at(self.bound.split == "train")
         control = str(self.bound.registry.control)
         features = features_of(self.pert_features, trained.perturbations, control=control)
-        return training_means(trained, control=control, pert_features=features)
+        return Training(trained, control=control, pert_features=features)
+
+    @cached_property
+    def controls_in_use(self) -> np.ndarray:
+        """Control cells that scores use, a mask.
+
+        Where perturbed cells of a context were trained on, the change that was learned there contains the noise of the
+        training controls. So of such a context those controls are used that training did not see, if there are 20.
+        """
+        bound = self.bound
+        trained_on = np.unique(self.contexts[(bound.split == "train") & ~bound.is_control])
+        unseen = bound.is_control & (bound.split != "train")
+        contexts, counts = np.unique(self.contexts[unseen], return_counts=True)
+        chosen = np.intersect1d(trained_on, contexts[counts >= _ENOUGH_UNSEEN])
+        return np.asarray(np.where(np.isin(self.contexts, chosen), unseen, bound.is_control))
 
     def is_held_out(self, target: str) -> np.ndarray:
         """Find the test cells of a perturbation, a mask."""
         return np.asarray((self.bound.split == "test") & (self.bound.perturbations == target))
 
     def is_control(self, target: str) -> np.ndarray:
-        """Find the control cells in the contexts of a perturbation's test cells, a mask."""
+        """Find the control cells in use in the contexts of a perturbation's test cells, a mask."""
         tested = self.contexts[self.is_held_out(target)]
-        return np.asarray(self.bound.is_control & np.isin(self.contexts, tested))
+        return np.asarray(self.controls_in_use & np.isin(self.contexts, tested))
 
     def rows_of(self, predicted: AnnData) -> np.ndarray:
         """Find the control cell of each predicted cell, positions ``(n_predicted,)``."""
@@ -98,6 +118,7 @@ class HeldOutCells:
         *,
         name: str = "model",
         with_baselines: bool = True,
+        counting: Counting = EQUAL,
         n_boot: int = 1000,
     ) -> pd.DataFrame:
         """Score predicted cells of a perturbation against its test cells, and the baselines.
@@ -112,6 +133,8 @@ class HeldOutCells:
             Name of the model.
         with_baselines
             Whether to score the baselines and the ceiling. The skill is NaN without them.
+        counting
+            Which contexts count in the average, and with what weight.
         n_boot
             Bootstrap samples behind the intervals.
 
@@ -132,14 +155,17 @@ class HeldOutCells:
             raise ValueError(msg)
         measured = self.cells.at(self.is_held_out(target))
         controls = self.cells.at(self.is_control(target))
-        predictors = {}
-        scored = controls
+        predictors: dict[str, Predictor] = {}
         if predicted is not None:
             part = self.scored_part(predicted, target)
-            contexts = self.contexts[self.rows_of(part)]
-            scored = Cells(log_expression(part), contexts, np.full(part.n_obs, target, dtype=object))
-            predictors[name] = prediction(scored)
+            own = self.rows_of(part)
+            perturbations = np.full(part.n_obs, target, dtype=object)
+            cells = Cells(log_expression(part), self.contexts[own], perturbations, self.cells.names[own])
+            cells, controls = pair(cells, {"adata": controls})
+            predictors[name] = PredictedCells(cells)
         if with_baselines:
             predictors |= baseline_predictors(target, self.training)
-        contexts = common_contexts(scored, measured, controls)
-        return score_cells(predictors, measured, controls, contexts, with_ceiling=with_baselines, n_boot=n_boot)
+        contexts = common_contexts(controls, measured)
+        return score_cells(
+            predictors, measured, controls, contexts, counting=counting, with_ceiling=with_baselines, n_boot=n_boot
+        )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean, warn_user
 from scstate_lora.data import Registry, log_predicted
 from scstate_lora.data.bound import BoundData
@@ -15,15 +16,15 @@ from scstate_lora.data.log_scale import check_scales
 from scstate_lora.data.perturbations import PerturbationTable, respelled
 from scstate_lora.data.results import is_predicted, read_prediction
 from scstate_lora.metrics.baselines import reference_names
-from scstate_lora.tl.scoring.cells import Cells, common_contexts, training_means
+from scstate_lora.tl.scoring.cells import Cells, common_contexts
+from scstate_lora.tl.scoring.controls import pair
+from scstate_lora.tl.scoring.training import Training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
     from anndata import AnnData
-
-    from scstate_lora.metrics.baselines import TrainingMeans
 
 
 class Inputs(NamedTuple):
@@ -34,12 +35,14 @@ class Inputs(NamedTuple):
     targets: list[str]
     """Predicted perturbations."""
     predicted: Cells
+    """Cells predicted from the controls."""
     measured: Cells
     """Measured cells under the targets."""
     controls: Cells
+    """Control cells that were predicted from."""
     contexts: list[str]
     """Contexts with predicted and measured cells."""
-    training: TrainingMeans
+    training: Training
 
 
 def read_inputs(
@@ -106,15 +109,29 @@ def read_inputs(
             present = ", ".join(map(repr, sorted(set(cells.perturbations))[:10]))
             msg = f"{argument}.obs[{key!r}] has no cell {required}; it holds {present}."
             raise ValueError(msg)
-    measured, controls = measured.at(is_target), controls.at(is_control)
-    contexts = common_contexts(predicted, measured, controls)
-
     trained, features = None, None
     if train is not None:
         trained = read_measured(train, "train")
         _warn_of_overlap(real.obs_names[is_target], train.obs_names[np.isin(trained.perturbations, targets)], targets)
         features = features_of(pert_features, trained.perturbations, control=prediction.control)
-    training = training_means(trained, control=prediction.control, pert_features=features)
+    candidates = {"control": controls.at(is_control), "real": measured.at(measured.perturbations == prediction.control)}
+    if trained is not None:
+        candidates["train"] = trained.at(trained.perturbations == prediction.control)
+    measured = measured.at(is_target)
+    is_measured = np.isin(predicted.contexts, measured.contexts)
+    if is_measured.any():
+        predicted = predicted.at(is_measured)
+    predicted, controls = pair(predicted, candidates)
+    contexts = common_contexts(predicted, measured)
+    training = Training(trained, control=prediction.control, pert_features=features)
+    n_shared = training.shares_noise(controls.at(np.isin(controls.contexts, contexts)))
+    if n_shared:
+        logger.warning(
+            "The model was trained on %d of the control cells that it is scored with, beside perturbed cells of their "
+            "contexts. Their noise is in the change that it learned and in the measured one, which raises its scores "
+            "of changes; the baselines are refitted without them. Score it with controls that were held out.",
+            n_shared,
+        )
     return Inputs(genes, targets, predicted, measured, controls, contexts, training)
 
 
@@ -187,9 +204,16 @@ def _read_cells(
     bound = BoundData(registry, adata)
     contexts = join_labels([bound.labels(key) for key in context_keys], len(bound))
     if is_predicted(adata):
-        return Cells(log_predicted(adata), contexts, bound.labels(pert_key))
+        if "control_cell" not in adata.obs:
+            msg = (
+                f"{argument}.obs['control_cell'] does not exist. It names the control cell that each was predicted "
+                "from, as STTransition.predict writes it: model and baselines are scored from the same control cells."
+            )
+            raise KeyError(msg)
+        names = adata.obs["control_cell"].astype(str).to_numpy()
+        return Cells(log_predicted(adata), contexts, bound.labels(pert_key), names)
     check_genes(genes, registry.var_names, argument)
-    return Cells(bound.logged_genes(genes), contexts, bound.labels(pert_key))
+    return Cells(bound.logged_genes(genes), contexts, bound.labels(pert_key), np.array(bound.names, dtype=object))
 
 
 def _refuse_predicted(adata: AnnData, argument: str) -> None:

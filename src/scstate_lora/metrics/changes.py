@@ -1,0 +1,130 @@
+"""Changes of mean expression against control cells, of whole sets of cells and of random halves of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import numpy as np
+
+from scstate_lora.metrics.perturbation import checked_cells
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+FDR = 0.05
+_GENES_PER_BLOCK = 512
+
+
+class Moments(NamedTuple):
+    """Number of cells, and mean and sample variance of every gene, float64 ``(n_genes,)``; one cell has variance 0."""
+
+    n_cells: int
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+def moments(cells: np.ndarray, sets: np.ndarray) -> list[Moments]:
+    """Compute the moments of several sets of the same cells at once, as products of matrices.
+
+    Parameters
+    ----------
+    cells
+        Cells, shape ``(n, n_genes)``.
+    sets
+        Which cells each set has, bool ``(n_sets, n)``, one or more each.
+
+    Returns
+    -------
+    Moments of each set.
+    """
+    sizes = sets.sum(axis=1)
+    weights = sets / sizes[:, None]
+    means, variances = np.empty((2, len(sets), cells.shape[1]))
+    for start in range(0, cells.shape[1], _GENES_PER_BLOCK):
+        genes = slice(start, start + _GENES_PER_BLOCK)
+        block = cells[:, genes].astype(np.float64)
+        center = block.mean(axis=0)
+        block -= center  # squares of uncentred values would lose precision
+        means[:, genes] = weights @ block
+        variances[:, genes] = weights @ np.square(block) - np.square(means[:, genes])
+        means[:, genes] += center
+    variances = np.maximum(variances, 0.0) * (sizes / np.maximum(sizes - 1, 1))[:, None]
+    return [Moments(int(n), mean, variance) for n, mean, variance in zip(sizes, means, variances, strict=True)]
+
+
+class GeneChanges(NamedTuple):
+    """Change of every gene against the control cells, arrays of shape ``(n_genes,)``."""
+
+    delta: np.ndarray
+    """Difference of the means."""
+    t: np.ndarray
+    """Welch's t; 0 for a gene without difference, infinite for one that differs and is constant on both sides."""
+    fdr: np.ndarray
+    """Two-sided p-values, adjusted over the genes by Benjamini and Hochberg."""
+
+    def strongest(self, n_top: int) -> np.ndarray:
+        """Positions of at most `n_top` significant genes (FDR under 5 %), the largest absolute change first."""
+        significant = np.flatnonzero(self.fdr < FDR)
+        return significant[np.argsort(-np.abs(self.delta[significant]), kind="stable")][:n_top]
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """A set of cells beside the control cells that its change is measured against.
+
+    Parameters
+    ----------
+    cells, control
+        Moments of either.
+    """
+
+    cells: Moments
+    control: Moments
+
+    @classmethod
+    def of(cls, cells: ArrayLike, control: ArrayLike) -> Self:
+        """Measure the change of cells ``(n, n_genes)`` against control cells ``(m, n_genes)``.
+
+        Raises
+        ------
+        ValueError
+            If they do not have the same genes, either has no cell, or a number is not finite.
+        """
+        sides = [checked_cells(cells, "cells"), checked_cells(control, "control")]
+        if sides[0].shape[1] != sides[1].shape[1]:
+            msg = f"cells have {sides[0].shape[1]} genes and control {sides[1].shape[1]}."
+            raise ValueError(msg)
+        of_cells, of_control = (moments(side, np.ones((1, len(side)), dtype=bool))[0] for side in sides)
+        return cls(of_cells, of_control)
+
+    @property
+    def delta(self) -> np.ndarray:
+        """Difference of the means, ``(n_genes,)``."""
+        return self.cells.mean - self.control.mean
+
+    @cached_property
+    def moved(self) -> np.ndarray:
+        """The delta, with 0 for a gene that only rounding moves: means of float32 cells are off by about 1e-7."""
+        return np.where(np.abs(self.delta) <= 1e-6 * np.maximum(1.0, np.abs(self.control.mean)), 0.0, self.delta)
+
+    @cached_property
+    def genes(self) -> GeneChanges:
+        """Welch's t-test of every gene; a ValueError if either side has fewer than two cells."""
+        from scipy import stats
+        from scipy.special import stdtr
+
+        (n, _, variance), (m, _, other) = self.cells, self.control
+        if min(n, m) < 2:
+            msg = f"A t-test needs two cells on either side; there are {n} and {m}."
+            raise ValueError(msg)
+        part, rest = variance / n, other / m
+        error = part + rest
+        is_constant = error <= 1e-14
+        with np.errstate(divide="ignore", invalid="ignore"):
+            constant_t = np.where(self.moved == 0, 0.0, np.sign(self.moved) * np.inf)
+            t = np.where(is_constant, constant_t, self.delta / np.sqrt(error))
+            degrees = error**2 / (part**2 / (n - 1) + rest**2 / (m - 1))
+        p = 2 * stdtr(np.where(is_constant, 1.0, degrees), -np.abs(t))
+        return GeneChanges(self.delta, t, np.asarray(stats.false_discovery_control(p)))

@@ -1,0 +1,150 @@
+"""The control cells that a prediction, the baselines and the ceiling are scored with, and their random halves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scstate_lora._logging import logger
+from scstate_lora.metrics.changes import Moments, moments
+from scstate_lora.metrics.perturbation import split_halves
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from scstate_lora.tl.scoring.cells import Cells
+
+FEWEST = 4  # control cells, so that each half has a variance
+
+
+def pair(predicted: Cells, candidates: Mapping[str, Cells]) -> tuple[Cells, Cells]:
+    """Take the control cells that were predicted from, and the cells predicted from them, context by context.
+
+    Parameters
+    ----------
+    predicted
+        Predicted cells.
+    candidates
+        Control cells by the argument that holds them. Those of the first are used; in a context where nothing was
+        predicted from these, those of the next one.
+
+    Returns
+    -------
+    The predicted cells that are scored, and the control cells that they were predicted from. A context without any is
+    left out, with a warning.
+
+    Raises
+    ------
+    ValueError
+        If no predicted cell was predicted from a control cell of the candidates.
+    """
+    is_scored = np.zeros(len(predicted.names), dtype=bool)
+    in_use: dict[str, list[np.ndarray]] = {argument: [] for argument in candidates}
+    first = next(iter(candidates))
+    absent, from_others = [], []
+    for context in sorted(set(predicted.contexts)):
+        own = predicted.contexts == context
+        for argument, cells in candidates.items():
+            rows = np.flatnonzero(cells.contexts == context)
+            rows = rows[np.isin(cells.names[rows], predicted.names[own])]
+            if len(rows):
+                in_use[argument].append(rows)
+                is_scored |= own & np.isin(predicted.names, cells.names[rows])
+                from_others += [f"{context} (in {argument})"] if argument != first else []
+                break
+        else:
+            absent.append(context)
+    if not is_scored.any():
+        raise ValueError(_not_present(predicted, candidates))
+    if absent:
+        logger.warning(
+            "Not scored: %s. None of the control cells that were predicted from there is a control cell of %s.",
+            ", ".join(absent),
+            " or ".join(candidates),
+        )
+    if from_others:
+        logger.info("Nothing was predicted from the control cells of %s in %s.", first, ", ".join(from_others))
+    parts = [candidates[argument].at(_mask(rows, candidates[argument])) for argument, rows in in_use.items() if rows]
+    controls = parts[0] if len(parts) == 1 else _joined(parts)
+    n_left_out = int((~is_scored).sum())
+    n_unused = int(np.isin(candidates[first].contexts, predicted.contexts).sum()) - sum(map(len, in_use[first]))
+    if n_left_out or n_unused:
+        logger.info(
+            "Model and baselines are scored from the same %d control cells. Left out are %d predicted cells of other "
+            "controls, and %d control cells that nothing was predicted from.",
+            len(controls.names),
+            n_left_out,
+            n_unused,
+        )
+    return predicted.at(is_scored), controls
+
+
+def _mask(rows: Sequence[np.ndarray], cells: Cells) -> np.ndarray:
+    mask = np.zeros(len(cells.names), dtype=bool)
+    mask[np.concatenate(rows)] = True
+    return mask
+
+
+def _joined(parts: Sequence[Cells]) -> Cells:
+    from scipy import sparse
+
+    expression = sparse.vstack([cells.expression for cells in parts], format="csr")
+    columns = [np.concatenate(columns) for columns in zip(*(cells[1:] for cells in parts), strict=True)]
+    return parts[0]._replace(expression=expression, contexts=columns[0], perturbations=columns[1], names=columns[2])
+
+
+def _not_present(predicted: Cells, candidates: Mapping[str, Cells]) -> str:
+    """Say why no predicted cell has its control cell: absent, or in another context."""
+    first = str(predicted.names[0])
+    holders = [argument for argument, cells in candidates.items() if np.isin(predicted.names, cells.names).any()]
+    if holders:
+        return (
+            f"pred was predicted from control cells of other contexts than it is in: pred.obs['control_cell'] is "
+            f"{first!r} for a cell in {predicted.contexts[0]}. Predict each context from its own control cells, or "
+            "give the context_key that both share."
+        )
+    return (
+        f"No control cell that pred was predicted from (pred.obs['control_cell'], the first is {first!r}) is a control "
+        f"cell of {' or '.join(candidates)}. Model and baselines are scored from the same control cells: give the "
+        "cells that were predicted from as control."
+    )
+
+
+class ContextControls(NamedTuple):
+    """The control cells of one context, and their random halves."""
+
+    context: str
+    cells: np.ndarray
+    """Dense float32 ``(n, n_genes)``."""
+    names: np.ndarray
+    """``(n,)``."""
+    halves: np.ndarray
+    """Which cells each half has, bool ``(n_halves, n)``, without any half if the cells are too few."""
+
+    @classmethod
+    def of(cls, controls: Cells, context: str, *, seed: int) -> ContextControls:
+        """Take the control cells of a context, and split them."""
+        names = controls.names[controls.contexts == context]
+        halves = split_halves(len(names), seed=seed) if len(names) >= FEWEST else np.zeros((0, len(names)), dtype=bool)
+        return cls(context, controls.of(context), names, halves)
+
+    def moments(self) -> list[Moments]:
+        """Moments of every half."""
+        return moments(self.cells, self.halves)
+
+    def halves_of(self, predicted_from: np.ndarray) -> np.ndarray:
+        """Which predicted cells, given the names of their control cells, belong to each half."""
+        position = {name: i for i, name in enumerate(self.names)}
+        return self.halves[:, [position[name] for name in predicted_from]]
+
+
+def other(half: int) -> int:
+    """Position of the half that one leaves."""
+    return half ^ 1
+
+
+def hidden_names(controls: Sequence[ContextControls], half: int) -> frozenset[str]:
+    """Names of the control cells of the other half, over all contexts."""
+    parts = [c.names[c.halves[other(half)]] for c in controls if len(c.halves)]
+    return frozenset(map(str, np.concatenate(parts))) if parts else frozenset()
