@@ -325,6 +325,24 @@ def test_covariates_that_the_cells_lack_may_be_given(call, conditioned, model, t
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
 
 
+def test_missing_values_of_the_cells_name_the_option_that_withholds(call, conditioned, model, tmp_path):
+    cells = ad.read_h5ad(conditioned / "cells.h5ad")
+    cells.obs["day"] = np.where(np.arange(cells.n_obs) < 3, np.nan, cells.obs["day"].astype(float))
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    command = ("embed", tmp_path / "cells.h5ad", "--model", conditioned / "model", "--out", tmp_path / "embedded.h5ad")
+    code, _, err = call(*command)
+    assert code == 2
+    assert "3 missing values" in err
+    assert "--covariates 'day='" in err
+    assert "covariates=" not in err
+    del cells.obs["day"]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    code, _, err = call(*command)
+    assert code == 2
+    assert "--covariates 'day=VALUE', or withhold the covariate, --covariates 'day='" in err
+    assert call(*command, "--covariates", "day=")[0] == 0
+
+
 def test_base_that_moved_is_named(call, conditioned, model, tmp_path):
     shutil.copytree(conditioned / "model", tmp_path / "model")
     described = tmp_path / "model" / "model.json"

@@ -372,3 +372,108 @@ def test_covariate_by_name(adata):
     assert registry.covariate("day").name == "day"
     with pytest.raises(KeyError, match=r"'days' is not a covariate of this model\. Did you mean 'day'"):
         registry.covariate("days")
+
+
+@pytest.mark.parametrize("role", ["pert_key", "cell_type_key", "batch_key", "context_keys", "covariate_keys"])
+@pytest.mark.parametrize("name", ["control_cell", "expected_loss", "library_size", "source_cell", "scstate_split"])
+def test_keys_that_are_columns_of_results_raises(adata, role, name):
+    adata.obs[name] = adata.obs["condition"]
+    options = {"pert_key": "condition", "control": "sham"} | {role: [name] if role.endswith("s") else name}
+    with pytest.raises(ValueError, match=rf"adata\.obs\['{name}'\] cannot be used under this name.*Rename it"):
+        Registry.create(adata, DataConfig(**options))
+
+
+def test_columns_of_predictions_are_no_matter_without_a_perturbation(adata):
+    adata.obs["library_size"] = np.arange(48.0)
+    assert Registry.create(adata, DataConfig(covariate_keys=["library_size"])).covariates[0].kind == "continuous"
+
+
+def _written(adata, key, how):
+    """Write every second value of a column in another way."""
+    labels = adata.obs[key].astype(str).to_numpy(dtype=object)
+    labels[::2] = [how(label) for label in labels[::2]]
+    adata.obs[key] = labels
+    return adata
+
+
+@pytest.mark.parametrize(
+    "how", [str.encode, lambda v: f"{v} ", lambda v: f" {v}\t".encode(), lambda v: str(v.encode())]
+)
+@pytest.mark.parametrize("as_category", [False, True])
+def test_labels_in_several_writings_are_one_level(adata, how, as_category):
+    options = DataConfig(
+        covariate_keys=["condition", "cell_type", "day"],
+        pert_key="condition",
+        control="sham",
+        cell_type_key="cell_type",
+        batch_key="batch",
+    )
+    adata.obs["batch"] = np.tile(["b1", "b2", "b2"], 16)
+    plain = Registry.create(adata, options)
+    expected = BoundData(plain, adata)
+    other = adata.copy()
+    for key in ("condition", "cell_type", "batch"):
+        _written(other, key, how)
+        if as_category:
+            other.obs[key] = other.obs[key].astype("category")
+    with pytest.warns(UserWarning, match=r"read as one level.*\['condition'\].*'sham'.*\['batch'\].*'b2'"):
+        assert Registry.create(other, options) == plain
+    found = BoundData(plain, other)
+    assert (found.contexts == expected.contexts).all()
+    assert (found.perturbations == expected.perturbations).all()
+    assert (found.batch_codes == expected.batch_codes).all()
+    for name, codes in expected.encode().items():
+        np.testing.assert_array_equal(found.encode()[name], codes)
+
+
+def test_bytes_as_control_and_as_levels(adata):
+    adata.obs["condition"] = [str(c).encode() for c in adata.obs["condition"]]
+    for control in (b"sham", "sham"):
+        registry = Registry.create(adata, DataConfig(pert_key="condition", control=control))
+        assert (registry.perturbations, registry.control) == (["burn", "sham"], "sham")
+
+
+def test_a_dose_in_two_precisions_is_one_level(adata):
+    doses = np.tile([0.1, 0.3, 1 / 3], 16)
+    adata.obs["amount"] = np.where(np.arange(48) < 24, doses.astype(np.float32), doses)
+    options = {"covariate_keys": {"amount": "categorical"}}
+    with pytest.warns(
+        UserWarning, match=r"read as one level.*'0\.1' \(0\.1.*0\.10000000149011612|0\.10000000149011612, 0\.1"
+    ):
+        both = Registry.create(adata, DataConfig(**options))
+    assert both.covariates[0].categories == ("0.1", "0.3", "0.33333334")
+    for dtype in (np.float32, np.float64):
+        adata.obs["amount"] = doses.astype(dtype)
+        assert Registry.create(adata, DataConfig(**options)) == both
+        assert BoundData(both, adata).encode()["amount"].tolist() == [0, 1, 2] * 16
+
+
+@pytest.mark.parametrize("as_category", [False, True])
+def test_gene_names_as_bytes_are_decoded(adata, as_category):
+    adata.var["symbol"] = [name.encode() for name in adata.var_names]
+    if as_category:
+        adata.var["symbol"] = adata.var["symbol"].astype("category")
+    assert Registry.create(adata, DataConfig(gene_key="symbol")).var_names == list(adata.var_names)
+
+
+def test_gene_names_that_are_written_bytes_raises(adata):
+    adata.var_names = [str(name.encode()) for name in adata.var_names]
+    with pytest.raises(ValueError, match=r"adata\.var_names holds bytes that were written as text \(\"b'G0'\"\)"):
+        Registry.create(adata, DataConfig())
+
+
+def test_missing_values_of_new_cells_say_how_to_withhold_a_covariate(adata):
+    registry = Registry.create(adata, DataConfig(covariate_keys={"day": "categorical", "dose": "continuous"}))
+    new = adata.copy()
+    for key in ("day", "dose"):
+        new.obs[key] = np.nan
+        with pytest.raises(ValueError, match=rf"48 missing values.*covariates=\{{'{key}': None\}}\.") as refused:
+            BoundData(registry, new).encode()
+        assert "covariate_keys" not in str(refused.value)
+        new.obs[key] = adata.obs[key]
+    new.obs.loc[new.obs_names[:5], "dose"] = np.nan
+    with pytest.raises(ValueError, match=r"5 missing values.*covariates=adata\.obs\[\['dose'\]\]"):
+        BoundData(registry, new).encode()
+    encoded = BoundData(registry, new).under(new.obs[["dose"]]).encode()["dose"]
+    assert np.isnan(encoded).tolist() == [True] * 5 + [False] * 43
+    assert np.isnan(BoundData(registry, new).under({"dose": None}).encode()["dose"]).all()

@@ -260,3 +260,44 @@ def test_table_and_rules_survive_the_file(adata, registry, tmp_path, rules, sour
     pd.testing.assert_frame_equal(record["table"], adata.uns["scstate_lora"]["split"]["table"])
     assert record["source"] == source
     assert json.loads(record["rules"]) == stored
+
+
+@pytest.mark.parametrize(
+    "several",
+    [tuple, set, frozenset, np.array, pd.Index, pd.Series, pd.Categorical, lambda v: dict.fromkeys(v).keys(), iter],
+    ids=lambda kind: getattr(kind, "__name__", str(kind)),
+)
+def test_holdout_takes_values_in_any_collection(adata, registry, several):
+    expected = _split(adata, registry, holdout={"day": [10, 14], "condition": "burn"})
+    assert (
+        _split(adata, registry, holdout={"day": several([14, 10]), "condition": several(["burn"])}) == expected
+    ).all()
+    rules = SplitRules.of(DataConfig(holdout={"day": several([14, 10])})).to_json()
+    assert sorted(json.loads(rules)["holdout"][0]["day"]) == [10, 14]
+
+
+def test_holdout_by_a_column_that_may_be_missing(adata):
+    adata.obs["donor"] = np.array(["d1", "d2", None], dtype=object)[np.arange(adata.n_obs) % 3]
+    registry = Registry.create(adata, DataConfig(covariate_keys={"donor": {"allow_missing": True}}))
+    split = _split(adata, registry, holdout={"donor": "d1", "cell_type": "B"})
+    assert ((split == "test") == ((adata.obs["donor"] == "d1") & (adata.obs["cell_type"] == "B"))).all()
+    with pytest.raises(ValueError, match=r"holdout names '\(missing\)', which is not in adata\.obs\['donor'\]"):
+        _split(adata, registry, holdout={"donor": "(missing)"})
+    with pytest.raises(ValueError, match=r"adata\.obs\['donor'\] has 16 missing values of 48"):
+        _split(adata, Registry.create(adata, DataConfig()), holdout={"donor": "d1"})
+
+
+@pytest.mark.parametrize("value", [None, np.nan, pd.NA, pd.NaT, [10, None], np.array([10, np.nan])])
+def test_holdout_of_missing_values_raises(value):
+    with pytest.raises(ValueError, match=r"holdout: day names a missing value .*match nothing.*'unknown'"):
+        DataConfig.parse({"holdout": {"day": value}}, name="setup_anndata()")
+
+
+@pytest.mark.parametrize("key", ["train", "val", "test", "context"])
+def test_a_perturbation_with_the_name_of_another_column_has_a_table(adata, key):
+    adata.obs[key] = adata.obs["condition"]
+    registry = Registry.create(adata, DataConfig(pert_key=key, control="sham", cell_type_key="cell_type"))
+    adata.obs["scstate_split"] = "train"
+    table = split_table(BoundData(registry, adata))
+    assert table.columns.tolist() == ["context", "perturbation", "train", "val", "test"]
+    assert table["train"].tolist() == [12] * 4

@@ -15,6 +15,7 @@ from scstate_lora.cli.shared import (
     load_model,
     read_cells,
     refuse_existing,
+    withheld_by,
 )
 
 
@@ -72,9 +73,10 @@ def predict(
 
     from scstate_lora.workflow import predict_to_file
 
-    n_cells, n_genes = predict_to_file(
-        st, cells, path, targets=target, contexts=contexts, covariates=moved, output=output, device=device
-    )
+    with withheld_by("--covariate"):
+        n_cells, n_genes = predict_to_file(
+            st, cells, path, targets=target, contexts=contexts, covariates=moved, output=output, device=device
+        )
     size = f"{n_cells:,} predicted cells x {n_genes:,} genes"
     typer.echo(f"Wrote {path}: {size}, {st.registry.pert_key} = {', '.join(dict.fromkeys(target))}.")
 
