@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,8 @@ import scanpy as sc
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
 from scstate_lora.data.bound import BoundData
-from scstate_lora.data.log_scale import check_scales, scale_name
+from scstate_lora.data.log_scale import check_scales, noted_base, scale_name
+from scstate_lora.data.stream import open_cells
 
 if TYPE_CHECKING:
     import anndata as ad
@@ -147,3 +149,12 @@ def test_square_roots_of_new_cells_raises(adata):
     adata.X = np.sqrt(adata.X)
     with pytest.raises(ValueError, match="square-root-transformed"):
         _ = BoundData(registry, adata).matrix
+
+
+@pytest.mark.parametrize("ending", ["h5ad", "zarr"])
+@pytest.mark.parametrize("base", [None, 2])
+def test_a_file_keeps_the_note_on_the_base(adata, ending, base, tmp_path):
+    path = tmp_path / f"cells.{ending}"
+    logged = _logged(adata, base=base)[:, :20].copy()
+    (logged.write_h5ad if ending == "h5ad" else logged.write_zarr)(path)
+    assert noted_base(open_cells(path)) == (math.e if base is None else base)

@@ -122,3 +122,21 @@ def test_unusable_cells_raise(trained):
     with pytest.raises(ValueError, match="NaN"):
         tl.embed(adata, model)
     assert not adata.obsm
+
+
+def test_logarithms_to_another_base_are_read_as_natural_ones(trained):
+    model, _ = trained
+    natural, other = _wound(), _wound()
+    for adata, base in ((natural, None), (other, 2)):
+        sc.pp.normalize_total(adata, target_sum=1e4)
+        sc.pp.log1p(adata, base=base)
+    np.testing.assert_allclose(tl.embed(other, model), tl.embed(natural, model), atol=1e-4)
+
+
+def test_unusable_values_with_counts_in_raw_say_how_to_use_them(trained):
+    model, _ = trained
+    adata = _wound()
+    adata.raw = adata
+    adata.X = np.sqrt(adata.X)
+    with pytest.raises(ValueError, match=r"square-root-transformed.*adata\.raw holds counts of 200 genes"):
+        tl.embed(adata, model)

@@ -201,6 +201,13 @@ def read_table(file: Any, key: str, path: Path) -> pd.DataFrame:
     return table
 
 
+def read_log_note(file: Any) -> dict[str, Any]:
+    """Read the base of the logarithm, as scanpy notes it in ``uns``; empty without such a note."""
+    from anndata.io import read_elem
+
+    return {"log1p": read_elem(file["uns"]["log1p"])} if "uns" in file and "log1p" in file["uns"] else {}
+
+
 def lazy_matrix(stored: Any, path: Path) -> Any:
     """Wrap a stored matrix so that an AnnData can hold it without reading it."""
     from anndata.io import sparse_dataset

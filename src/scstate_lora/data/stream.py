@@ -13,7 +13,16 @@ from scipy import sparse
 
 from scstate_lora._utils import did_you_mean, progress_bar
 from scstate_lora.data.matrix import MatrixStats, check_values
-from scstate_lora.data.storage import InMemory, Stored, layers_of, lazy_matrix, open_file, open_storage, read_table
+from scstate_lora.data.storage import (
+    InMemory,
+    Stored,
+    layers_of,
+    lazy_matrix,
+    open_file,
+    open_storage,
+    read_log_note,
+    read_table,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -269,7 +278,8 @@ def open_cells(path: str | Path, layer: str | None = None) -> AnnData:
 
     Returns
     -------
-    An AnnData with ``obs``, ``var`` and the one matrix, in ``X`` or its layer; nothing else is taken from the file.
+    An AnnData with ``obs``, ``var``, the one matrix, in ``X`` or its layer, and the note on the base of its logarithm;
+    nothing else is taken from the file.
 
     Raises
     ------
@@ -285,15 +295,16 @@ def open_cells(path: str | Path, layer: str | None = None) -> AnnData:
     path = Path(path).expanduser()
     file = open_file(path)
     obs, var = (read_table(file, key, path) for key in ("obs", "var"))
+    uns = read_log_note(file)
     if layer is None:
         if "X" not in file:
             msg = f"{path} holds no X. {layers_of(file)}"
             raise ValueError(msg)
-        return AnnData(lazy_matrix(file["X"], path), obs=obs, var=var)
+        return AnnData(lazy_matrix(file["X"], path), obs=obs, var=var, uns=uns)
     if "layers" not in file or layer not in file["layers"]:
         msg = f"{path} has no layer {layer!r}. {did_you_mean(layer, file['layers'] if 'layers' in file else [])}"
         raise KeyError(msg)
-    return AnnData(obs=obs, var=var, layers={layer: lazy_matrix(file["layers"][layer], path)})
+    return AnnData(obs=obs, var=var, uns=uns, layers={layer: lazy_matrix(file["layers"][layer], path)})
 
 
 def check_not_empty(adata: AnnData) -> None:

@@ -188,7 +188,7 @@ def _score_covariate(adata: AnnData, x: np.ndarray, key: str, *, registry: Regis
             return _row("probe_r2", key, continuous_probe(x, values, n_folds=_N_FOLDS, seed=seed), without)
         except (ValueError, np.linalg.LinAlgError) as error:
             return _row("probe_r2", key, Score(np.nan, np.nan), str(error))
-    labels = as_labels(column).to_numpy(dtype=object)
+    labels = as_labels(column, lambda value: registry.level_of(key, value)).to_numpy(dtype=object)
     try:
         score = categorical_probe(x, labels, n_folds=_N_FOLDS, seed=seed)
         return _row("probe_accuracy", key, score, "; ".join(filter(None, (without, _left_out(labels)))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from scstate_lora._constants import OBSM_STATE
 from scstate_lora._logging import logger
 from scstate_lora.config.embed import EXPRESSED, EmbedOptions
 from scstate_lora.data.genes import match_vocabulary, unique_names
-from scstate_lora.data.matrix import log_raw, resolve_scale
+from scstate_lora.data.log_scale import find_log_scale, noted_base
+from scstate_lora.data.matrix import log_raw, resolve_scale, to_natural_log
+from scstate_lora.data.raw import raw_advised
 from scstate_lora.data.reader import SentenceReader, arc_log
 from scstate_lora.data.registry import Registry
 from scstate_lora.data.results import EMBED, REGISTRY, as_uns, read_result, write_result
@@ -249,8 +252,12 @@ def _prepare(cells: AnnData, base: Any, options: EmbedOptions, *, progress_bar: 
     names = unique_names(cells.obs_names, "adata.obs_names", "adata.obs_names_make_unique()")
     match = match_vocabulary(cells, base.genes, gene_key=options.gene_key)
     logger.info("%s.", match)
-    stats = source.scan(checksum=True, progress=progress_bar)
-    scale, reason = resolve_scale(stats, options.input_scale, matrix_name(options.layer))
+    with raw_advised(cells):
+        stats = source.scan(checksum=True, progress=progress_bar)
+        scale, reason = resolve_scale(stats, options.input_scale, matrix_name(options.layer))
+    log_base = find_log_scale(stats, noted_base(cells)).base if scale == "log1p" else math.e
+    if log_base != math.e:
+        reason += f"; logarithms to the base {log_base:g} are read as natural ones"
     if options.arc_per_cell_scale:
         logger.warning("Whether values are counts is guessed for every cell, as Arc's tool does: for comparison only.")
     else:
@@ -258,7 +265,7 @@ def _prepare(cells: AnnData, base: Any, options: EmbedOptions, *, progress_bar: 
 
     def read(start: int, stop: int) -> sparse.csr_matrix:
         matrix = source.read(start, stop)
-        return arc_log(matrix) if options.arc_per_cell_scale else log_raw(matrix, scale)
+        return arc_log(matrix) if options.arc_per_cell_scale else to_natural_log(log_raw(matrix, scale), log_base)
 
     pad = options.n_tokens != EXPRESSED
     tokenizer = base.tokenizer(match, n_tokens=options.n_tokens if isinstance(options.n_tokens, int) else None, pad=pad)
