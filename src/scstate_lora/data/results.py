@@ -131,6 +131,8 @@ class Prediction(NamedTuple):
     """``"genes"``, or the key of ``obsm`` with the predicted embedding."""
     target_sum: float | None = None
     """Sum of the counts of a cell before log1p; None, and absent from the record, if unknown."""
+    train_cells: np.ndarray | None = None
+    """Hashes of the names of the targets' cells that the model was trained on; None if it keeps no split."""
 
     def record(self, **further: Any) -> dict[str, Any]:
         """Return the record to store under :data:`PREDICT`, in which the perturbations are called ``target``."""
@@ -171,6 +173,7 @@ def read_prediction(adata: AnnData) -> Prediction:
         targets=_targets(record.get("target", ()), set(adata.obs[pert_key]) if pert_key in adata.obs else set()),
         space=str(record.get("space", "genes")),
         target_sum=None if total is None else float(total),
+        train_cells=None if "train_cells" not in record else np.asarray(record["train_cells"], dtype=np.uint64),
     )
 
 

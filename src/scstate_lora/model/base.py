@@ -6,15 +6,20 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 
 from scstate_lora._compat import read_csv
+from scstate_lora._constants import OBS_SPLIT
 from scstate_lora._utils import did_you_mean
 from scstate_lora.config import DataConfig
 from scstate_lora.data.bound import BoundData
+from scstate_lora.data.model_split import ModelSplit, hash_names
 from scstate_lora.data.register import register
 from scstate_lora.data.registry import Registry
+from scstate_lora.data.split_column import SPLITS
 from scstate_lora.io.save_load import load_directory, save_directory
 
 if TYPE_CHECKING:
@@ -43,6 +48,8 @@ class BaseModel(ABC):
     def __init__(self, adata: AnnData, *, seed: int = 0) -> None:
         self._adata: AnnData | None = check_anndata(adata)
         self.registry = Registry.from_adata(adata)
+        self._split = ModelSplit.of(self._bind()) if OBS_SPLIT in adata.obs else None
+        self._is_loaded = False
         self.seed = int(seed)
         for name in self._histories:
             setattr(self, name, pd.DataFrame())
@@ -95,6 +102,68 @@ class BaseModel(ABC):
     def _bind(self, adata: AnnData | None = None) -> BoundData:
         """Read cells by the model's registry; its own cells by default."""
         return BoundData(self.registry, self.adata if adata is None else check_anndata(adata))
+
+    @property
+    def split(self) -> pd.Series:
+        """Split of the cells of :attr:`adata` as the model keeps it, ``train``, ``val`` or ``test``, by cell name.
+
+        It is taken when the model is made, and stays when the AnnData is set up again. Cells that the model does not
+        know have the split of the AnnData, as have all cells of a model saved by version 0.1.
+        """
+        cells = self._bind()
+        return pd.Series(pd.Categorical(self.split_of(cells), categories=list(SPLITS)), index=cells.adata.obs_names)
+
+    def split_of(self, cells: BoundData) -> np.ndarray:
+        """Give the split of bound cells as the model keeps it, ``(n_cells,)``; of cells it does not know, their own."""
+        if self._split is None:
+            return cells.split
+        kept = self._split.of_cells(hash_names(cells.adata.obs_names))
+        unknown = kept < 0
+        split = np.asarray(SPLITS, dtype=object)[kept]
+        if unknown.any():
+            split[unknown] = cells.split[unknown]
+        return split
+
+    def _bind_to_train(self) -> BoundData:
+        """Read the model's own cells for training.
+
+        Raises
+        ------
+        ValueError
+            If their split is not the one that the model keeps.
+        """
+        cells = self._bind()
+        now = ModelSplit.of(cells)
+        if self._split is None:
+            self._split = now
+            return cells
+        kept = self._split.of_cells(now.cells)
+        if not self._is_loaded and (kept < 0).all() and len(now) == len(self._split):  # the cells were renamed
+            kept = self._split.splits
+        self._refuse_other_split(kept, now.splits)
+        self._split = self._split.extended(now)
+        return cells
+
+    @property
+    def _fingerprint(self) -> str:
+        """Of the cells and their split, for checkpoints."""
+        return "" if self._split is None else self._split.fingerprint
+
+    def _refuse_other_split(self, kept: np.ndarray, now: np.ndarray) -> None:
+        differs = (kept >= 0) & (kept != now)
+        if not differs.any():
+            return
+        train = SPLITS.index("train")
+        held_out = int(((kept >= 0) & (kept != train)).sum())
+        leaked, name = int((differs & (now == train)).sum()), type(self).__name__
+        lost = int((differs & (kept == train)).sum())
+        msg = (
+            f"The split of this AnnData, adata.obs[{OBS_SPLIT!r}], is not the one that this {name} was made with: it was "
+            f"set up again, or changed. {leaked} of the model's {held_out} held-out cells would train, and {lost} of "
+            f"its training cells would be held out. Make the model anew, {name}(adata, ...), or restore its split: "
+            f"adata.obs[{OBS_SPLIT!r}] = model.split."
+        )
+        raise ValueError(msg)
 
     @abstractmethod
     def _parts(self) -> list[tuple[str, nn.Module | None, str]]:
@@ -163,6 +232,8 @@ class BaseModel(ABC):
 
     def _write(self, path: str | Path, tensors: dict[str, dict[str, Tensor]]) -> None:
         metadata = {"model": type(self).__name__, "seed": self.seed, "registry": self.registry.to_json()}
+        if self._split is not None:
+            tensors = {**tensors, "split": {name: torch.from_numpy(a) for name, a in self._split.arrays().items()}}
         save_directory(path, metadata={**metadata, **self._metadata()}, tensors=tensors, texts=self._texts())
 
     @classmethod
@@ -194,6 +265,9 @@ class BaseModel(ABC):
         model._adata = None if adata is None else check_anndata(adata)
         model.registry = Registry.from_json(metadata["registry"])
         model.seed = metadata["seed"]
+        split = tensors.pop("split", None)  # version 0.1 kept none
+        model._split = None if split is None else ModelSplit.from_arrays({n: t.numpy() for n, t in split.items()})
+        model._is_loaded = True
         for name in cls._histories:
             setattr(model, name, read_history(Path(path) / f"{name}.csv"))
         model._restore(metadata, tensors, **options)

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from scstate_lora._constants import OBS_SPLIT
+from scstate_lora._logging import logger
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.fields import ContinuousCovariate, Covariate, obs_column
 from scstate_lora.data.labels import as_labels
 from scstate_lora.data.results import COVARIATE_INFORMATION, write_result
-from scstate_lora.data.split_column import read_split
 from scstate_lora.metrics import (
     HeldOutScore,
     held_out_categorical_probe,
@@ -140,14 +140,14 @@ def covariate_information(
     _check_level(level)
     adata = se.adata if adata is None else adata
     used = chosen_cells(adata, cells)
-    train, test = _split(used)
+    bound = BoundData(se.registry, used)
+    train, test = _split(se, bound)
     targets = {c.name: _target(used, c) for c in se.registry.covariates}
     for covariate in se.registry.covariates:
         if not isinstance(covariate, ContinuousCovariate):
             _check_classes(covariate.name, targets[covariate.name], train, test)
 
     assert se.base is not None  # a trained model has one
-    bound = BoundData(se.registry, used)
     plain = se.base.embed(bound)
     conditioned = ConditionedCells(se.adapters, bound, plain=plain)
     shared = [
@@ -193,8 +193,9 @@ def _check_level(level: float) -> None:
         raise ValueError(msg)
 
 
-def _split(adata: AnnData) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the training cells and of the held-out ones."""
+def _split(se: LoRACovariateSE, bound: BoundData) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the model's training cells and of the held-out ones."""
+    adata = bound.adata
     advice = (
         "ssl.setup_anndata(adata, ..., test_size=0.2) holds out a random share, holdout={'column': 'level'} whole "
         "groups; then train anew, because training cells say nothing about others."
@@ -202,7 +203,9 @@ def _split(adata: AnnData) -> tuple[np.ndarray, np.ndarray]:
     if OBS_SPLIT not in adata.obs:
         msg = f"adata.obs[{OBS_SPLIT!r}] does not exist, which marks the held-out cells. {advice}"
         raise KeyError(msg)
-    split = read_split(adata)
+    split = se.split_of(bound)
+    if (split != bound.split).any():
+        logger.warning("The split is the one that the model keeps: adata.obs[%r] has changed since.", OBS_SPLIT)
     train, test = np.flatnonzero(split == "train"), np.flatnonzero(split == "test")
     if len(test) == 0:
         msg = f"No cell is held out: adata.obs[{OBS_SPLIT!r}] is 'test' for none of {adata.n_obs}. {advice}"

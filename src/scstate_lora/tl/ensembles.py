@@ -73,6 +73,9 @@ def ensemble(predictions: Sequence[AnnData]) -> AnnData:
         averaged.obs[ENSEMBLE_SD] = np.sqrt(np.square(spread).mean(axis=1))
     if "expected_loss" in first.obs:
         averaged.obs["expected_loss"] = np.mean([p.obs["expected_loss"].to_numpy() for p in members], axis=0)
+    trained = [cells for p in members if (cells := read_prediction(p).train_cells) is not None]
+    if trained:
+        shared = shared._replace(train_cells=np.unique(np.concatenate(trained)))
     write_result(averaged, PREDICT, shared.record(n_models=len(members)))
     return averaged
 

@@ -110,7 +110,7 @@ def discrimination(
     Warns
     -----
     UserWarning
-        If perturbed cells of `train` are among those of `real`.
+        If perturbed cells of `train`, or cells that the model was trained on, are among those of `real`.
     """
     counting = Counting.checked(min_cells, weights)
     inputs = read_inputs(

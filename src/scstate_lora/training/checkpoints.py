@@ -142,17 +142,20 @@ class Checkpoints(Checkpoint):
                 signal.signal(number, handler)
 
 
-def describe(plan: nn.Module, **settings: Any) -> dict[str, Any]:
-    """Describe a run for its checkpoints: its kind of plan, its frozen part, and its settings.
+def describe(plan: nn.Module, *, cells: str, **settings: Any) -> dict[str, Any]:
+    """Describe a run for its checkpoints: its kind of plan, its frozen part, its cells, and its settings.
 
     Parameters
     ----------
     plan
         Before its training.
+    cells
+        Fingerprint of the cells and their split.
     settings
         Plain values that must be the same in a resumed run.
     """
-    return {"format": _FORMAT, "plan": type(plan).__name__, "frozen": _fingerprint(plan), "settings": settings}
+    kind = {"format": _FORMAT, "plan": type(plan).__name__, "frozen": _fingerprint(plan), "cells": cells}
+    return {**kind, "settings": settings}
 
 
 def _fingerprint(plan: nn.Module) -> str:
@@ -210,7 +213,7 @@ def check_resumable(path: Path, checkpoint: Mapping[str, Any], plan: nn.Module, 
     Raises
     ------
     ValueError
-        If the kind of model, tensors, the frozen base or settings differ; it names them.
+        If the kind of model, tensors, the frozen base, cells or settings differ; it names them.
     """
     stored = checkpoint[_KEY]
     if stored["plan"] != description["plan"]:
@@ -221,6 +224,12 @@ def check_resumable(path: Path, checkpoint: Mapping[str, Any], plan: nn.Module, 
     check_state({name: state[name] for name in trained_names(plan)}, checkpoint["state_dict"], source=str(path))
     if stored["frozen"] != description["frozen"]:
         msg = f"{path} was trained on another base: the frozen weights differ. Resume with the base it was started on."
+        raise ValueError(msg)
+    if stored.get("cells") not in (None, description["cells"]):  # earlier checkpoints have none
+        msg = (
+            f"{path} was trained on other cells, or on another split of them. Resume it with those it was started on, "
+            "set up as then."
+        )
         raise ValueError(msg)
     differing = [
         f"{name}={stored['settings'].get(name)!r} then, {value!r} now"

@@ -59,6 +59,8 @@ class TrainingRun:
     history
         Of an earlier training of the same network, which this one continues: with further batches, not the same again.
         A resumed run continues the history of its checkpoint.
+    cells
+        Fingerprint of the cells and their split; a checkpoint of others is refused.
     """
 
     history: pd.DataFrame
@@ -66,12 +68,20 @@ class TrainingRun:
     too, unless its weights are lost: of a failed ``ddp_spawn`` run only the checkpoints survive."""
 
     def __init__(
-        self, plan: Plan, *, options: TrainerOptions, title: str, seed: int, history: pd.DataFrame | None = None
+        self,
+        plan: Plan,
+        *,
+        options: TrainerOptions,
+        title: str,
+        seed: int,
+        history: pd.DataFrame | None = None,
+        cells: str = "",
     ) -> None:
         self.plan = plan
         self.options = options
         self.title = title
         self.seed = seed
+        self.cells = cells
         self.history = pd.DataFrame() if history is None else history
 
     def fit(self, train: BatchSource, val: BatchSource | None = None, *, max_epochs: int) -> None:
@@ -155,6 +165,7 @@ class TrainingRun:
         plan, options = self.plan, self.options
         return describe(
             plan,
+            cells=self.cells,
             lr=float(plan.lr),
             weight_decay=float(plan.weight_decay),
             warmup_steps=plan.warmup_steps,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 
 from scstate_lora import tl
@@ -175,5 +176,6 @@ def _join(predictions: list[AnnData]) -> AnnData:
     joined = ad.concat(predictions, merge="same")
     descriptions = [read_prediction(p) for p in predictions]
     targets = [target for description in descriptions for target in description.targets]
-    write_result(joined, PREDICT, descriptions[0]._replace(targets=targets).record())
+    trained = np.concatenate([d.train_cells for d in descriptions if d.train_cells is not None])
+    write_result(joined, PREDICT, descriptions[0]._replace(targets=targets, train_cells=trained).record())
     return joined

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from scstate_lora._utils import progress_bar
-from scstate_lora.data.results import PREDICT, as_uns, read_prediction
+from scstate_lora.data.results import PREDICT, Prediction, as_uns, read_prediction
 from scstate_lora.io.atomic import in_place
 
 if TYPE_CHECKING:
@@ -68,15 +68,16 @@ def predict_to_file(
     first = st.predict(cells, target=targets[0], **options)
     shown: dict[str, Any] = {"total": len(targets), "initial": 1, "disable": len(targets) == 1}
     bar = progress_bar(targets[1:], desc="Predicting", unit="target", **shown)
-    _write(out, first, (st.predict(cells, target=target, **options) for target in bar), targets)
+    description = read_prediction(first)._replace(targets=targets, train_cells=st.training_cells_of(targets))
+    _write(out, first, (st.predict(cells, target=target, **options) for target in bar), description)
     return first.n_obs * len(targets), first.n_vars
 
 
-def _write(out: Path, first: AnnData, others: Iterator[AnnData], targets: list[str]) -> None:
+def _write(out: Path, first: AnnData, others: Iterator[AnnData], description: Prediction) -> None:
     import h5py
     from anndata.io import sparse_dataset, write_elem
 
-    uns = as_uns(PREDICT, read_prediction(first)._replace(targets=targets).record())
+    uns = as_uns(PREDICT, description.record())
     tables = []
     with in_place(out) as temporary, h5py.File(temporary, "w") as file:
         write_elem(file, "/", ad.AnnData(var=first.var, uns=uns))
@@ -84,7 +85,7 @@ def _write(out: Path, first: AnnData, others: Iterator[AnnData], targets: list[s
             if sparse.issparse(values):
                 write_elem(file, name, values[:0], dataset_kwargs={"compression": "gzip"})
             else:
-                _make(file, name, (first.n_obs * len(targets), values.shape[1]))
+                _make(file, name, (first.n_obs * len(description.targets), values.shape[1]))
         for i, predicted in enumerate(chain([first], others)):
             for name, values in _arrays(predicted).items():
                 if sparse.issparse(values):

@@ -96,6 +96,7 @@ def test_all_are_saved_and_loaded(several, tmp_path):
         *(f"history.{name}.csv" for name in embeddings),
         "lora.default.safetensors",
         "lora.wide.safetensors",
+        "split.safetensors",
     }
     loaded = ssl.LoRACovariateSE.load(tmp_path / "se", adata=model.adata)
     assert loaded.adapter_names == model.adapter_names

@@ -274,7 +274,8 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         Raises
         ------
         ValueError
-            If the model has a base already, an option is not allowed, or there are too few cells.
+            If the model has a base already, an option is not allowed, there are too few cells, or their split is not
+            the one that the model keeps (``.split``).
         TypeError
             If an option is unknown.
 
@@ -287,7 +288,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             raise ValueError(msg)
         options = TrainerOptions.of_call(arguments, function="train_base()")
         check_accelerator(options.accelerator)
-        self._train_base(self._bind(), options)
+        self._train_base(self._bind_to_train(), options)
 
     def _train_base(self, cells: BoundData, options: TrainerOptions) -> None:
         encoder, self.base_history = fit_compact_base(
@@ -299,6 +300,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             config=self.compact,
             options=options,
             seed=self.seed,
+            cells=self._fingerprint,
         )
         self._adapt(SEBase(encoder, self.registry.var_names, _COMPACT, _OWN_LICENCE, seed=self.seed))
 
@@ -322,8 +324,9 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         Raises
         ------
         ValueError
-            If the requested accelerator is absent, an option is not allowed, adapters are merged, or hyper-connections
-            are requested but the adapter has different ones or the base is an embedding; all before any training.
+            If the requested accelerator is absent, an option is not allowed, the cells' split is not the one that the
+            model keeps (``.split``), adapters are merged, or hyper-connections are requested but the adapter has
+            different ones or the base is an embedding; all before any training.
         TypeError
             If an option is unknown.
 
@@ -337,7 +340,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         connections = self._new_connections(options.mhc)
         reads = self.registry.embed_key is None
         weights = active_weights(self.objective, self.registry, reads=reads)
-        cells = self._bind()
+        cells = self._bind_to_train()
         described = describe_cells(cells, contrastive_on=self.objective.contrastive_on)
         if self.base is None:
             self._train_base(cells, _before(options, "base"))
@@ -400,7 +403,9 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             **stage.optimiser,
         )
         val = batches(stage.val_rows, self.seed + 1, 0.0) if len(stage.val_rows) > 1 else None
-        run = TrainingRun(plan, options=options, title=title, seed=self.seed, history=self.history)
+        run = TrainingRun(
+            plan, options=options, title=title, seed=self.seed, history=self.history, cells=self._fingerprint
+        )
         try:
             run.fit(train, val, max_epochs=n_epochs or max(1, -(-n_steps // train.steps_per_epoch)))
         finally:

@@ -14,7 +14,7 @@ from scstate_lora._constants import OBSM_ST
 from scstate_lora._utils import did_you_mean, progress_bar, warn_user
 from scstate_lora.config import MHCConfig, STLoraConfig, STModelConfig, STObjectiveConfig, TrainOptions
 from scstate_lora.data.perturbations import PerturbationTable
-from scstate_lora.data.results import LIBRARY_SIZE
+from scstate_lora.data.results import LIBRARY_SIZE, PREDICT, read_prediction, write_result
 from scstate_lora.data.sets import SetData, SetSampler, WholeGroups
 from scstate_lora.inference.devices import check_accelerator, choose_device
 from scstate_lora.io.published.st_checkpoint import read_st_folder
@@ -217,8 +217,8 @@ class STTransition(HyperConnected, BaseModel):
         Raises
         ------
         ValueError
-            If the requested accelerator is absent, an option is not allowed, or the backbone has different
-            hyper-connections; all before any training.
+            If the requested accelerator is absent, an option is not allowed, the cells' split is not the one that the
+            model keeps (``.split``), or the backbone has different hyper-connections; all before any training.
         TypeError
             If an option is unknown.
         KeyError
@@ -244,7 +244,7 @@ class STTransition(HyperConnected, BaseModel):
             refuse_other(requested, self.mhc)
         set_len = self.design.set_len
         n_sets = options.batch_size or (16 if torch.cuda.is_available() else max(2, _CPU_CELLS // set_len))
-        cells = self._bind()
+        cells = self._bind_to_train()
         data = self._training_data(cells)
         groups, val_groups = training_groups(cells), self._validation_groups(cells)
         n_cells = sum(len(g.perturbed) for g in groups)
@@ -269,7 +269,14 @@ class STTransition(HyperConnected, BaseModel):
                 weights=self._weights(cells, data),
                 **options.schedule(lr=5e-5 if tunes else 1e-3, warmup_steps=100 if tunes else 20),
             )
-            run = TrainingRun(plan, options=options, title="STTransition", seed=self.seed, history=self.history)
+            run = TrainingRun(
+                plan,
+                options=options,
+                title="STTransition",
+                seed=self.seed,
+                history=self.history,
+                cells=self._fingerprint,
+            )
             try:
                 run.fit(train, val, max_epochs=options.max_epochs or (5 if tunes else 10))
             finally:
@@ -448,7 +455,18 @@ class STTransition(HyperConnected, BaseModel):
                     computed = computed._replace(cells=source.draw(np.asarray(computed.cells)))
                     tables[name][LIBRARY_SIZE] = source.sizes_of(computed.cells)
                 outputs.append(computed)
-        return as_anndata(registry, self.genes, tables, outputs, space=self.options.space)
+        predicted = as_anndata(registry, self.genes, tables, outputs, space=self.options.space)
+        description = read_prediction(predicted)._replace(train_cells=self.training_cells_of(targets))
+        write_result(predicted, PREDICT, description.record())
+        return predicted
+
+    def training_cells_of(self, targets: Sequence[str]) -> np.ndarray:
+        """Hashes of the names of those cells of some perturbations that the model was trained on, uint64 ``(n,)``."""
+        known = self.registry.perturbations
+        codes = [known.index(name) for name in self.registry.targets_of(targets) if name in known]
+        if self._split is None or not self.is_trained:
+            return np.zeros(0, dtype=np.uint64)
+        return self._split.training_cells(codes)
 
     def get_latent_representation(
         self, adata: AnnData | None = None, *, key_added: str | None = OBSM_ST, device: str | None = None

@@ -13,6 +13,7 @@ from scstate_lora.data import Registry, log_predicted
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.contexts import join_labels
 from scstate_lora.data.log_scale import check_scales
+from scstate_lora.data.model_split import hash_names
 from scstate_lora.data.perturbations import PerturbationTable, respelled
 from scstate_lora.data.results import is_predicted, read_prediction
 from scstate_lora.metrics.baselines import reference_names
@@ -71,7 +72,7 @@ def read_inputs(
     Warns
     -----
     UserWarning
-        If perturbed cells of `train` are among those of `real`.
+        If perturbed cells of `train`, or cells that the model was trained on, are among those of `real`.
     """
     check_name(name)
     prediction = read_prediction(pred)
@@ -123,6 +124,7 @@ def read_inputs(
         predicted = predicted.at(is_measured)
     predicted, controls = pair(predicted, candidates)
     contexts = common_contexts(predicted, measured)
+    _warn_of_training(prediction.train_cells, real.obs_names[is_target][np.isin(measured.contexts, contexts)])
     training = Training(trained, control=prediction.control, pert_features=features)
     n_shared = training.shares_noise(controls.at(np.isin(controls.contexts, contexts)))
     if n_shared:
@@ -231,6 +233,16 @@ def _has_names_of_predicted(adata: AnnData) -> bool:
         return False
     names = zip(adata.obs_names, adata.obs["control_cell"].astype(str), strict=True)
     return all(bool(control_cell) and name.startswith(control_cell) for name, control_cell in names)
+
+
+def _warn_of_training(trained: np.ndarray | None, real: pd.Index) -> None:
+    """Warn if the model that predicted was trained on measured cells."""
+    n = 0 if trained is None else int(np.isin(hash_names(real), trained).sum())
+    if n:
+        warn_user(
+            f"The model was trained on {n} of the {len(real)} measured cells that its prediction is scored with: "
+            "the scores are not of held-out cells. Give real= without them: test cells of the model's split."
+        )
 
 
 def _warn_of_overlap(real: pd.Index, train: pd.Index, targets: Sequence[str]) -> None:

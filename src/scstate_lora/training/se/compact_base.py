@@ -109,6 +109,7 @@ def fit_compact_base(
     config: CompactBaseConfig,
     options: TrainerOptions,
     seed: int,
+    cells: str = "",
 ) -> tuple[SEEncoder, pd.DataFrame]:
     """Train a compact SE network on cells, without labels.
 
@@ -131,6 +132,8 @@ def fit_compact_base(
         Sizes and steps; device, files, and what goes to Lightning.
     seed
         Seed of initialisation and batches.
+    cells
+        Fingerprint of the cells and their split, for checkpoints.
 
     Returns
     -------
@@ -190,7 +193,7 @@ def fit_compact_base(
     n_epochs = next(n for n in range(10, 0, -1) if config.n_steps % n == 0)
     train = batches(train_rows, seed, config.n_steps // n_epochs)
     plan = BasePlan(encoder, readout, lr=config.lr, weight_decay=0.01, warmup_steps=20, weights=_WEIGHTS)
-    run = TrainingRun(plan, options=options, title="Compact base", seed=seed)
+    run = TrainingRun(plan, options=options, title="Compact base", seed=seed, cells=cells)
     run.fit(train, batches(val_rows, seed + 1) if len(val_rows) > 1 else None, max_epochs=n_epochs)
     return encoder, run.history
 
