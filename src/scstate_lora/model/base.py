@@ -158,7 +158,7 @@ class BaseModel(ABC):
         leaked, name = int((differs & (now == train)).sum()), type(self).__name__
         lost = int((differs & (kept == train)).sum())
         msg = (
-            f"The split of this AnnData, adata.obs[{OBS_SPLIT!r}], is not the one that this {name} was made with: it was "
+            f"The split of this AnnData, adata.obs[{OBS_SPLIT!r}], is not the one this {name} was made with: it was "
             f"set up again, or changed. {leaked} of the model's {held_out} held-out cells would train, and {lost} of "
             f"its training cells would be held out. Make the model anew, {name}(adata, ...), or restore its split: "
             f"adata.obs[{OBS_SPLIT!r}] = model.split."

@@ -57,6 +57,8 @@ class History(L.Callback):
         self.first_step = int(self.earlier["step"].max()) if len(self.earlier) else 0
         self.rows: list[dict[str, Any]] = []
         self.best_epoch: int | None = None
+        self.start_loss = math.inf
+        """Validation loss before the first step, where it was measured."""
         self._pending: list[dict[str, Tensor]] = []
         self._val: list[dict[str, Tensor]] = []
         self._grad_norm = float("nan")
@@ -119,6 +121,10 @@ class History(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the mean over the validation batches, and pass it on to loggers and callbacks."""
+        if trainer.sanity_checking:  # as Lightning calls a validation before the training
+            self.start_loss = float(torch.stack([row["loss"] for row in self._val]).mean())
+            self._val = []
+            return
         means = self._add(trainer, pl_module, "val", self._val)
         self._val = []
         self._log(trainer)
@@ -267,6 +273,8 @@ def trained_names(plan: nn.Module) -> list[str]:
 class BestWeights(L.Callback):
     """Keep the weights of the epoch with the lowest validation loss, and restore them at the end.
 
+    Where the loss was measured before the first step, the weights at the start count as an epoch.
+
     Parameters
     ----------
     history
@@ -293,27 +301,45 @@ class BestWeights(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Copy the weights to main memory when they are the best so far."""
+        if trainer.sanity_checking:
+            return
         loss = float(trainer.callback_metrics["val/loss"])
         if loss >= self.loss or math.isnan(loss):
             return
         self.loss, self.epoch = loss, self.history.first_epoch + trainer.current_epoch
+        self._copy(pl_module)
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Copy the weights at the start."""
+        if not math.isnan(self.history.start_loss):
+            self.loss = self.history.start_loss
+            self._copy(pl_module)
+
+    def _copy(self, module: L.LightningModule) -> None:
         if self.restore:
-            state = pl_module.state_dict()
-            self.weights = {name: state[name].detach().cpu().clone() for name in trained_names(pl_module)}
+            state = module.state_dict()
+            self.weights = {name: state[name].detach().cpu().clone() for name in trained_names(module)}
+
+    @property
+    def kept_start(self) -> bool:
+        """Whether no epoch was better than the start."""
+        return self.epoch is None and bool(self.weights)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the best weights."""
-        if not self.restore or self.epoch is None:
+        if not self.weights:
             return
         state = pl_module.state_dict()
         with torch.no_grad():
             for name, tensor in self.weights.items():
                 state[name].copy_(tensor)
         self.history.best_epoch = self.epoch
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.epoch is None:
+            logger.info("No epoch had a lower validation loss than the start: %.4g. Its weights are kept.", self.loss)
+        elif trainer.is_global_zero:
             logger.info(
                 "Restored the weights of epoch %d, whose validation loss was the lowest: %.4g.",
-                self.epoch + 1,
+                self.epoch + 1,  # type: ignore[operator]  # not None
                 self.loss,
             )
 

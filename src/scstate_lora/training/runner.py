@@ -61,11 +61,15 @@ class TrainingRun:
         A resumed run continues the history of its checkpoint.
     cells
         Fingerprint of the cells and their split; a checkpoint of others is refused.
+    keep_start
+        Whether the weights at the start are kept, with the options' ``restore_best``, if no epoch validates better.
     """
 
     history: pd.DataFrame
     """Losses so far, see :class:`~scstate_lora.training.callbacks.History`. A run that breaks off leaves its own here,
     too, unless its weights are lost: of a failed ``ddp_spawn`` run only the checkpoints survive."""
+    kept_start: bool
+    """Whether no epoch validated better than the start, whose weights the network therefore has."""
 
     def __init__(
         self,
@@ -76,12 +80,15 @@ class TrainingRun:
         seed: int,
         history: pd.DataFrame | None = None,
         cells: str = "",
+        keep_start: bool = False,
     ) -> None:
         self.plan = plan
         self.options = options
         self.title = title
         self.seed = seed
         self.cells = cells
+        self.keep_start = keep_start
+        self.kept_start = False
         self.history = pd.DataFrame() if history is None else history
 
     def fit(self, train: BatchSource, val: BatchSource | None = None, *, max_epochs: int) -> None:
@@ -115,6 +122,7 @@ class TrainingRun:
             check_resumable(resumed, checkpoint, plan, description)
             _check_unfinished(resumed, checkpoint, max_epochs)
             record.load_state_dict(checkpoint["callbacks"]["History"])
+        measures_start = self.keep_start and val is not None and options.restore_best and resumed is None
         first_batch = record.first_step * options.accumulate_grad_batches
         best = None if val is None else BestWeights(record, restore=options.restore_best)
         callbacks = self._callbacks(record, best, first_batch)
@@ -138,6 +146,7 @@ class TrainingRun:
                 callbacks,
                 logger=make_loggers(options, folder),
                 log_every=max(1, n_steps // _LOGGED_POINTS),
+                n_first=-1 if measures_start else 0,
             )
             handover = None
             if n_devices == 1:
@@ -159,6 +168,7 @@ class TrainingRun:
                 frame = record.frame()
                 if len(frame):
                     self.history = frame
+                self.kept_start = best is not None and best.kept_start
 
     def _describe(self, train: BatchSource) -> dict[str, Any]:
         """Describe the run for its checkpoints."""
@@ -216,7 +226,13 @@ def _check_unfinished(path: Path, checkpoint: Mapping[str, Any], max_epochs: int
 
 
 def _make_trainer(
-    options: TrainerOptions, max_epochs: int, callbacks: list[L.Callback], *, logger: Any, log_every: int
+    options: TrainerOptions,
+    max_epochs: int,
+    callbacks: list[L.Callback],
+    *,
+    logger: Any,
+    log_every: int,
+    n_first: int = 0,
 ) -> L.Trainer:
     cuda = options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     try:
@@ -233,7 +249,7 @@ def _make_trainer(
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
-            num_sanity_val_steps=0,
+            num_sanity_val_steps=n_first,
             log_every_n_steps=log_every,
             use_distributed_sampler=False,
         )

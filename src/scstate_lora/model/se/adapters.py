@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"
 """Name of the adapter that every model starts with."""
+LORA, CONNECTIONS = "LoRA", "hyper-connections"
+"""Parts of an adapter that change what the base computes."""
 
 
 @dataclass
@@ -60,6 +62,9 @@ class Adapter:
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
     mhc: MHCConfig | None = None
     wrapped: dict[int, MHCTransformerLayer] = field(default_factory=dict)
+    idle: set[str] = field(default_factory=set)
+    """Parts that are as at their start, without effect, because the validation loss was the lowest without them:
+    ``"LoRA"``, ``"hyper-connections"``."""
 
     @property
     def adapts_base(self) -> bool:
@@ -108,10 +113,14 @@ class Adapter:
         elif self.mhc is None:
             note = "none: the base embedding is taken as it is"
         parts: list[tuple[str, nn.Module | None, str]] = [("base", nn.ParameterList(frozen), base.note())]
-        parts.append(("LoRA", nn.ParameterList(lora), note))
+        parts.append((LORA, nn.ParameterList(lora), note + self._effect(LORA)))
         if self.mhc is not None:
-            parts.append(("hyper-connections", nn.ParameterList(connections), describe_mhc(self.mhc)))
+            note = describe_mhc(self.mhc) + self._effect(CONNECTIONS)
+            parts.append((CONNECTIONS, nn.ParameterList(connections), note))
         return parts
+
+    def _effect(self, part: str) -> str:
+        return "; without effect: the validation loss is lowest without it" if part in self.idle else ""
 
     def _connections(self) -> dict[str, Tensor]:
         return {
@@ -280,8 +289,8 @@ class AdapterSet:
         *,
         mhc: MHCConfig | None,
         history: pd.DataFrame,
-    ) -> None:
-        """Give a new adapter the tensors of :meth:`Adapter.tensors`, each checked by name and shape."""
+    ) -> Adapter:
+        """Give a new adapter the tensors of :meth:`Adapter.tensors`, each checked by name and shape; return it."""
         adapter, encoder = self._named(name), self.network.encoder
         stored = tensors[f"conditioning.{name}"]
         check_state(adapter.conditioning.state_dict(), stored, source=f"the adapter {name!r}")
@@ -292,6 +301,7 @@ class AdapterSet:
             adapter.connect(encoder, mhc)
             adapter.load_connections(tensors[f"mhc.{name}"])
         adapter.history = history
+        return adapter
 
     def _new(self, name: str, lora: SELoraConfig | None) -> Adapter:
         with torch.random.fork_rng():

@@ -27,7 +27,7 @@ from scstate_lora.inference.devices import check_accelerator
 from scstate_lora.model.base import BaseModel, read_history
 from scstate_lora.model.covariate_specs import covariate_specs
 from scstate_lora.model.hyper_connected import HyperConnected, refuse_other
-from scstate_lora.model.se.adapters import DEFAULT, AdapterSet
+from scstate_lora.model.se.adapters import CONNECTIONS, DEFAULT, LORA, AdapterSet
 from scstate_lora.model.se.bases import restore_base
 from scstate_lora.model.se.conditioned_cells import ConditionedCells
 from scstate_lora.model.se.inputs import active_weights, describe_cells, encode_inputs, inputs_of
@@ -41,7 +41,7 @@ from scstate_lora.training.se.compact_base import fit_compact_base
 from scstate_lora.training.se.plan import SEPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     import numpy as np
     from anndata import AnnData
@@ -313,7 +313,8 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             Passes over the training cells; by default as many as make 60 steps. Before that, the conditioning is
             trained alone for 600 steps (``n_steps`` of :class:`scstate_lora.config.ConditioningConfig`), on base
             embeddings that are computed once, which costs little. Without adapters this is the only stage, and by
-            default as many passes as make those steps.
+            default as many passes as make those steps. The weights with the lowest validation loss of both stages are
+            kept: where adapters do not lower it, they are left without effect, and :meth:`summary` says so.
         arguments
             See :class:`~scstate_lora.config.TrainOptions`. ``lr`` is 1e-3 by default, after ``warmup_steps`` of 20,
             with a ``weight_decay`` of 0.01; ``batch_size`` is 128 cells per step. ``mhc`` puts hyper-connections around
@@ -359,6 +360,10 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         if not self.adapts_base and connections is None:
             self._train_stage(stage, options, options.max_epochs, n_steps, sentences=False, title="LoRACovariateSE")
             return
+        # Parts that have no effect yet.
+        started = adapters.active.idle | ({CONNECTIONS} if connections is not None else set())
+        if not self.is_trained and adapters.active.lora is not None:
+            started |= {LORA}
         if n_steps and not self.is_trained and options.resume_from is None:
             # Adapters are off here; DDP requires a gradient for every trainable parameter.
             with adapters.lora_off():
@@ -367,7 +372,13 @@ class LoRACovariateSE(HyperConnected, BaseModel):
                 )
         with adapters.connected(connections):
             self._train_stage(
-                stage, options, options.max_epochs, _ADAPTED_STEPS, sentences=True, title="LoRACovariateSE"
+                stage,
+                options,
+                options.max_epochs,
+                _ADAPTED_STEPS,
+                sentences=True,
+                title="LoRACovariateSE",
+                started=started,
             )
 
     def _train_stage(
@@ -379,8 +390,13 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         *,
         sentences: bool,
         title: str,
+        started: Collection[str] = (),
     ) -> None:
-        """Train the active parameters for a number of epochs, or for as many as make a number of steps."""
+        """Train the active parameters for a number of epochs, or for as many as make a number of steps.
+
+        Of a model that was trained before, be it in an earlier stage, the weights with the lowest validation loss
+        of all are kept; the parts of the adapter that are started here then may stay without effect.
+        """
         objective = self.objective
 
         def batches(rows: np.ndarray, seed: int, withheld: float) -> SEBatches:
@@ -404,12 +420,22 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         )
         val = batches(stage.val_rows, self.seed + 1, 0.0) if len(stage.val_rows) > 1 else None
         run = TrainingRun(
-            plan, options=options, title=title, seed=self.seed, history=self.history, cells=self._fingerprint
+            plan,
+            options=options,
+            title=title,
+            seed=self.seed,
+            history=self.history,
+            cells=self._fingerprint,
+            keep_start=self.is_trained,
         )
         try:
             run.fit(train, val, max_epochs=n_epochs or max(1, -(-n_steps // train.steps_per_epoch)))
         finally:
             self.history = run.history
+            self.adapters.active.idle = set(started) if run.kept_start else set()
+        if run.kept_start and started:
+            parts = " and ".join(sorted(started))
+            logger.info("%s did not lower the validation loss, and are left without effect.", parts)
 
     def _new_connections(self, mhc: Any) -> MHCConfig | None:
         """Check the hyper-connections requested by ``train(mhc=)``; None where none are to be added."""
@@ -544,7 +570,9 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         loras = {a.name: None if a.lora is None else a.lora.model_dump() for a in self.adapters}
         own = None if self.lora is None else self.lora.model_dump()
         mhc = {a.name: a.mhc.model_dump() for a in self.adapters if a.mhc is not None}
-        adapted = {"lora": own, "adapters": loras, "active": self.active_adapter, **({"mhc": mhc} if mhc else {})}
+        idle = {a.name: sorted(a.idle) for a in self.adapters if a.idle}
+        further = {name: value for name, value in (("mhc", mhc), ("idle", idle)) if value}
+        adapted = {"lora": own, "adapters": loras, "active": self.active_adapter, **further}
         return {"base": self.adapters.base.metadata(), **adapted, **options}
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -642,7 +670,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
                 tensors,
                 mhc=None if mhc is None else MHCConfig.parse(mhc, name="mhc"),
                 history=read_history(Path(options["saved_at"]) / f"history.{name}.csv"),
-            )
+            ).idle = set(metadata.get("idle", {}).get(name, ()))
         self.set_adapter(metadata["active"])
         logger.info("Loaded a LoRACovariateSE on %s.", metadata["base"]["name"])
 
