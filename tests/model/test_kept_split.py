@@ -134,7 +134,10 @@ def test_scores_with_cells_that_were_trained_on_warn(cells, tmp_path):
     own = _measured(cells, "test").copy()
     _set_up(cells, 1)
     other = _measured(cells, "test").copy()
-    with pytest.warns(UserWarning, match=f"was trained on {(other.obs['condition'] == 'burn').sum()} of the"):
+    measured = other.obs["condition"] == "burn"
+    trained = measured & (model.split[other.obs_names] == "train")
+    assert trained.any()
+    with pytest.warns(UserWarning, match=f"was trained on {trained.sum()} of the {measured.sum()} measured cells"):
         ssl.tl.evaluate_perturbation(ad.read_h5ad(tmp_path / "pred.h5ad"), other, cells, context_key=[], n_boot=10)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*was trained on.*")
