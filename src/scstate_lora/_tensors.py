@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from torch import Tensor
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
     """Gives the state dict of a network of these sizes; on the meta device, as only names, shapes and types count."""
 
 _ALIGNMENT = 64
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Within this context, or a function decorated by it, torch makes tensors in float32, whatever its default is.
+
+    The default may have been set by another library, and is restored.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def aligned(tensor: Tensor) -> Tensor:

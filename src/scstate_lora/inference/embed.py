@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from scstate_lora._logging import logger
+from scstate_lora._tensors import in_float32
 from scstate_lora._utils import progress_bar
 from scstate_lora.config import ComputeOptions
 from scstate_lora.inference.arrays import take, to_tensors
@@ -180,6 +181,7 @@ def condition_cells(
     return np.concatenate(conditioned)
 
 
+@in_float32()
 def decode_cells(
     encoder: SEEncoder,
     embedding: np.ndarray,
@@ -278,6 +280,7 @@ def _in_blocks(
             yield first, result
 
 
+@in_float32()
 def _run(
     forward: Callable[[dict[str, Any]], Tensor], batch: dict[str, Any], device: torch.device, options: ComputeOptions
 ) -> np.ndarray:

@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from scstate_lora._compat import read_csv
 from scstate_lora._constants import OBS_SPLIT
+from scstate_lora._tensors import in_float32
 from scstate_lora._utils import did_you_mean
 from scstate_lora.config import DataConfig
 from scstate_lora.data.bound import BoundData
@@ -255,6 +256,7 @@ class BaseModel(ABC):
         return cls._load(path, adata)
 
     @classmethod
+    @in_float32()
     def _load(cls, path: str | Path, adata: AnnData | None, **options: Any) -> Self:
         metadata, tensors = load_directory(path)
         if metadata.get("model") != cls.__name__:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from scstate_lora._tensors import in_float32
 from scstate_lora.nn.connection_diagnostics import mhc_diagnostics
 from scstate_lora.nn.hyper_connections import mhc_layers
 
@@ -86,6 +87,7 @@ class HyperConnected(ABC):
             raise ValueError(msg)
         return transformer
 
+    @in_float32()
     def _diagnose(self) -> list[MHCDiagnostics]:
         transformer = self._wrapped()
         by_input = any(layer.mixing.input_part is not None for layer in mhc_layers(transformer).values())

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from scstate_lora._compat import safe_resume
+from scstate_lora._tensors import in_float32
 from scstate_lora._termination import Terminated
 from scstate_lora.training.batches import BatchSource, make_loader, shared_keys
 from scstate_lora.training.callbacks import BestWeights, History, MetricsFile, Progress, Randomness
@@ -91,6 +92,7 @@ class TrainingRun:
         self.kept_start = False
         self.history = pd.DataFrame() if history is None else history
 
+    @in_float32()
     def fit(self, train: BatchSource, val: BatchSource | None = None, *, max_epochs: int) -> None:
         """Train, and leave the network on the CPU in evaluation mode.
 

@@ -38,7 +38,7 @@ def several(make):
             model.add_adapter(name, lora=False)
         elif name != "default":
             model.add_adapter(name, **options)
-        model.train(max_epochs=2 if name == "wide" else 1, lr=3e-3, **QUICK)
+        model.train(max_epochs=2 if name == "wide" else 1, lr=3e-3, restore_best=False, **QUICK)
         embeddings[name] = latent(model)
     return model, embeddings
 

@@ -11,6 +11,7 @@ import torch
 
 from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._logging import logger
+from scstate_lora._tensors import in_float32
 from scstate_lora.config import (
     CompactBaseConfig,
     ConditioningConfig,
@@ -109,6 +110,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
     """Losses of the compact base's training; empty for a base that came from elsewhere."""
     writes = f"adata.obsm['{OBSM_SE}'] and adata.obsm['{OBSM_BASE}']"
 
+    @in_float32()
     def __init__(
         self,
         adata: AnnData,
@@ -201,6 +203,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         """Whether the active adapter changes what the base computes, by LoRA or hyper-connections."""
         return self._adapters is not None and self._adapters.active.adapts_base
 
+    @in_float32()
     def add_adapter(self, name: str, *, lora: SELoraConfig | dict[str, Any] | Literal[False] | None = None) -> None:
         """Add an untrained adapter and activate it; the others keep what they learned.
 
@@ -263,6 +266,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         """Undo :meth:`merge_adapter`."""
         self.adapters.unmerge()
 
+    @in_float32()
     def train_base(self, **arguments: Unpack[TrainerArguments]) -> None:
         """Train the compact base on the training cells, without labels; :meth:`train` does this if necessary.
 
@@ -304,6 +308,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         )
         self._adapt(SEBase(encoder, self.registry.var_names, _COMPACT, _OWN_LICENCE, seed=self.seed))
 
+    @in_float32()
     def train(self, max_epochs: int | None = None, **arguments: Unpack[TrainArguments]) -> None:
         """Train the active adapter and its conditioning on the training cells; the base stays as it is.
 
@@ -481,6 +486,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             self._plain = key, base.embed_all(SentenceReader.of_matrix(x, tokenizer, seeds))
         return self._plain[1]
 
+    @in_float32()
     def get_latent_representation(
         self,
         adata: AnnData | None = None,

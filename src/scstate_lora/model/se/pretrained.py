@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from scstate_lora._logging import logger
-from scstate_lora._tensors import aligned
+from scstate_lora._tensors import aligned, in_float32
 from scstate_lora.data.genes import GeneMatch, match_vocabulary
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import Tokenizer, cell_seeds
@@ -133,6 +133,7 @@ class SEBase:
                 self.encoder, read, options=options, start=start, by_length=by_length, progress=progress
             )
 
+    @in_float32()
     def copy(self) -> SEBase:
         """Make a base without adapters that shares the weights, which training never changes."""
         encoder = _encoder(self.encoder.config, self.encoder.gene_tokens, self._state(), source="the base")
@@ -185,6 +186,7 @@ class SEBase:
         save_directory(path, metadata=metadata, tensors={"base": self.tensors()}, texts={"NOTICE": notice})
 
     @classmethod
+    @in_float32()
     def restore(cls, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SEBase:
         """Rebuild a base from :meth:`metadata` and :meth:`tensors`, each checked by name and shape."""
         tensors = {name: aligned(tensor) for name, tensor in tensors.items()}
@@ -194,6 +196,7 @@ class SEBase:
         return cls(encoder, list(metadata["genes"]), **fields, source=metadata.get("source"))
 
     @classmethod
+    @in_float32()
     def load(
         cls,
         path: str | Path,
@@ -245,6 +248,7 @@ class SEBase:
         return base if base.source is None else replace(base, source=source)
 
     @classmethod
+    @in_float32()
     def load_again(cls, metadata: dict[str, Any], path: str | Path) -> SEBase:
         """Load the base of the model saved at `path` from its own source; it must be the same."""
         source = metadata["source"]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from scstate_lora._constants import OBSM_ST
+from scstate_lora._tensors import in_float32
 from scstate_lora._utils import did_you_mean, progress_bar, warn_user
 from scstate_lora.config import MHCConfig, STLoraConfig, STModelConfig, STObjectiveConfig, TrainOptions
 from scstate_lora.data.perturbations import PerturbationTable
@@ -125,6 +126,7 @@ class STTransition(HyperConnected, BaseModel):
 
     writes = f"predictions as a new AnnData, and adata.obsm['{OBSM_ST}']"
 
+    @in_float32()
     def __init__(
         self,
         adata: AnnData,
@@ -200,6 +202,7 @@ class STTransition(HyperConnected, BaseModel):
             seed=self.seed,
         )
 
+    @in_float32()
     def train(self, max_epochs: int | None = None, **arguments: Unpack[TrainArguments]) -> None:
         """Train on the training cells; no cell of another split is used.
 
@@ -364,6 +367,7 @@ class STTransition(HyperConnected, BaseModel):
         if not self.predicts_untrained:
             self._require_trained(action)
 
+    @in_float32()
     def predict(
         self,
         adata: AnnData | None = None,
@@ -468,6 +472,7 @@ class STTransition(HyperConnected, BaseModel):
             return np.zeros(0, dtype=np.uint64)
         return self._split.training_cells(codes)
 
+    @in_float32()
     def get_latent_representation(
         self, adata: AnnData | None = None, *, key_added: str | None = OBSM_ST, device: str | None = None
     ) -> np.ndarray:
