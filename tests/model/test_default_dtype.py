@@ -13,11 +13,13 @@ from tests.builders import QUICK, SMALL_SE, SMALL_ST, wound
 def _everything(folder):
     """Results of all that computes with a network, by name."""
     adata = wound(300, seed=6)
-    keys = {"covariate_keys": {"condition": None, "time_days": "continuous"}, "pert_key": "condition", "control": "sham"}
+    keys = {
+        "covariate_keys": {"condition": None, "time_days": "continuous"},
+        "pert_key": "condition",
+        "control": "sham",
+    }
     ssl.STTransition.setup_anndata(adata, cell_type_key="cell_type", context_keys=["cell_type"], **keys)
-    se = ssl.LoRACovariateSE(
-        adata, compact={**SMALL_SE, "n_steps": 3}, conditioning={"n_steps": 3, "hidden_dims": [8]}
-    )
+    se = ssl.LoRACovariateSE(adata, compact={**SMALL_SE, "n_steps": 3}, conditioning={"n_steps": 3, "hidden_dims": [8]})
     se.train(1, mhc=True, **QUICK)
     st = ssl.STTransition(adata, model={**SMALL_ST, "confidence_token": True})
     st.train(1, mhc={"dynamic": True}, **QUICK)

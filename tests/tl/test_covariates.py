@@ -233,6 +233,7 @@ def test_another_object_raises():
 def test_no_or_few_held_out_cells_raise(trained):
     se, adata, _ = trained
     cells = adata.copy()
+    cells.obs_names = [f"new-{name}" for name in cells.obs_names]  # of those it knows, the model keeps the split
     cells.obs["scstate_split"] = "train"
     with pytest.raises(ValueError, match=r"No cell is held out.*test_size=0\.2"):
         tl.covariate_information(se, cells)
@@ -247,6 +248,7 @@ def test_no_or_few_held_out_cells_raise(trained):
 def test_a_class_without_training_cells_raises(trained):
     se, adata, _ = trained
     cells = adata.copy()
+    cells.obs_names = [f"new-{name}" for name in cells.obs_names]
     cells.obs["scstate_split"] = np.where(cells.obs["condition"] == "burn", "test", "train")
     with pytest.raises(ValueError, match=r"'burn' of adata\.obs\['condition'\].*training cells, which have 'sham'"):
         tl.covariate_information(se, cells)

@@ -145,6 +145,15 @@ LIBRARY_SIZE = "library_size"
 """Column of predicted counts: those of the cell over all genes, the ones that are not predicted included."""
 
 
+def joined(descriptions: Sequence[Prediction]) -> Prediction:
+    """Describe predictions of several targets together."""
+    trained = [d.train_cells for d in descriptions if d.train_cells is not None]
+    return descriptions[0]._replace(
+        targets=[target for d in descriptions for target in d.targets],
+        train_cells=np.unique(np.concatenate(trained)) if trained else None,
+    )
+
+
 def is_predicted(adata: AnnData) -> bool:
     """Whether these cells were predicted by a model."""
     return read_result(adata, PREDICT) is not None

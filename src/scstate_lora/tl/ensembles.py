@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from scstate_lora.data.log_scale import describe_scale
-from scstate_lora.data.results import PREDICT, read_prediction, write_result
+from scstate_lora.data.results import PREDICT, joined, read_prediction, write_result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,9 +73,7 @@ def ensemble(predictions: Sequence[AnnData]) -> AnnData:
         averaged.obs[ENSEMBLE_SD] = np.sqrt(np.square(spread).mean(axis=1))
     if "expected_loss" in first.obs:
         averaged.obs["expected_loss"] = np.mean([p.obs["expected_loss"].to_numpy() for p in members], axis=0)
-    trained = [cells for p in members if (cells := read_prediction(p).train_cells) is not None]
-    if trained:
-        shared = shared._replace(train_cells=np.unique(np.concatenate(trained)))
+    shared = shared._replace(train_cells=joined([read_prediction(p) for p in members]).train_cells)
     write_result(averaged, PREDICT, shared.record(n_models=len(members)))
     return averaged
 

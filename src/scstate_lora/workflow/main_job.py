@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anndata as ad
-import numpy as np
 import pandas as pd
 
 from scstate_lora import tl
@@ -17,6 +16,7 @@ from scstate_lora.data.results import (
     EVALUATE,
     EVALUATE_PERTURBATION,
     PREDICT,
+    joined,
     read_prediction,
     read_result,
     write_result,
@@ -173,9 +173,6 @@ def _join(predictions: list[AnnData]) -> AnnData:
     """Join the predicted cells of all targets in one AnnData, which keeps the scores of a single target."""
     if len(predictions) == 1:
         return predictions[0]
-    joined = ad.concat(predictions, merge="same")
-    descriptions = [read_prediction(p) for p in predictions]
-    targets = [target for description in descriptions for target in description.targets]
-    trained = np.concatenate([d.train_cells for d in descriptions if d.train_cells is not None])
-    write_result(joined, PREDICT, descriptions[0]._replace(targets=targets, train_cells=trained).record())
-    return joined
+    cells = ad.concat(predictions, merge="same")
+    write_result(cells, PREDICT, joined([read_prediction(p) for p in predictions]).record())
+    return cells

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from scstate_lora._utils import progress_bar
-from scstate_lora.data.results import PREDICT, Prediction, as_uns, read_prediction
+from scstate_lora.data.results import PREDICT, as_uns, joined, read_prediction
 from scstate_lora.io.atomic import in_place
 
 if TYPE_CHECKING:
@@ -68,24 +68,22 @@ def predict_to_file(
     first = st.predict(cells, target=targets[0], **options)
     shown: dict[str, Any] = {"total": len(targets), "initial": 1, "disable": len(targets) == 1}
     bar = progress_bar(targets[1:], desc="Predicting", unit="target", **shown)
-    description = read_prediction(first)._replace(targets=targets, train_cells=st.training_cells_of(targets))
-    _write(out, first, (st.predict(cells, target=target, **options) for target in bar), description)
+    _write(out, first, (st.predict(cells, target=target, **options) for target in bar), targets)
     return first.n_obs * len(targets), first.n_vars
 
 
-def _write(out: Path, first: AnnData, others: Iterator[AnnData], description: Prediction) -> None:
+def _write(out: Path, first: AnnData, others: Iterator[AnnData], targets: list[str]) -> None:
     import h5py
     from anndata.io import sparse_dataset, write_elem
 
-    uns = as_uns(PREDICT, description.record())
-    tables = []
+    tables, described = [], []
     with in_place(out) as temporary, h5py.File(temporary, "w") as file:
-        write_elem(file, "/", ad.AnnData(var=first.var, uns=uns))
+        write_elem(file, "/", ad.AnnData(var=first.var))
         for name, values in _arrays(first).items():
             if sparse.issparse(values):
                 write_elem(file, name, values[:0], dataset_kwargs={"compression": "gzip"})
             else:
-                _make(file, name, (first.n_obs * len(description.targets), values.shape[1]))
+                _make(file, name, (first.n_obs * len(targets), values.shape[1]))
         for i, predicted in enumerate(chain([first], others)):
             for name, values in _arrays(predicted).items():
                 if sparse.issparse(values):
@@ -93,9 +91,11 @@ def _write(out: Path, first: AnnData, others: Iterator[AnnData], description: Pr
                 else:
                     file[name][i * first.n_obs : (i + 1) * first.n_obs] = values
             tables.append(predicted.obs)
+            described.append(read_prediction(predicted))
         cells = ad.AnnData(obs=pd.concat(tables))
         cells.strings_to_categoricals()
         write_elem(file, "obs", cells.obs)
+        write_elem(file, "uns", as_uns(PREDICT, joined(described).record()))
 
 
 def _arrays(predicted: AnnData) -> dict[str, np.ndarray | sparse.csr_matrix]:
