@@ -81,8 +81,8 @@ class ModelSplit:
         return type(self)(*joined)
 
     def training_cells(self, perts: Sequence[int]) -> np.ndarray:
-        """Hashes of the training cells of some perturbations, uint64 ``(n,)``."""
-        return self.cells[(self.splits == SPLITS.index("train")) & np.isin(self.perts, list(perts))]
+        """Hashes of the training cells of some perturbations, sorted, uint64 ``(n,)``."""
+        return np.sort(self.cells[(self.splits == SPLITS.index("train")) & np.isin(self.perts, list(perts))])
 
     def _all(self) -> tuple[np.ndarray, ...]:
         return self.cells, self.splits, self.perts
