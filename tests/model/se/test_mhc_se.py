@@ -244,7 +244,7 @@ def test_checkpoints_hold_what_is_trained_and_the_best_weights_are_put_back(make
                     head.data.mul_(-1000)
 
     model = make()
-    options = {**SHORT, "lr": 0.01, "max_epochs": 3, "logger": True, "run_folder": tmp_path}
+    options = {**SHORT, "lr": 0.01, "max_epochs": 3, "logger": True, "restore_best": True, "run_folder": tmp_path}
     model.train(**options, mhc=True, callbacks=Worse())
     assert not model.history["best"].iloc[-1]
     best, last = (
