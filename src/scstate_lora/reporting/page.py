@@ -16,6 +16,7 @@ from scstate_lora.reporting.sections import (
     split_section,
     versions_section,
 )
+from scstate_lora.reporting.targets import SHOWN, Summary, largest, targets_section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +46,8 @@ def report(
     path
         File to write; missing folders are created, an existing file is replaced.
     predictions
-        Predicted cells of :meth:`scstate_lora.STTransition.predict`, one AnnData per target.
+        Predicted cells of :meth:`scstate_lora.STTransition.predict`, one AnnData per target. More than three targets
+        are put in one table, and the three with the largest measured effects are shown in full.
     title
         Heading of the page.
 
@@ -83,13 +85,13 @@ def experiment_sections(
     """
     registry = Registry.from_adata(adata)
     checked = _models(models)
-    predicted = [] if predictions is None else [predictions] if hasattr(predictions, "obs") else list(predictions)
+    predicted = [] if predictions is None else [predictions] if hasattr(predictions, "obs") else predictions
     detail = [
         data_section(adata, registry),
         split_section(adata, registry),
         *model_sections(checked),
         embedding_section(adata, registry),
-        *[perturbation_section(p) for p in predicted],
+        *_perturbation_sections(predicted),
     ]
     for i, section in enumerate(s for s in detail if s.anchor == "predictions"):
         section.anchor += f"-{i + 1}"
@@ -110,6 +112,15 @@ def write_page(path: str | Path, sections: Sequence[Section], *, title: str) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_render(title, [*sections, versions_section()]), encoding="utf-8")
     return path
+
+
+def _perturbation_sections(predictions: Sequence[AnnData]) -> list[Section]:
+    """Show each prediction; of many, a table of all and the few with the largest effects, reading one at a time."""
+    if len(predictions) <= SHOWN:
+        return [perturbation_section(p) for p in predictions]
+    summaries = [Summary.of(p) for p in predictions]
+    shown = [perturbation_section(predictions[i], brief=True) for i in largest(summaries)]
+    return [targets_section(summaries), *shown]
 
 
 def _models(models: Any) -> list[Any]:

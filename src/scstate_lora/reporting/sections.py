@@ -182,8 +182,8 @@ def embedding_section(adata: AnnData, registry: Registry) -> Section:
     return section
 
 
-def perturbation_section(predictions: AnnData) -> Section:
-    """Compare predicted with measured cells, naive baselines first."""
+def perturbation_section(predictions: AnnData, *, brief: bool = False) -> Section:
+    """Compare predicted with measured cells, naive baselines first; in brief, contexts are not drawn one by one."""
     prediction = read_prediction(predictions)
     target, control = ", ".join(prediction.targets), prediction.control
     section = Section(f"Predicted cells: {target}", "predictions")
@@ -217,7 +217,7 @@ def perturbation_section(predictions: AnnData) -> Section:
     ]
     if len(contexts) > 1:
         each = scores[scores["metric"].isin(_BY_CONTEXT)]
-        if len(each):
+        if len(each) and not brief:
             section.blocks.append(figure(pl.metrics(each), "Context by context."))
         by_context = scores[scores["context"] != ALL_CONTEXTS]
         wide = pd.concat([_wide(part, "value").assign(context=c) for c, part in by_context.groupby("context")])

@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import anndata as ad
 import pandas as pd
 
 from scstate_lora import tl
 from scstate_lora._constants import OBS_SPLIT
 from scstate_lora._logging import logger
+from scstate_lora._utils import progress_bar
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.results import (
     EVALUATE,
     EVALUATE_PERTURBATION,
-    PREDICT,
-    joined,
-    read_prediction,
     read_result,
     write_result,
 )
@@ -27,8 +24,10 @@ from scstate_lora.tl.scoring.held_out import HeldOutCells
 from scstate_lora.workflow.features import read_features
 from scstate_lora.workflow.folder import PARTS, ResultsFolder, is_first_process
 from scstate_lora.workflow.one_model import train_models
+from scstate_lora.workflow.prediction import StoredPredictions, write_predictions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -52,12 +51,12 @@ class Run:
     models
         Both models.
     predictions
-        Predicted cells, one AnnData per target.
+        Predicted cells, one AnnData per target, each read from ``predictions.h5ad`` when it is asked for.
     """
 
     adata: AnnData
     models: Models
-    predictions: list[AnnData]
+    predictions: Sequence[AnnData]
 
 
 def run(
@@ -103,36 +102,38 @@ def run(
     trained = train_models(data, config, place, resume=resume)
     adata, se, st = trained.adata, trained.se, trained.st
     assert se is not None  # config.se is not
-    predictions = []
-    if st is not None:
+    predictions: Sequence[AnnData] = []
+    if st is not None and st.targets and is_first_process():
         path = config.st.pert_features if config.st is not None else None
         features = None if path is None else read_features(path)
-        predictions = _predict_and_score(st, adata, features)
+        file = place.path / "predictions.h5ad"
+        scores = write_predictions(file, _predict_and_score(st, adata, features), n_targets=len(st.targets))
+        predictions = StoredPredictions(file, scores)
+        tables = [table.assign(target=target) for target, table in scores.items()]
+        place.write_table("perturbation", pd.concat(tables) if tables else None)
     _score_embeddings(adata)
 
     place.write_table("embeddings", read_result(adata, EVALUATE))
-    place.write_table("perturbation", _scores(predictions))
-    if predictions:
-        place.write_cells("predictions", _join(predictions))
     place.write_cells("adata", adata)
     place.drop(*(path for part in PARTS for path in place.logs(part).glob("**/checkpoints")))  # the models are saved
     models = Models(se, st)
     if title is not None and is_first_process():
         report(adata, models, place.path / "report.html", predictions=predictions, title=title)
     place.finish()
+    if isinstance(predictions, StoredPredictions):
+        predictions.path = place.path / predictions.path.name
     return Run(adata, models, predictions)
 
 
-def _predict_and_score(st: STTransition, adata: AnnData, features: pd.DataFrame | None) -> list[AnnData]:
-    """Predict every target for all controls, and score the predictions with held-out cells."""
+def _predict_and_score(st: STTransition, adata: AnnData, features: pd.DataFrame | None) -> Iterator[AnnData]:
+    """Predict every target for all controls, and score the predictions with held-out cells, one after the other."""
     registry = st.registry
     # Few held-out cells share all of a context's keys; the cell type alone makes groups large enough to score.
     keys = [registry.cell_type_key] if registry.cell_type_key is not None else registry.context_keys
     cells = HeldOutCells(BoundData(registry, adata), genes=st.genes, context_keys=keys, pert_features=features)
-    predictions = []
     for name, why in st.perts.untrained.items():
         logger.warning("%r is not predicted: %s", name, why)
-    for target in st.targets:
+    for target in progress_bar(st.targets, desc="Predicting", unit="target", disable=len(st.targets) < 5):
         predicted = st.predict(target=target)
         try:
             if not predicted.n_vars:
@@ -142,8 +143,7 @@ def _predict_and_score(st: STTransition, adata: AnnData, features: pd.DataFrame 
             write_result(predicted, EVALUATE_PERTURBATION, table)
         except (ValueError, KeyError) as error:  # hours of training must not end here
             logger.warning("The prediction of %r is not scored: %s", target, error.args[0])
-        predictions.append(predicted)
-    return predictions
+        yield predicted
 
 
 def _score_embeddings(adata: AnnData) -> None:
@@ -160,19 +160,3 @@ def _score_embeddings(adata: AnnData) -> None:
         logger.warning("The embeddings are %s.", note)
         table = tl.evaluate(adata)
         table["reason"] = [f"{note}; {reason}" if reason else note for reason in table["reason"]]
-
-
-def _scores(predictions: list[AnnData]) -> pd.DataFrame | None:
-    """Join the scores of all scored predictions."""
-    tables = {read_prediction(p).targets[0]: read_result(p, EVALUATE_PERTURBATION) for p in predictions}
-    scored = [table.assign(target=target) for target, table in tables.items() if table is not None]
-    return pd.concat(scored) if scored else None
-
-
-def _join(predictions: list[AnnData]) -> AnnData:
-    """Join the predicted cells of all targets in one AnnData, which keeps the scores of a single target."""
-    if len(predictions) == 1:
-        return predictions[0]
-    cells = ad.concat(predictions, merge="same")
-    write_result(cells, PREDICT, joined([read_prediction(p) for p in predictions]).record())
-    return cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,11 @@ import pandas as pd
 from scipy import sparse
 
 from scstate_lora._utils import progress_bar
-from scstate_lora.data.results import PREDICT, as_uns, joined, read_prediction
+from scstate_lora.data.results import EVALUATE_PERTURBATION, PREDICT, joined, read_prediction, read_result, write_result
 from scstate_lora.io.atomic import in_place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from anndata import AnnData
@@ -68,34 +69,101 @@ def predict_to_file(
     first = st.predict(cells, target=targets[0], **options)
     shown: dict[str, Any] = {"total": len(targets), "initial": 1, "disable": len(targets) == 1}
     bar = progress_bar(targets[1:], desc="Predicting", unit="target", **shown)
-    _write(out, first, (st.predict(cells, target=target, **options) for target in bar), targets)
+    others = (st.predict(cells, target=target, **options) for target in bar)
+    write_predictions(out, chain([first], others), n_targets=len(targets))
     return first.n_obs * len(targets), first.n_vars
 
 
-def _write(out: Path, first: AnnData, others: Iterator[AnnData], targets: list[str]) -> None:
+def write_predictions(out: Path, predictions: Iterator[AnnData], *, n_targets: int) -> dict[str, pd.DataFrame]:
+    """Write predictions of single targets for the same control cells as they come, completely or not at all.
+
+    Parameters
+    ----------
+    out
+        An ``.h5ad``; an existing file is replaced.
+    predictions
+        One AnnData per target; the scores of a single one are written, too.
+    n_targets
+        Their number.
+
+    Returns
+    -------
+    Scores by target, of those that have any.
+    """
     import h5py
     from anndata.io import sparse_dataset, write_elem
 
     tables, described = [], []
+    scores: dict[str, pd.DataFrame] = {}
     with in_place(out) as temporary, h5py.File(temporary, "w") as file:
-        write_elem(file, "/", ad.AnnData(var=first.var))
-        for name, values in _arrays(first).items():
-            if sparse.issparse(values):
-                write_elem(file, name, values[:0], dataset_kwargs={"compression": "gzip"})
-            else:
-                _make(file, name, (first.n_obs * len(targets), values.shape[1]))
-        for i, predicted in enumerate(chain([first], others)):
+        for i, predicted in enumerate(predictions):
+            n = predicted.n_obs
+            if i == 0:
+                write_elem(file, "/", ad.AnnData(var=predicted.var))
             for name, values in _arrays(predicted).items():
+                if i == 0 and sparse.issparse(values):
+                    write_elem(file, name, values[:0], dataset_kwargs={"compression": "gzip"})
+                elif i == 0:
+                    _make(file, name, (n * n_targets, values.shape[1]))
                 if sparse.issparse(values):
                     sparse_dataset(file[name]).append(values)
                 else:
-                    file[name][i * first.n_obs : (i + 1) * first.n_obs] = values
+                    file[name][i * n : (i + 1) * n] = values
             tables.append(predicted.obs)
             described.append(read_prediction(predicted))
+            table = read_result(predicted, EVALUATE_PERTURBATION)
+            if table is not None:
+                scores[described[-1].targets[0]] = table
         cells = ad.AnnData(obs=pd.concat(tables))
         cells.strings_to_categoricals()
         write_elem(file, "obs", cells.obs)
-        write_elem(file, "uns", as_uns(PREDICT, joined(described).record()))
+        if n_targets == 1 and scores:
+            write_result(cells, EVALUATE_PERTURBATION, next(iter(scores.values())))
+        write_result(cells, PREDICT, joined(described).record())
+        write_elem(file, "uns", dict(cells.uns))
+    return scores
+
+
+class StoredPredictions(Sequence["AnnData"]):
+    """Predictions in a file of :func:`write_predictions`, one AnnData per target, each read when it is asked for.
+
+    Parameters
+    ----------
+    path
+        The file.
+    scores
+        Scores by target, which :func:`write_predictions` returned.
+    """
+
+    def __init__(self, path: Path, scores: Mapping[str, pd.DataFrame]) -> None:
+        import h5py
+        from anndata.io import read_elem
+
+        self.path = path
+        self.scores = scores
+        with h5py.File(path) as file:
+            self._obs, self._var = read_elem(file["obs"]), read_elem(file["var"])
+            self._description = read_prediction(ad.AnnData(obs=self._obs, uns=read_elem(file["uns"])))
+
+    def __len__(self) -> int:
+        return len(self._description.targets)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        import h5py
+
+        target = self._description.targets[index]
+        n = len(self._obs) // len(self)
+        first = range(len(self))[index] * n
+        with h5py.File(self.path) as file:
+            x = file["X"][first : first + n] if "X" in file else None
+            obsm = {key: file["obsm"][key][first : first + n] for key in file.get("obsm", {})}
+        predicted = ad.AnnData(x, obs=self._obs.iloc[first : first + n].copy(), var=self._var.copy(), obsm=obsm)
+        write_result(predicted, PREDICT, self._description._replace(targets=[target]).record())
+        if target in self.scores:
+            write_result(predicted, EVALUATE_PERTURBATION, self.scores[target])
+        return predicted
 
 
 def _arrays(predicted: AnnData) -> dict[str, np.ndarray | sparse.csr_matrix]:
