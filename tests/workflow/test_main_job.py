@@ -60,6 +60,7 @@ def finished(wound, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "new" / "wound"
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", message=".*too few control cells to train on.*")
         done = workflow.run(wound.copy(), _config(), folder)
     return done, folder
 
@@ -178,6 +179,7 @@ def test_the_same_folder_takes_a_second_run_where_that_is_requested(finished, tm
     config = _config({"pert_key": None, "control": None}, seed=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", message=".*too few control cells to train on.*")
         again = workflow.run(adata, config, folder, overwrite=True)
     assert "stays as it is until the new results" in said.text
     assert not folder.with_name("copy.new").exists()
