@@ -27,6 +27,9 @@ from scstate_lora.workflow.folder import TABLES
 from tests.builders import SMALL_ST
 from tests.builders import wound as simulate
 
+# Contexts by day are small here; models leave them out and say so.
+pytestmark = pytest.mark.filterwarnings("ignore:.*too few control cells to train on")
+
 SMALL = {
     "se": {
         "compact": {"n_steps": 6, "d_model": 16, "d_hid": 16, "n_layers": 1, "n_heads": 2, "output_dim": 8},
