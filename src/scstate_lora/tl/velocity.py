@@ -10,6 +10,7 @@ import pandas as pd
 from scstate_lora.config import STObjectiveConfig
 from scstate_lora.data import Registry, log_expression
 from scstate_lora.data.bound import BoundData
+from scstate_lora.data.log_scale import check_scales
 from scstate_lora.data.results import VELOCITY_ALIGNMENT, read_prediction, write_result
 from scstate_lora.model.st.inputs import read_velocity
 
@@ -52,10 +53,13 @@ def velocity_alignment(adata: AnnData, predicted: AnnData, *, velocity_key: str 
     KeyError
         If `adata` was not set up, has no such velocity, or lacks control cells.
     ValueError
-        If `predicted` is not a prediction, or has neither genes nor an embedding with a velocity.
+        If `predicted` is not a prediction, has neither genes nor an embedding with a velocity, or is on another scale
+        than `adata`.
     """
     prediction = read_prediction(predicted)
     bound = BoundData(Registry.from_adata(adata), adata)
+    if prediction.space == "genes":
+        check_scales({"predicted": prediction.target_sum, "adata": bound.registry.target_sum})
     rows = adata.obs_names.get_indexer(predicted.obs["control_cell"])
     if (rows < 0).any():
         name = predicted.obs["control_cell"].iloc[int(np.flatnonzero(rows < 0)[0])]

@@ -304,5 +304,5 @@ def as_anndata(
 
 def names_of(requested: Any) -> list[str]:
     """Turn one value or several into names of levels, each once."""
-    several = requested if hasattr(requested, "__iter__") and not isinstance(requested, str) else [requested]
+    several = requested if hasattr(requested, "__iter__") and not isinstance(requested, (str, bytes)) else [requested]
     return list(dict.fromkeys(label_of(value) for value in several))
