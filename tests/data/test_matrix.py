@@ -291,7 +291,10 @@ def test_log_expression_of_registered_data_and_of_predictions(adata):
     expected = _log(adata.X.toarray())
     Registry.create(adata, DataConfig()).write(adata)
     np.testing.assert_allclose(log_expression(adata).toarray(), expected, rtol=1e-5)
-    predicted = ad.AnnData(expected.astype(np.float32), uns={"scstate_lora": {"predict": {"scale": "log1p_cp10k"}}})
+    predicted = ad.AnnData(
+        expected.astype(np.float32),
+        uns={"scstate_lora": {"predict": {"scale": "log1p_cp10k", "pert_key": "arm", "control": "none"}}},
+    )
     read = log_expression(predicted)
     assert (read.toarray() == predicted.X).all()
     assert sparse.issparse(read)

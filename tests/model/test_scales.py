@@ -42,7 +42,9 @@ def _predict(adata, **options):
 
 
 def _score(predicted, adata):
-    return ssl.tl.evaluate_perturbation(predicted.copy(), adata, adata, context_key="kind", n_boot=5)
+    """Score against the test cells, those that the model was not trained on."""
+    held_out = adata[(adata.obs["scstate_split"] == "test").to_numpy()]
+    return ssl.tl.evaluate_perturbation(predicted.copy(), held_out, held_out, context_key="kind", n_boot=5, min_cells=2)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_drawn_counts_are_normalised_as_the_model_works(counts):
     mean, drawn = st.predict(target="drug"), st.predict(target="drug", output="counts")
     for predicted in (mean, drawn):
         table = _score(predicted, adata).set_index(["model", "context", "metric"])["value"]
-        assert table["model", "all", "pearson_delta"] > 0.8
+        assert table["model", "all", "mae"] < 0.5  # normalised to 10,000, drawn counts would be off by about 3
     by_hand = np.log1p(200 * drawn.X.toarray() / drawn.obs["library_size"].to_numpy()[:, None])
     np.testing.assert_allclose(by_hand.mean(axis=0), mean.X.mean(axis=0), atol=0.1)
 
