@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from scstate_lora.metrics.perturbation import checked_cells
+from scstate_lora.metrics.perturbation import checked_cells, pearson_delta
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -105,6 +105,11 @@ class Change:
         return self.cells.mean - self.control.mean
 
     @cached_property
+    def by_size(self) -> np.ndarray:
+        """Positions of the genes, the largest absolute change first; the earlier gene wins a tie."""
+        return np.argsort(-np.abs(self.delta), kind="stable")
+
+    @cached_property
     def moved(self) -> np.ndarray:
         """The delta, with 0 for a gene that only rounding moves: means of float32 cells are off by about 1e-7."""
         return np.where(np.abs(self.delta) <= 1e-6 * np.maximum(1.0, np.abs(self.control.mean)), 0.0, self.delta)
@@ -128,3 +133,27 @@ class Change:
             degrees = error**2 / (part**2 / (n - 1) + rest**2 / (m - 1))
         p = 2 * stdtr(np.where(is_constant, 1.0, degrees), -np.abs(t))
         return GeneChanges(self.delta, t, np.asarray(stats.false_discovery_control(p)))
+
+
+def correlation_of(predicted: Change, measured: Change, *, n_top: int | None = None) -> float:
+    """Correlate two changes, each against controls of its own, over all genes or those that change most when measured.
+
+    Parameters
+    ----------
+    predicted, measured
+        The changes.
+    n_top
+        Number of genes; None for all.
+
+    Raises
+    ------
+    ValueError
+        As :func:`scstate_lora.metrics.pearson_delta`, and if there are fewer genes.
+    """
+    if n_top is not None and len(measured.delta) < n_top:
+        msg = f"The top {n_top} genes were requested, but there are only {len(measured.delta)}."
+        raise ValueError(msg)
+    genes = slice(None) if n_top is None else measured.by_size[:n_top]
+    sides = (predicted.cells, measured.cells, predicted.control, measured.control)
+    pred, real, control, real_control = (side.mean[genes] for side in sides)
+    return pearson_delta(pred, real, control, real_control_mean=real_control)

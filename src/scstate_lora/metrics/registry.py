@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from scstate_lora.metrics.cell_sets import mmd, relative_nearest_distance
+from scstate_lora.metrics.changes import correlation_of
 from scstate_lora.metrics.differential import direction_of, overlap_of, precision_of, weighted_mse_of
 from scstate_lora.metrics.perturbation import (
     energy_distance,
     mae,
     mse,
-    pearson_delta,
-    pearson_delta_top,
     spearman_brown,
     variance_ratio,
 )
@@ -77,17 +76,7 @@ def _of_cells(score: Callable[[np.ndarray, np.ndarray], float]) -> CellScore:
     return lambda pred, real, _: score(pred, real)
 
 
-def _correlation(label: str, score: Callable[..., float]) -> Metric:
-    """Correlate predicted and measured changes of the means."""
-
-    def change(predicted: Change, measured: Change) -> float:
-        return score(
-            predicted.cells.mean,
-            measured.cells.mean,
-            predicted.control.mean,
-            real_control_mean=measured.control.mean,
-        )
-
+def _correlation(label: str, change: ChangeScore) -> Metric:
     return Metric(label, "higher", -1.0, 1.0, change=change, full_depth=spearman_brown)
 
 
@@ -106,9 +95,9 @@ def _over_root_two(value: np.ndarray) -> np.ndarray:
 
 
 METRICS: dict[str, Metric] = {
-    "pearson_delta": _correlation("Pearson of delta", pearson_delta),
-    "pearson_delta_top20": _correlation("Pearson of delta, top 20 genes", partial(pearson_delta_top, n_top=20)),
-    "pearson_delta_top50": _correlation("Pearson of delta, top 50 genes", partial(pearson_delta_top, n_top=50)),
+    "pearson_delta": _correlation("Pearson of delta", correlation_of),
+    "pearson_delta_top20": _correlation("Pearson of delta, top 20 genes", partial(correlation_of, n_top=20)),
+    "pearson_delta_top50": _correlation("Pearson of delta, top 50 genes", partial(correlation_of, n_top=50)),
     "mae": _distance("MAE of means", score=_of_means(lambda pred, real, _: mae(pred, real)), full_depth=_over_root_two),
     "mse": _distance("MSE of means", score=_of_means(lambda pred, real, _: mse(pred, real)), full_depth=_halved),
     "e_distance": _distance("E-distance", score=_of_cells(energy_distance), full_depth=_halved),
