@@ -27,7 +27,16 @@ def wound(tmp_path_factory):
 def test_shipped_configuration_compares_the_simulated_wound(call, wound, tmp_path):
     variants = "compare.variants={ST: null, ST-LoRA: null, worse: {finetune: lora, lora: {r: 2}}}"
     code, out, err = call(
-        "compare", wound, "--config", SHIPPED, "--out", tmp_path, *SMALL, "compare.seeds=[3]", variants
+        "compare",
+        wound,
+        "--config",
+        SHIPPED,
+        "--out",
+        tmp_path,
+        *SMALL,
+        "compare.seeds=[3]",
+        "compare.min_cells=2",
+        variants,
     )
     assert code == 0, err
     for name in ("zero-shot", "ST-LoRA-mHC", "worse", "mean shift", "ceiling", "Success criteria", "markers_up"):
