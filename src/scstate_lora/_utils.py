@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
 import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from scstate_lora._logging import logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,7 +53,7 @@ def warn_user(message: str) -> None:
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **kwargs: Any) -> tqdm:
-    """Make a tqdm bar that redraws often in a terminal or notebook, and rarely in a log file.
+    """Make a tqdm bar that redraws often in a terminal or notebook, rarely in a log file; none if the logger is quiet.
 
     Parameters
     ----------
@@ -59,4 +62,5 @@ def progress_bar(iterable: Iterable[Any] | None = None, **kwargs: Any) -> tqdm:
     """
     from tqdm.auto import tqdm
 
-    return tqdm(iterable, mininterval=0.2 if sys.stderr.isatty() else 15, dynamic_ncols=True, **kwargs)
+    hidden = bool(kwargs.pop("disable", False)) or not logger.isEnabledFor(logging.INFO)
+    return tqdm(iterable, disable=hidden, mininterval=0.2 if sys.stderr.isatty() else 15, dynamic_ncols=True, **kwargs)

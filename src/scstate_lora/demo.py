@@ -17,7 +17,7 @@ _HELD_OUT = ("macrophage", "fibroblast", "endothelial")
 
 
 def run_demo(folder: Path) -> None:
-    """Run both experiments, each in its own folder, and write ``report.html``."""
+    """Run both experiments, each in its own folder, and write ``report.html``; an earlier demonstration is replaced."""
     wound = run(
         datasets.wound_healing(2500, n_genes=400),
         RunConfig.parse(
@@ -35,6 +35,7 @@ def run_demo(folder: Path) -> None:
             name="demo",
         ),
         folder / "wound_healing",
+        overwrite=True,
     )
     blood = run(
         datasets.pbmc68k(),
@@ -46,6 +47,7 @@ def run_demo(folder: Path) -> None:
             name="demo",
         ),
         folder / "pbmc68k",
+        overwrite=True,
     )
     sections = [
         *experiment_sections(wound.adata, wound.models, wound.predictions, name="Simulated wound"),

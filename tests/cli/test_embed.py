@@ -191,7 +191,10 @@ REFUSED = {
     "text as cells": (("embed", "{folder}/text.h5ad", *EMBED[2:]), "text.h5ad"),
     "checkpoint as cells": (("embed", "{se}", *EMBED[2:]), "must end in|is neither|folder"),
     "mouse": (("embed", "{folder}/mouse.h5ad", *EMBED[2:]), r"Only \d of the data's 65 genes .* mouse symbols"),
-    "no base": ((*EMBED[:3], "nowhere", *EMBED[4:]), "nowhere is neither a file or directory nor a hub id"),
+    "no base": (
+        (*EMBED[:3], "nowhere", *EMBED[4:]),
+        "nowhere is neither a file or folder nor an id on the Hug",
+    ),
     "cells as base": ((*EMBED[:3], "{folder}/cells.h5ad", *EMBED[4:]), "is an HDF5 file"),
     "text as base": ((*EMBED[:3], "{folder}/text.ckpt", *EMBED[4:]), r"text\.ckpt is not a file of tensors"),
     "damaged base": ((*EMBED[:3], "{folder}/truncated.ckpt", *EMBED[4:]), "truncated or damaged"),
@@ -215,7 +218,7 @@ REFUSED = {
     "inspect an empty folder": (("inspect", "{empty}"), "it holds: nothing"),
     "convert nothing": (
         ("convert", "nowhere", "--out", "{out}"),
-        "nowhere is neither a file or directory nor a hub id",
+        "nowhere is neither a file or folder nor an id on the Hug",
     ),
     "convert cells": (("convert", "{folder}/cells.h5ad", "--out", "{out}"), "is an HDF5 file"),
     "convert over a file": (("convert", "{se}", "--out", "{folder}/cells.h5ad"), "replace it by --overwrite"),

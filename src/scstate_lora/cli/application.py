@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scstate_lora._logging import logger
 from scstate_lora._termination import Terminated, sigterm_raises
 from scstate_lora.cli.checkpoints import convert, inspect
 from scstate_lora.cli.compare import compare
@@ -39,8 +43,34 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Adapt pretrained STATE models of single-cell biology to your own experiment.",
 )
+
+
+def _show_version(requested: bool) -> None:  # noqa: FBT001 (typer calls it)
+    if requested:
+        typer.echo(f"scstate-lora {version('scstate-lora')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    *,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only, no progress.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what other packages log as well.")] = False,
+) -> None:
+    """Adapt pretrained STATE models of single-cell biology to your own experiment."""
+    if quiet and verbose:
+        msg = "--quiet and --verbose exclude each other. Give one of them."
+        raise ValueError(msg)
+    if quiet:
+        logger.setLevel(logging.WARNING)
+    if verbose:
+        logging.basicConfig(level=logging.INFO)
+
+
 app.command(epilog=_TRAINING)(run)
 app.command(epilog=f"{_DATA}\n\n{_TRAINING}")(train)
 for _command in (embed, predict, compare, config, inspect, convert, demo):
@@ -59,9 +89,36 @@ def main() -> None:
         if "--traceback" in sys.argv:
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+        message = in_options(str(message), next((name for name in sys.argv[1:] if not name.startswith("-")), ""))
         typer.secho(f"Error: {message}", err=True, fg=typer.colors.RED)
         typer.echo("(--traceback shows where it was raised.)", err=True)
         raise SystemExit(2) from error
+
+
+def in_options(message: str, command: str) -> str:
+    """Write arguments of Python in a message as options of a command: ``pert_key='x'`` as ``--pert-key 'x'``.
+
+    Parameters
+    ----------
+    message
+        A message about the set-up of data.
+    command
+        The command; only ``run`` has options of the data, and the others take them as ``data.pert_key=``, as ``run`` does too.
+    """
+    names = "|".join(DataConfig.model_fields)
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"]
+        if command != "run" or value == "[]":  # an option of a command cannot be an empty list
+            return f"data.{name}={value or ''}"
+        flag = "--covariates" if name == "covariate_keys" else f"--{name.replace('_', '-')}"
+        if value is None:
+            return flag
+        parts = re.findall(r"'([^']*)'", value)
+        return f"{flag} {','.join(parts) if value.startswith('[') and parts else value}"
+
+    value = r"(?P<value>\[[^\]]*\]|'[^']*'|[\w.]+(?<!\.))"
+    return re.sub(rf"(?<![\w.-])(?P<name>{names})={value}?", option, message)
 
 
 @contextmanager

@@ -11,16 +11,20 @@ from scstate_lora.cli.shared import BaseConfig, Overwrite, Proteins, Traceback, 
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A checkpoint, a folder of one, or a saved model.")],
+    path: Annotated[Path, typer.Argument(help="A checkpoint, its folder, a saved model, or the folder of a run.")],
     *,
     traceback: Traceback = False,
 ) -> None:
     """Describe a model file or folder: its kind, sizes, genes and licence, and what it can be used for."""
     from scstate_lora.io.published.inspect import inspect_path
+    from scstate_lora.io.save_load import holds_save
     from scstate_lora.model.se.pretrained import se_tensors
     from scstate_lora.model.st.published import st_tensors
 
-    typer.echo(inspect_path(path, se_tensors=se_tensors, st_tensors=st_tensors).text())
+    saved = [path / "models" / part for part in ("se", "st") if holds_save(path / "models" / part)]
+    for i, model in enumerate(saved or [path]):
+        report = inspect_path(model, se_tensors=se_tensors, st_tensors=st_tensors)
+        typer.echo("\n" * (i > 0) + report.text())
 
 
 def convert(

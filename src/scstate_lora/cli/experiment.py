@@ -76,7 +76,7 @@ def run(
         msg = "Name the columns of obs that describe the cells, by --covariates or as data.covariates in a --config."
         raise ValueError(msg)
     path, folder = check_paths(options, out)
-    cells = read_cells(path, options.data.modality)
+    cells = _read_checked(path, options.data)
 
     from scstate_lora import workflow
 
@@ -112,7 +112,7 @@ def train(
         msg = f"{config} has neither a section se nor a section st: nothing to train. Write se: {{}} for the defaults."
         raise ValueError(msg)
     path, folder = check_paths(options, out)
-    cells = read_cells(path, options.data.modality)
+    cells = _read_checked(path, options.data)
 
     from scstate_lora import workflow
 
@@ -155,6 +155,16 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "holdout": lambda texts: [column_values(text, option="--holdout") for text in texts],
 }
 """Options of the data that are not text."""
+
+
+def _read_checked(path: Path, data: DataConfig) -> Any:
+    """Read cells, and check the columns that the options name, before torch is loaded."""
+    from scstate_lora.data.registry import check_columns
+
+    cells = read_cells(path, data.modality)
+    if data.modality is None:  # columns of a MuData may lie in several tables, and are found at set-up
+        check_columns(cells, data)
+    return cells
 
 
 @contextmanager

@@ -147,7 +147,7 @@ def check_base(base: str) -> None:
     from scstate_lora.io.published.hub import is_hub_id
 
     if not Path(base).expanduser().exists() and not is_hub_id(base):
-        msg = f"{base} is neither a file or directory nor a hub id such as owner/name."
+        msg = f"{base} is neither a file or folder nor an id on the Hugging Face hub, such as arcinstitute/SE-600M."
         raise FileNotFoundError(msg)
 
 

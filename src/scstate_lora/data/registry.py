@@ -307,6 +307,22 @@ def _refuse_reserved(config: DataConfig) -> None:
             raise ValueError(msg)
 
 
+def check_columns(adata: AnnData, config: DataConfig) -> None:
+    """Check that the columns named by the options exist, and the control level: the first, and fast, part of set-up.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        As in :meth:`Registry.create`.
+    """
+    keys = [config.pert_key, config.cell_type_key, config.batch_key, config.split_key, *(config.context_keys or ())]
+    keys += [*declared_covariates(config.covariate_keys), *(key for held in config.holdout or () for key in held)]
+    for key in keys:
+        if key is not None:
+            obs_column(adata, key, allow_missing=True)
+    _perturbations(adata, config.pert_key, None if config.control is None else label_of(config.control))
+
+
 def _perturbations(adata: AnnData, pert_key: str | None, control: str | None) -> list[str]:
     """Levels of ``adata.obs[pert_key]``, of which the control must be one."""
     if pert_key is None:

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scstate_lora.config import DataConfig
 from scstate_lora.data.register import choose_modality, register, undone_on_error
-from scstate_lora.model.se.covariate_se import LoRACovariateSE
-from scstate_lora.model.st.transition import STTransition
 
 if TYPE_CHECKING:
     import os
@@ -18,6 +16,8 @@ if TYPE_CHECKING:
 
     from scstate_lora.data.fields import CovariateKeys
     from scstate_lora.data.split_files import SplitFile
+    from scstate_lora.model.se.covariate_se import LoRACovariateSE
+    from scstate_lora.model.st.transition import STTransition
 
 
 class Models(NamedTuple):
@@ -174,5 +174,9 @@ def setup_anndata(
     config = DataConfig.parse(arguments, name="setup_anndata()")
     with undone_on_error(choose_modality(adata, modality)):
         cells = register(adata, config, seed=seed)
+        # Imported now, as torch takes seconds to load: a mistaken column is named at once.
+        from scstate_lora.model.se.covariate_se import LoRACovariateSE
+        from scstate_lora.model.st.transition import STTransition
+
         se = LoRACovariateSE(cells.adata, base=base, seed=seed)
         return Models(se, STTransition(cells.adata, seed=seed) if cells.registry.pert_key is not None else None)

@@ -60,7 +60,10 @@ def find_se_file(path: str | Path) -> Path:
     """Find the file of weights at a path, as ``read_se_checkpoint`` does."""
     path = Path(path).expanduser()
     if not path.exists():
-        msg = f"There is no file or folder {path}. Give a folder such as SE-600M, a .ckpt or a model.safetensors."
+        msg = (
+            f"There is no file or folder {path}. Give the folder of a checkpoint, a .ckpt, a model.safetensors, or an "
+            "id on the Hugging Face hub, such as arcinstitute/SE-600M."
+        )
         raise FileNotFoundError(msg)
     if path.is_file():
         return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from scstate_lora._tensors import ExpectedTensors
 
 _WIDTH = 110
+_MOST_LISTED = 50
+_COLUMN_ROWS = (("cell type", "cell_type_key"), ("batch", "batch_key"), ("embedding", "embed_key"))
 _BASE_ROWS = (("base", "name"), ("base from", "source"), ("licence of the base", "licence"))
 
 
@@ -266,6 +269,7 @@ def _st_rows(model: STCheckpoint) -> list[tuple[str, str]]:
 
 
 def _saved(folder: Path) -> Report:
+    """Describe a model saved by this package, with what it was set up on."""
     metadata, tensors = load_directory(folder)
     name = str(metadata.get("model"))
     base = metadata.get("base")
@@ -282,6 +286,8 @@ def _saved(folder: Path) -> Report:
     ]
     rows += [(label, str(base[key])) for label, key in _BASE_ROWS if base.get(key) is not None]
     rows += _gene_rows(_names(base.get("genes"), metadata.get("genes")))
+    if "registry" in metadata:
+        rows += _set_up_rows(json.loads(str(metadata["registry"])))
     where = repr(str(folder))
     if name != "SEBase":
         report.uses.append(f"ssl.{name}.load({where})")
@@ -290,6 +296,24 @@ def _saved(folder: Path) -> Report:
         report.uses.append(f"ssl.LoRACovariateSE(adata, base={where})")
         report.uses.append(f"ssl.tl.decode_expression(adata, {where}, genes=[...])")
     return report
+
+
+def _set_up_rows(registry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Describe the data that a model was set up on: what may be asked of it."""
+    rows = [("expression", f"{registry['scale']}: {registry['scale_reason']}")]
+    if registry.get("pert_key") is not None:
+        targets = [name for name in registry["perturbations"] if name != registry["control"]]
+        rows += [
+            ("targets", f"{len(targets):,} of obs[{registry['pert_key']!r}]: {_listed(targets)}"),
+            ("control", str(registry["control"])),
+            ("contexts", " x ".join(registry["context_keys"]) or "all cells are one context"),
+        ]
+    rows += [(label, str(registry[key])) for label, key in _COLUMN_ROWS if registry.get(key) is not None]
+    for covariate in registry["covariates"]:
+        levels = covariate.get("categories")
+        values = f"{covariate['low']:g} to {covariate['high']:g}" if levels is None else _listed(levels)
+        rows.append((f"covariate {covariate['name']}", f"{covariate['kind']}: {values}"))
+    return rows
 
 
 def _gene_rows(genes: Sequence[Any]) -> list[tuple[str, str]]:
@@ -321,6 +345,10 @@ def _names(*candidates: Any) -> list[str]:
 
 def _examples(names: Sequence[Any]) -> str:
     return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {len(names) - _MOST_LISTED} more" * (len(names) > _MOST_LISTED))
 
 
 def _millions(tensors: Iterable[Tensor]) -> str:
