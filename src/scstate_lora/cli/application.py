@@ -103,7 +103,7 @@ def in_options(message: str, command: str) -> str:
     message
         A message about the set-up of data.
     command
-        The command; only ``run`` has options of the data, and the others take them as ``data.pert_key=``, as ``run`` does too.
+        The command; only ``run`` has options of the data, and all take them as ``data.pert_key=``.
     """
     names = "|".join(DataConfig.model_fields)
 
