@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -41,8 +41,11 @@ class STModelConfig(Options):
     """Learn to predict the batch of a set from a token beside the cells; needs a `batch_key`."""
     cell_set_len: int | None = Field(default=None, ge=2)
     """Cells per set; None: the power of two below the median group, at most 64 on a CPU and 256 on a GPU."""
-    n_genes: int | None = Field(default=2000, ge=1)
-    """At most this many genes, the most variable ones; None for all."""
+    n_genes: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
+    """Genes to predict. `auto`: all, if memory allows; cells deviate from the shift in those that vary or respond most.
+    A number: only so many, the most variable ones. None: all, each read by the network, at several times the cost."""
+    genes: list[str] | None = None
+    """Genes that are predicted and read by the network in any case."""
 
     @model_validator(mode="after")
     def _heads(self) -> Self:

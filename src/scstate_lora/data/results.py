@@ -133,6 +133,10 @@ class Prediction(NamedTuple):
     """Sum of the counts of a cell before log1p; None, and absent from the record, if unknown."""
     train_cells: np.ndarray | None = None
     """Hashes of the names of the targets' cells that the model was trained on; None if it keeps no split."""
+    gene_choice: str | None = None
+    """Which genes are predicted, in words; None if all are."""
+    genes_left_out: list[str] | None = None
+    """Genes of the data that are not predicted; None if all are."""
 
     def record(self, **further: Any) -> dict[str, Any]:
         """Return the record to store under :data:`PREDICT`, in which the perturbations are called ``target``."""
@@ -172,6 +176,7 @@ def read_prediction(adata: AnnData) -> Prediction:
         msg = f"pred.uns[{UNS_KEY!r}][{PREDICT!r}] does not exist; pred must come from STTransition.predict."
         raise ValueError(msg)
     pert_key = str(record["pert_key"])
+    left_out = record.get("genes_left_out")
     scale = str(record.get("scale", "log1p_cp10k"))
     # Version 0.1 recorded the name alone.
     total = record.get("target_sum", TARGET_SUM if scale == "log1p_cp10k" else None)
@@ -183,6 +188,8 @@ def read_prediction(adata: AnnData) -> Prediction:
         space=str(record.get("space", "genes")),
         target_sum=None if total is None else float(total),
         train_cells=None if "train_cells" not in record else np.asarray(record["train_cells"], dtype=np.uint64),
+        gene_choice=None if record.get("gene_choice") is None else str(record["gene_choice"]),
+        genes_left_out=None if left_out is None else [str(gene) for gene in left_out],
     )
 
 

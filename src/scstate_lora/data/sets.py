@@ -53,6 +53,8 @@ class SetData:
         Encoded covariates, each ``(n_cells,)``.
     genes
         log1p expression, if ``x`` is an embedding from which expression is decoded.
+    further
+        log1p expression of genes that the network does not read, CSR ``(n_cells, n_further)``.
     velocity, velocity_confidence
         RNA velocity in the space of ``x``, ``(n_cells, n_columns)``, and its confidence, ``(n_cells,)``.
     batch_codes
@@ -65,6 +67,7 @@ class SetData:
     perts: np.ndarray
     covariates: dict[str, np.ndarray]
     genes: sparse.csr_matrix | None = None
+    further: sparse.csr_matrix | None = None
     velocity: np.ndarray | None = None
     velocity_confidence: np.ndarray | None = None
     batch_codes: np.ndarray | None = None

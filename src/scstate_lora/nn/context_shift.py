@@ -105,12 +105,53 @@ class ContextShift(nn.Module):
         coordinates
             Coordinates of the covariates of each set, ``(n_sets, n_coordinates)``; ``(0,)`` without covariates.
         """
-        # B sets, G features, R references, P directions + coordinates
+        is_perturbed = (pert != 0).any(dim=-1, keepdim=True)  # (B, 1)
         excess = control_mean - self.centre  # (B, G)
-        point = excess @ self.basis
+        return self.similarity(control_mean, pert, coordinates) @ self.alpha + self.slope * excess * is_perturbed
+
+    def similarity(self, control_mean: Tensor, pert: Tensor, coordinates: Tensor) -> Tensor:
+        """Compute k(g) (p . p_g) of every training group, ``(n_sets, n_references)``; arguments as in `forward`."""
+        # B sets, G features, R references, P directions + coordinates
+        point = (control_mean - self.centre) @ self.basis
         if coordinates.numel():
             point = torch.cat([point, self.reach * coordinates], dim=-1)  # (B, P)
         difference = point.unsqueeze(1) - self.points  # (B, 1, P) - (R, P) -> (B, R, P)
-        kernel = torch.exp(-difference.square().sum(-1) / self.width) * (pert @ self.perts.T)  # (B, R)
+        return torch.exp(-difference.square().sum(-1) / self.width) * (pert @ self.perts.T)  # (B, R)
+
+
+class FurtherShift(nn.Module):
+    """Shift of genes that the network does not read, by the same kernel as that of the genes it reads.
+
+    Parameters
+    ----------
+    n_genes, pert_dim
+        Number of genes, and width of a perturbation vector.
+    n_references
+        Number of training groups.
+    """
+
+    shift: Tensor
+    centre: Tensor
+    alpha: Tensor
+
+    def __init__(self, n_genes: int, pert_dim: int, *, n_references: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(pert_dim, n_genes))
+        self.register_buffer("centre", torch.zeros(n_genes))
+        self.register_buffer("alpha", torch.zeros(n_references, n_genes))
+
+    def forward(self, control_mean: Tensor, pert: Tensor, similarity: Tensor, slope: Tensor) -> Tensor:
+        """Compute the shift of sets, ``(n_sets, n_genes)``.
+
+        Parameters
+        ----------
+        control_mean
+            Mean of the control cells of each set, ``(n_sets, n_genes)``.
+        pert
+            Perturbation vector of each set, ``(n_sets, pert_dim)``.
+        similarity, slope
+            Of the :class:`ContextShift`, ``(n_sets, n_references)`` and a number.
+        """
         is_perturbed = (pert != 0).any(dim=-1, keepdim=True)  # (B, 1)
-        return kernel @ self.alpha + self.slope * excess * is_perturbed
+        by_context = similarity @ self.alpha + slope * (control_mean - self.centre) * is_perturbed
+        return pert @ self.shift + by_context  # (B, G)

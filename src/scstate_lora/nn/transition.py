@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scstate_lora._compat_torch import clamp_min
 from scstate_lora.nn.backbones import BackboneConfig, make_backbone
-from scstate_lora.nn.context_shift import ContextShift, covariate_coordinates, n_coordinates
+from scstate_lora.nn.context_shift import ContextShift, FurtherShift, covariate_coordinates, n_coordinates
 from scstate_lora.nn.covariates import MultiCovariateEncoder
 from scstate_lora.nn.gene_decoder import GeneDecoder
 from scstate_lora.nn.lora import train_adapters_only
@@ -72,6 +72,8 @@ class STConfig:
         Whether a token after the cells predicts the loss.
     n_references, n_directions
         Sizes of the :class:`~scstate_lora.nn.context_shift.ContextShift`, with ``residual="output"``.
+    n_further
+        Number of genes that are moved by the shift alone, without passing the network, with ``residual="output"``.
     """
 
     n_inputs: int
@@ -99,6 +101,7 @@ class STConfig:
     confidence_token: bool = False
     n_references: int = 0
     n_directions: int = 0
+    n_further: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain, JSON-able form."""
@@ -164,6 +167,7 @@ class StateTransition(nn.Module):
             nn.init.zeros_(self.project_out[-1].weight)  # type: ignore[arg-type]  # the last layer is linear
             nn.init.zeros_(self.project_out[-1].bias)  # type: ignore[arg-type]  # as above
             self.context_shift = self._make_context_shift()
+        self.further_shift = self._make_further_shift() if c.n_further else None
         # Arc's name: a bottleneck, "down" to an eighth of the width, "then up" again, after the head ("project_out").
         narrow = c.n_inputs // 8
         self.final_down_then_up = (
@@ -192,12 +196,17 @@ class StateTransition(nn.Module):
             n_coordinates=n_coordinates(self.specs),
         )
 
+    def _make_further_shift(self) -> FurtherShift:
+        c = self.config
+        return FurtherShift(c.n_further, c.pert_dim, n_references=c.n_references)
+
     def set_context_shift(self, state: Mapping[str, Tensor]) -> None:
         """Install a context shift that was solved for; the configuration takes its sizes from the tensors."""
         n_references, n_directions = len(state["points"]), state["basis"].shape[1]
         self.config = replace(self.config, n_references=n_references, n_directions=n_directions)
         self.context_shift = self._make_context_shift()
         self.context_shift.load_state_dict(state)
+        self.further_shift = None if self.further_shift is None else self._make_further_shift()
 
     def train(self, mode: bool = True) -> StateTransition:  # noqa: FBT001, FBT002 (torch's own signature)
         """As in torch, but a frozen backbone stays in ``eval``, except for the dropout of its adapters."""
@@ -291,6 +300,22 @@ class StateTransition(nn.Module):
         """
         assert self.shift is not None  # only with an output residual
         return pert @ self.shift + self.context_shift(control_mean, pert, covariate_coordinates(covariates, self.specs))
+
+    def move_further(self, further: Tensor, control: Tensor, pert: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
+        """Predict the genes that the network does not read, ``(n_sets, n_cells, n_further)``.
+
+        Parameters
+        ----------
+        further
+            Control cells over these genes, log1p, ``(n_sets, n_cells, n_further)``.
+        control, pert, covariates
+            As in :meth:`forward`.
+        """
+        assert self.further_shift is not None  # only with further genes
+        coordinates = covariate_coordinates(covariates, self.specs)
+        similarity = self.context_shift.similarity(control.mean(dim=1), pert, coordinates)
+        shift = self.further_shift(further.mean(dim=1), pert, similarity, self.context_shift.slope)
+        return move_expression(further, shift.unsqueeze(1).expand_as(further))  # (B, G) -> (B, N, G)
 
     def decode(self, cells: Tensor) -> Tensor:
         """Decode predicted cells to log1p expression, ``(..., n_decoded)``; a ValueError without a decoder."""

@@ -147,6 +147,8 @@ def test_prediction_says_of_every_cell_where_it_comes_from(screened):
             "control": "none",
             "target": ["g1"],
             "space": "genes",
+            "gene_choice": "the 30 most variable of 40 genes",
+            "genes_left_out": [gene for gene in adata.var_names if gene not in st.genes],
         }
     }
     np.testing.assert_array_equal(log_expression(predicted).toarray(), predicted.X)

@@ -8,7 +8,7 @@ from scipy import sparse
 from scstate_lora.data.sets import Group
 from scstate_lora.nn.context_shift import ContextShift
 from scstate_lora.training.st.context_prior import fit_contexts
-from scstate_lora.training.st.shift_prior import mean_shifts
+from scstate_lora.training.st.shift_prior import group_statistics, mean_shifts, shifts_of
 
 N_CELLS, N_GENES = 60, 30
 
@@ -121,3 +121,12 @@ def test_a_covariate_is_used_where_it_tells_contexts_of_left_out_types_apart() -
         for f, w in ((told, where), (without, 0 * where))
     )
     assert error < 0.3 * other
+
+
+def test_further_columns_get_the_weights_that_they_would_have_among_the_others() -> None:
+    x, groups, _ = _types(7, depends=0.6)
+    fitted = fit_contexts(x, groups, np.ones((1, 1)), _nowhere(groups), [g.context for g in groups])
+    stats, perts = group_statistics(x, groups), np.ones((len(groups), 1))
+    centre, alpha = fitted.extend(stats, perts, shifts_of(stats.delta, perts))
+    np.testing.assert_allclose(centre, fitted.centre)
+    np.testing.assert_allclose(alpha, fitted.alpha, atol=1e-10)

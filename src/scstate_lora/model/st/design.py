@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from scstate_lora.model.st.genes import choose_genes
@@ -48,6 +49,8 @@ class STDesign:
         Perturbation vectors.
     genes, gene_note
         Genes that are predicted, and why these.
+    network_genes
+        Genes that the network reads, in which single cells deviate from the shift; None: all.
     set_len, set_note
         Cells per set, and why so many.
     origin
@@ -62,6 +65,18 @@ class STDesign:
     set_len: int
     set_note: str
     origin: Origin | None = None
+    network_genes: list[str] | None = None
+
+    @property
+    def read_genes(self) -> list[str]:
+        """Genes that the network reads, or decodes."""
+        return self.genes if self.network_genes is None else self.network_genes
+
+    @cached_property
+    def further_genes(self) -> list[str]:
+        """Genes that are moved by the shift alone."""
+        read = set(self.read_genes)
+        return [gene for gene in self.genes if gene not in read]
 
     @classmethod
     def from_data(
@@ -90,9 +105,12 @@ class STDesign:
         groups = training_groups(cells)
         perts = describe_perturbations(cells, features, groups)
         set_len, set_note = choose_set_len(groups, options.cell_set_len)
-        genes, gene_note = choose_genes(cells, options.n_genes)
-        sizes = replace(_sizes(cells, options, perts, n_genes=len(genes)), **(backbone or {}))
-        return cls(options, sizes, perts, genes, gene_note, set_len, set_note, origin)
+        chosen = choose_genes(cells, options, groups)
+        n_further = len(chosen.predicted) - len(chosen.network)
+        sizes = _sizes(cells, options, perts, n_genes=len(chosen.network))
+        sizes = replace(sizes, n_further=n_further, **(backbone or {}))
+        network = chosen.network if n_further else None
+        return cls(options, sizes, perts, chosen.predicted, chosen.note, set_len, set_note, origin, network)
 
     @classmethod
     def from_published(
@@ -135,7 +153,7 @@ class STDesign:
             "options": self.options.model_dump(),
             "pretrained": None if self.origin is None else self.origin.to_dict(),
             "perturbations": self.perts.to_dict(),
-            **{name: getattr(self, name) for name in ("set_len", "set_note", "genes", "gene_note")},
+            **{name: getattr(self, name) for name in ("set_len", "set_note", "genes", "gene_note", "network_genes")},
         }
 
     @classmethod
@@ -150,6 +168,7 @@ class STDesign:
             stored["set_len"],
             stored["set_note"],
             None if stored["pretrained"] is None else Origin(**stored["pretrained"]),
+            stored.get("network_genes"),  # unknown to version 0.1
         )
 
 

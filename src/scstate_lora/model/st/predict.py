@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from scstate_lora.data.bound import BoundData
     from scstate_lora.data.registry import Registry
+    from scstate_lora.model.st.design import STDesign
     from scstate_lora.nn.transition import StateTransition
 
 
@@ -64,12 +65,16 @@ class SetPredictor:
         Seed of the composition of the sets.
     clips
         Whether predicted expression is clipped as by a published model's own code.
+    order
+        Positions of the predicted genes among those that the network reads, followed by those it does not read; None
+        where it reads all.
     """
 
     network: StateTransition
     set_len: int
     seed: int
     clips: bool = False
+    order: np.ndarray | None = None
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
@@ -125,6 +130,8 @@ class SetPredictor:
         )
         if data.batch_codes is not None:
             batch["batch_codes"] = torch.from_numpy(data.batch_codes[rows][None])
+        if data.further is not None and not represent:
+            batch["further"] = torch.from_numpy(dense(data.further, rows[None]))
         network = self.network.eval()
         batch = move_data_to_device(batch, next(network.parameters()).device)
         with torch.inference_mode():
@@ -135,6 +142,9 @@ class SetPredictor:
             genes = None if network.gene_decoder is None else network.decode(predicted.cells)[0].cpu().numpy()
             expected = None if predicted.confidence is None else predicted.confidence.expand(len(rows)).cpu().numpy()
             cells = predicted.cells[0].cpu().numpy()
+            if self.order is not None:
+                further = network.move_further(batch["further"], *inputs[:3])[0].cpu().numpy()
+                cells = np.hstack([cells, further])[:, self.order]
         if self.clips:
             genes = None if genes is None else genes.clip(*GENE_RANGE)
             cells = cells.clip(*GENE_RANGE) if network.config.non_negative else cells
@@ -263,7 +273,7 @@ def describe_predicted(cells: BoundData, target: str, expected_loss: np.ndarray 
 
 
 def as_anndata(
-    registry: Registry, genes: list[str], tables: Mapping[str, pd.DataFrame], outputs: list[Computed], *, space: str
+    registry: Registry, design: STDesign, tables: Mapping[str, pd.DataFrame], outputs: list[Computed]
 ) -> AnnData:
     """Join the predictions of several targets.
 
@@ -271,16 +281,14 @@ def as_anndata(
     ----------
     registry
         Of the model.
-    genes
-        Genes that are predicted.
+    design
+        Of the model: its genes, and the space that it works in.
     tables
         Table of the predicted cells of each target.
     outputs
         Outputs of the network, of each target.
-    space
-        ``"genes"``, or ``"embedding"`` where the model works in one.
     """
-    embedded = space == "embedding"
+    embedded, genes = design.options.space == "embedding", design.genes
     shown = [x for c in outputs if (x := c.genes if embedded else c.cells) is not None]
     counts = [x for x in shown if sparse.issparse(x)]
     x = None
@@ -298,6 +306,10 @@ def as_anndata(
         space=str(registry.embed_key) if embedded else "genes",
         target_sum=registry.target_sum,
     )
+    predicted = set(genes)
+    left_out = [gene for gene in registry.var_names if gene not in predicted] if x is not None else []
+    if left_out:
+        prediction = prediction._replace(gene_choice=design.gene_note, genes_left_out=left_out)
     write_result(result, PREDICT, prediction.record())
     return result
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import pandas as pd
     from anndata import AnnData
     from scipy import sparse
     from torch import Tensor
@@ -313,10 +313,11 @@ class STTransition(HyperConnected, BaseModel):
         encoded = cells.encode(without=self.registry.pert_key)
         table = self.origin is not None and self.network.config.n_batches is not None
         codes = self.origin.batch_codes(cells) if self.origin is not None and table else None
-        return SetData(self._in_space(cells), self.perts.values[:0], encoded, batch_codes=codes)
+        further = cells.logged_genes(self.design.further_genes) if self.design.further_genes else None
+        return SetData(self._in_space(cells), self.perts.values[:0], encoded, further=further, batch_codes=codes)
 
     def _in_space(self, cells: BoundData) -> sparse.csr_matrix | np.ndarray:
-        return cells.embedding if self.options.space == "embedding" else cells.logged_genes(self.genes)
+        return cells.embedding if self.options.space == "embedding" else cells.logged_genes(self.design.read_genes)
 
     def _training_data(self, cells: BoundData) -> SetData:
         """Read the cells, with the arrays that only training needs."""
@@ -329,7 +330,7 @@ class STTransition(HyperConnected, BaseModel):
         if config.n_decoded is not None and set(self.genes) <= set(registry.var_names):
             extra["genes"] = cells.logged_genes(self.genes)
         if objective.velocity_key is not None:
-            genes = self.genes if self.options.space == "genes" else None
+            genes = self.design.read_genes if self.options.space == "genes" else None
             extra["velocity"], extra["velocity_confidence"] = read_velocity(cells, objective, genes=genes)
         if config.batch_classes is not None and registry.batch is not None:
             extra["batch_labels"] = cells.batch_codes
@@ -361,7 +362,10 @@ class STTransition(HyperConnected, BaseModel):
 
     @property
     def _predictor(self) -> SetPredictor:
-        return SetPredictor(self.network, self.design.set_len, self.seed, clips=self.predicts_untrained)
+        design, order = self.design, None
+        if design.further_genes:
+            order = pd.Index([*design.read_genes, *design.further_genes]).get_indexer(pd.Index(design.genes))
+        return SetPredictor(self.network, design.set_len, self.seed, clips=self.predicts_untrained, order=order)
 
     def _require_ready(self, action: str) -> None:
         if not self.predicts_untrained:
@@ -459,7 +463,7 @@ class STTransition(HyperConnected, BaseModel):
                     computed = computed._replace(cells=source.draw(np.asarray(computed.cells)))
                     tables[name][LIBRARY_SIZE] = source.sizes_of(computed.cells)
                 outputs.append(computed)
-        predicted = as_anndata(registry, self.genes, tables, outputs, space=self.options.space)
+        predicted = as_anndata(registry, self.design, tables, outputs)
         description = read_prediction(predicted)._replace(train_cells=self.training_cells_of(targets))
         write_result(predicted, PREDICT, description.record())
         return predicted

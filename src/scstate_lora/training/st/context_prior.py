@@ -47,6 +47,8 @@ class ContextFit:
         Scale of the covariates in the kernel.
     note
         Summary of the fit.
+    noise_share
+        Share of the noise variance that counts.
     """
 
     centre: np.ndarray
@@ -58,6 +60,30 @@ class ContextFit:
     slope: float
     reach: float
     note: str
+    noise_share: float = 1.0
+
+    def extend(
+        self, stats: GroupStatistics, pert_vectors: np.ndarray, common: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Solve for further columns by the same kernel: their centre, and their dual weights.
+
+        Parameters
+        ----------
+        stats
+            Of the training groups, over these columns.
+        pert_vectors
+            Perturbation vector of each group, ``(n_groups, pert_dim)``.
+        common
+            Their common shift, ``(pert_dim, n_columns)``.
+        """
+        centre = stats.control.mean(axis=0)
+        if not len(self.points):
+            return centre, np.zeros((0, len(centre)))
+        shift = pert_vectors @ common
+        residual = stats.delta - shift - self.slope * (stats.control - centre)
+        return centre, _dual_weights(
+            self.points, self.perts, stats.noise, residual, shift, width=self.width, noise_share=self.noise_share
+        )
 
     def predict(self, control_means: np.ndarray, pert_vectors: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
         """Compute the shift beyond the common one, ``(n, n_inputs)``.
@@ -161,17 +187,33 @@ def _solve(
     scaled_width = width * max(float(distances[np.triu_indices(len(points), 1)].mean()), 1e-12)
     reach = float(np.sqrt(covariate_weight * scaled_width))
     points = np.hstack([points, reach * coordinates[train]])
-    ratios = noise_share * _noise_to_signal(stats.noise[train].mean(axis=0), residual, shift)  # (n_inputs,)
+    alpha = _dual_weights(
+        points, perts, stats.noise[train], residual, shift, width=scaled_width, noise_share=noise_share
+    )
+    return ContextFit(centre, basis, points, perts, alpha, scaled_width, slope, reach, "", noise_share)
+
+
+def _dual_weights(
+    points: np.ndarray,
+    perts: np.ndarray,
+    noise: np.ndarray,
+    residual: np.ndarray,
+    shift: np.ndarray,
+    *,
+    width: float,
+    noise_share: float,
+) -> np.ndarray:
+    """Solve for the dual weights of the groups, ``(n_groups, n_columns)``."""
+    ratios = noise_share * _noise_to_signal(noise.mean(axis=0), residual, shift)  # (n_columns,)
     # Groups of few cells have more noise, by the same factor in every gene.
-    noise_variance = stats.noise[train].sum(axis=1)
+    noise_variance = noise.sum(axis=1)
     strength = np.square(perts).sum(axis=1) * noise_variance / max(float(noise_variance.mean()), 1e-12)
     white = 1 / np.sqrt(np.maximum(strength, 1e-12))
-    kernel = _kernel(points, points, scaled_width)
+    kernel = _kernel(points, points, width)
     values, vectors = np.linalg.eigh(white[:, None] * kernel * (perts @ perts.T) * white)
     # (K + ratio I)^-1 residual for all genes at once, as they share the eigenvectors of K.
     dual = vectors.T @ (white[:, None] * residual) / (values.clip(min=0)[:, None] + ratios)
-    alpha = white[:, None] * (vectors @ dual)
-    return ContextFit(centre, basis, points, perts, alpha, scaled_width, slope, reach, "")
+    return white[:, None] * (vectors @ dual)
 
 
 def _noise_to_signal(noise_variance: np.ndarray, residual: np.ndarray, shift: np.ndarray) -> np.ndarray:

@@ -9,13 +9,15 @@ import torch
 
 from scstate_lora.nn.context_shift import covariate_coordinates
 from scstate_lora.training.st.context_prior import fit_contexts
-from scstate_lora.training.st.shift_prior import group_statistics, mean_shifts, shrinkage
+from scstate_lora.training.st.shift_prior import group_statistics, mean_shifts, shifts_of, shrinkage
 
 if TYPE_CHECKING:
     from scstate_lora.data.sets import Group, SetData
     from scstate_lora.nn.transition import StateTransition
+    from scstate_lora.training.st.context_prior import ContextFit
 
 _SOLVED = ("centre", "basis", "points", "perts", "alpha", "width", "slope", "reach")
+_GENES = 2000  # per block, so that memory is bounded
 
 
 def solve_shift(
@@ -44,6 +46,7 @@ def solve_shift(
     with torch.no_grad():
         network.shift.copy_(torch.from_numpy(mean_shifts(data.x, groups, data.perts)))
     if not by_context:
+        _solve_further(network, data, groups, None)
         return None
     coordinates = [
         covariate_coordinates(covariate_tensors(data, group), network.specs).numpy().reshape(-1) for group in groups
@@ -51,7 +54,25 @@ def solve_shift(
     where = np.array(coordinates, dtype=np.float64).reshape(len(groups), -1)
     fitted = fit_contexts(data.x, groups, data.perts, where, [str(types[g.control[0]]) for g in groups])
     network.set_context_shift({name: torch.as_tensor(getattr(fitted, name), dtype=torch.float32) for name in _SOLVED})
+    _solve_further(network, data, groups, fitted)
     return fitted.note
+
+
+def _solve_further(network: StateTransition, data: SetData, groups: list[Group], fitted: ContextFit | None) -> None:
+    """Set the shift of the genes that the network does not read, by the kernel fitted to those that it reads."""
+    if network.further_shift is None or data.further is None:
+        return
+    pert_vectors = data.perts[[g.pert for g in groups]].astype(np.float64)
+    columns = data.further.tocsc()
+    solved = network.further_shift
+    for start in range(0, columns.shape[1], _GENES):
+        part = slice(start, start + _GENES)
+        stats = group_statistics(columns[:, part].tocsr(), groups)
+        common = shifts_of(stats.delta, pert_vectors)
+        solved.shift[:, part] = torch.from_numpy(common)
+        if fitted is not None:
+            centre, alpha = fitted.extend(stats, pert_vectors, common)
+            solved.centre[part], solved.alpha[:, part] = torch.from_numpy(centre), torch.from_numpy(alpha)
 
 
 def deviation_weight(network: StateTransition, data: SetData, groups: list[Group]) -> float:

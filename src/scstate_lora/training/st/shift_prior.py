@@ -98,24 +98,25 @@ class GroupStatistics(NamedTuple):
 
 def group_statistics(x: sparse.csr_matrix | np.ndarray, groups: list[Group]) -> GroupStatistics:
     """Read means and variances of groups of cells."""
-    control = np.array([_mean(x, g.control) for g in groups])
-    perturbed = np.array([_mean(x, g.perturbed) for g in groups])
+    control = np.array([mean_of(x, g.control) for g in groups])
+    perturbed = np.array([mean_of(x, g.perturbed) for g in groups])
     noise, spread = [], []
     for group in groups:
-        before, after = _variances(x, group.control), _variances(x, group.perturbed)
+        before, after = variances_of(x, group.control), variances_of(x, group.perturbed)
         noise.append(before / len(group.control) + after / len(group.perturbed))
         spread.append(np.sqrt(2 * before.sum()))
     return GroupStatistics(control, perturbed - control, np.array(noise), np.array(spread))
 
 
-def _mean(x: sparse.csr_matrix | np.ndarray, rows: np.ndarray) -> np.ndarray:
+def mean_of(x: sparse.csr_matrix | np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Mean of cells, ``(n_columns,)``."""
     return np.asarray(x[rows].mean(axis=0), dtype=np.float64).ravel()
 
 
-def _variances(x: sparse.csr_matrix | np.ndarray, rows: np.ndarray) -> np.ndarray:
+def variances_of(x: sparse.csr_matrix | np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Unbiased variance of cells, ``(n_columns,)``."""
     cells = x[rows]
     squared = np.square(cells) if isinstance(cells, np.ndarray) else cells.multiply(cells)
     squares = np.asarray(squared.sum(axis=0), dtype=np.float64).ravel()
     # Rounding may put a gene that never varies slightly below zero.
-    return np.maximum(squares - len(rows) * np.square(_mean(x, rows)), 0) / max(1, len(rows) - 1)
+    return np.maximum(squares - len(rows) * np.square(mean_of(x, rows)), 0) / max(1, len(rows) - 1)
