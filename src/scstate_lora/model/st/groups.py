@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from scstate_lora._logging import logger
 from scstate_lora._utils import warn_user
 from scstate_lora.data.contexts import join_labels
 from scstate_lora.data.fields import CategoricalCovariate
@@ -87,7 +88,7 @@ def describe_perturbations(cells: BoundData, features: pd.DataFrame | None, grou
     Warns
     -----
     UserWarning
-        If perturbations with training cells are in no group, or contexts have too few control cells.
+        If perturbations with training cells are in no group.
     """
     registry = cells.registry
     key, control = str(registry.pert_key), str(registry.control)
@@ -112,7 +113,17 @@ def describe_perturbations(cells: BoundData, features: pd.DataFrame | None, grou
     needed += f" ({' x '.join(registry.context_keys)})." if registry.context_keys else "."
     why = {name: _why(counts.loc[[name]]) for name in left_out}
     untrained = {name: f"{why[name]}. {needed} {advice}".rstrip() for name in left_out if not table.describes(name)}
-    _warn_of(why, table, contexts=_without_controls(cells), needed=needed, advice=advice)
+    _warn_of(why, table, needed=needed, advice=advice)
+    contexts = _without_controls(counts, set(cells.contexts[cells.is_control]))
+    if contexts:
+        more = f"; and {len(contexts) - _MOST_LISTED} more" if len(contexts) > _MOST_LISTED else ""
+        logger.warning(
+            "%d contexts have too few control cells to train perturbations: %s%s. %s",
+            len(contexts),
+            "; ".join(contexts[:_MOST_LISTED]),
+            more,
+            needed,
+        )
     return replace(table, untrained=untrained)
 
 
@@ -140,12 +151,14 @@ def _why(counts: pd.DataFrame) -> str:
     return f"{text}, no {MIN_GROUP} of them in a context of {MIN_GROUP} training control cells"
 
 
-def _without_controls(cells: BoundData) -> list[str]:
-    """Describe contexts with perturbed training cells and too few controls; set-up names those without any."""
-    counts = _counts(cells)
-    few = counts[counts["controls"] < MIN_GROUP].groupby("context").agg({"cells": "sum", "controls": "first"})
-    few = few[few.index.isin(set(cells.contexts[cells.is_control]))]
-    return [f"{name} ({row.cells} perturbed and {row.controls} control training cells)" for name, row in few.iterrows()]
+def _without_controls(counts: pd.DataFrame, controlled: set[str]) -> list[str]:
+    """Describe contexts with enough cells of a perturbation, and too few controls; set-up names those without any."""
+    few = counts[(counts["controls"] < MIN_GROUP) & counts["context"].isin(controlled)].groupby("context")
+    few = few.agg(most=("cells", "max"), perturbed=("cells", "sum"), controls=("controls", "first"))
+    return [
+        f"{name} ({row.perturbed} perturbed and {row.controls} control training cells)"
+        for name, row in few[few["most"] >= MIN_GROUP].iterrows()
+    ]
 
 
 def _coarser(cells: BoundData, names: Sequence[str]) -> str:
@@ -163,8 +176,8 @@ def _coarser(cells: BoundData, names: Sequence[str]) -> str:
     return f"Coarser contexts would train {which}: context_keys={coarse}."
 
 
-def _warn_of(why: dict[str, str], table: PerturbationTable, *, contexts: list[str], needed: str, advice: str) -> None:
-    """Warn once of all perturbations and contexts that no group holds."""
+def _warn_of(why: dict[str, str], table: PerturbationTable, *, needed: str, advice: str) -> None:
+    """Warn once of all perturbations that no group holds."""
     source = "from the features, as one never seen" if table.from_features else "as the sum of their parts"
     refused = "not predicted: no row in pert_features" if table.from_features else "not predicted"
     parts = []
@@ -176,9 +189,5 @@ def _warn_of(why: dict[str, str], table: PerturbationTable, *, contexts: list[st
             listed = ", ".join(f"{name!r} ({why[name]})" for name in names[:_MOST_LISTED])
             more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
             parts.append(f"Too few training cells to learn {listed}{more}: {fate}.")
-    if contexts:
-        listed = "; ".join(contexts[:_MOST_LISTED])
-        more = f"; and {len(contexts) - _MOST_LISTED} more" if len(contexts) > _MOST_LISTED else ""
-        parts.append(f"{len(contexts)} contexts have too few control cells to train on: {listed}{more}.")
     if parts:
         warn_user(" ".join(part for part in (*parts, needed, advice) if part))

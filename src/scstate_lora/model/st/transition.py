@@ -117,7 +117,7 @@ class STTransition(HyperConnected, BaseModel):
     -----
     UserWarning
         If a perturbation has training cells, but no context with 5 of them and 5 control cells: it is then not
-        predicted or, with ``pert_features``, predicted as one never seen; or if a context has fewer than 5 controls.
+        predicted or, with ``pert_features``, predicted as one never seen.
 
     References
     ----------
