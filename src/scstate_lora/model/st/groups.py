@@ -155,9 +155,10 @@ def _without_controls(counts: pd.DataFrame, controlled: set[str]) -> list[str]:
     """Describe contexts with enough cells of a perturbation, and too few controls; set-up names those without any."""
     few = counts[(counts["controls"] < MIN_GROUP) & counts["context"].isin(controlled)].groupby("context")
     few = few.agg(most=("cells", "max"), perturbed=("cells", "sum"), controls=("controls", "first"))
+    few = few[few["most"] >= MIN_GROUP]
     return [
-        f"{name} ({row.perturbed} perturbed and {row.controls} control training cells)"
-        for name, row in few[few["most"] >= MIN_GROUP].iterrows()
+        f"{name} ({perturbed} perturbed and {controls} control training cells)"
+        for name, perturbed, controls in zip(few.index, few["perturbed"], few["controls"], strict=True)
     ]
 
 
