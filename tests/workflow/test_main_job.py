@@ -27,9 +27,6 @@ from scstate_lora.workflow.folder import TABLES
 from tests.builders import SMALL_ST
 from tests.builders import wound as simulate
 
-# Contexts by day are small here; models leave them out and say so.
-pytestmark = pytest.mark.filterwarnings("ignore:.*too few control cells to train on")
-
 SMALL = {
     "se": {
         "compact": {"n_steps": 6, "d_model": 16, "d_hid": 16, "n_layers": 1, "n_heads": 2, "output_dim": 8},
@@ -63,7 +60,6 @@ def finished(wound, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "new" / "wound"
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", message=".*too few control cells to train on.*")
         done = workflow.run(wound.copy(), _config(), folder)
     return done, folder
 
@@ -182,7 +178,6 @@ def test_the_same_folder_takes_a_second_run_where_that_is_requested(finished, tm
     config = _config({"pert_key": None, "control": None}, seed=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", message=".*too few control cells to train on.*")
         again = workflow.run(adata, config, folder, overwrite=True)
     assert "stays as it is until the new results" in said.text
     assert not folder.with_name("copy.new").exists()

@@ -139,7 +139,11 @@ def test_prediction_says_of_every_cell_where_it_comes_from(screened):
     assert (predicted.obs["guide"] == "g1").all()
     for column in ("cell_type", "dose", "batch"):
         assert predicted.obs[column].tolist() == controls.obs[column].tolist()
-    assert predicted.uns["scstate_lora"] == {
+    record = dict(predicted.uns["scstate_lora"]["predict"])
+    assert (
+        len(record.pop("train_cells")) == ((adata.obs["guide"] == "g1") & (adata.obs["scstate_split"] == "train")).sum()
+    )
+    assert {"predict": record} == {
         "predict": {
             "scale": "log1p_cp10k",
             "target_sum": 1e4,

@@ -153,12 +153,12 @@ def _why(counts: pd.DataFrame) -> str:
 
 def _without_controls(counts: pd.DataFrame, controlled: set[str]) -> list[str]:
     """Describe contexts with enough cells of a perturbation, and too few controls; set-up names those without any."""
-    few = counts[(counts["controls"] < MIN_GROUP) & counts["context"].isin(controlled)].groupby("context")
-    few = few.agg(most=("cells", "max"), perturbed=("cells", "sum"), controls=("controls", "first"))
-    few = few[few["most"] >= MIN_GROUP]
+    short = counts[(counts["controls"] < MIN_GROUP) & counts["context"].isin(controlled)]
+    sizes = short.groupby("context").agg({"cells": ["max", "sum"], "controls": "first"})
     return [
         f"{name} ({perturbed} perturbed and {controls} control training cells)"
-        for name, perturbed, controls in zip(few.index, few["perturbed"], few["controls"], strict=True)
+        for name, most, perturbed, controls in sizes.itertuples(name=None)
+        if most >= MIN_GROUP
     ]
 
 
