@@ -9,6 +9,7 @@ from scipy import sparse
 
 import scstate_lora as ssl
 from scstate_lora.data import log_expression
+from scstate_lora.model.st import predict
 from scstate_lora.nn.transition import Prediction
 from tests.builders import QUICK
 
@@ -404,3 +405,10 @@ def test_wrong_model_options_raises(screened, make_st):
         make_st(screened[0], {"hiden": 4})
     with pytest.raises(ValueError, match="model: hidden=16 is not divisible by n_heads=3"):
         make_st(screened[0], {"n_heads": 3})
+
+
+def test_sets_that_pass_together_are_predicted_as_one_at_a_time(screened, monkeypatch):
+    _, st = screened
+    together = st.predict(target="g1").X
+    monkeypatch.setattr(predict, "_CELLS_PER_PASS", 1)
+    np.testing.assert_allclose(st.predict(target="g1").X, together, atol=1e-5)

@@ -440,7 +440,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             self.adapters.active.idle = set(started) if run.kept_start else set()
         if run.kept_start and started:
             parts = " and ".join(sorted(started))
-            logger.info("%s did not lower the validation loss, and are left without effect.", parts)
+            logger.info("The validation loss is lowest without %s: left without effect.", parts)
 
     def _new_connections(self, mhc: Any) -> MHCConfig | None:
         """Check the hyper-connections requested by ``train(mhc=)``; None where none are to be added."""

@@ -40,6 +40,9 @@ Output = Literal["mean", "counts"]
 """What predicted cells hold: expected log1p expression, or counts drawn like measured ones."""
 
 
+_CELLS_PER_PASS = 1024  # small sets one at a time would spend their time on overhead
+
+
 class Computed(NamedTuple):
     """Outputs of the network for cells, in their order."""
 
@@ -105,11 +108,12 @@ class SetPredictor:
         groups = pd.DataFrame({"context": contexts, "pert": [row.tobytes() for row in pert_vectors]})
         by_group = groups.groupby(["context", "pert"], sort=True).indices
         sets = [rows for members in by_group.values() for rows in windows(np.asarray(members), self.set_len, rng)]
+        batches = _of_equal_length(sets)
         outputs = [
-            self.compute(data, rows, pert_vectors[rows[:1]], represent=represent)
-            for rows in progress_bar(sets, desc="STTransition", unit="set", disable=len(sets) < 50)
+            self.compute(data, rows, pert_vectors[rows[:, 0]], represent=represent)
+            for rows in progress_bar(batches, desc="STTransition", unit="batch", disable=len(batches) < 50)
         ]
-        order = np.argsort(np.concatenate(sets))
+        order = np.argsort(np.concatenate([rows.ravel() for rows in batches]))
 
         def in_order(parts: list[np.ndarray | None]) -> np.ndarray | None:
             present = [part for part in parts if part is not None]
@@ -119,36 +123,67 @@ class SetPredictor:
         assert cells is not None  # every set has cells
         return Computed(cells, in_order([c.genes for c in outputs]), in_order([c.expected_loss for c in outputs]))
 
-    def compute(self, data: SetData, rows: np.ndarray, pert_vector: np.ndarray, *, represent: bool) -> Computed:
-        """Pass one set, the cells at some rows, through the network; the perturbation vector is ``(1, pert_dim)``."""
+    def compute(self, data: SetData, rows: np.ndarray, pert_vectors: np.ndarray, *, represent: bool) -> Computed:
+        """Pass sets of equal length through the network.
+
+        Parameters
+        ----------
+        data
+            The cells.
+        rows
+            Row indices of the cells of each set, ``(n_sets, n_cells)``.
+        pert_vectors
+            Perturbation vector of each set, ``(n_sets, pert_dim)``.
+        represent
+            As in :meth:`run`.
+        """
         batch = to_tensors(
             {
-                "control": dense(data.x, rows[None]),
-                "pert": np.array(pert_vector, dtype=np.float32),
-                "covariates": {name: values[rows][None] for name, values in data.covariates.items()},
+                "control": dense(data.x, rows),
+                "pert": np.array(pert_vectors, dtype=np.float32),
+                "covariates": {name: values[rows] for name, values in data.covariates.items()},
             }
         )
         if data.batch_codes is not None:
-            batch["batch_codes"] = torch.from_numpy(data.batch_codes[rows][None])
+            batch["batch_codes"] = torch.from_numpy(data.batch_codes[rows])
         if data.further is not None and not represent:
-            batch["further"] = torch.from_numpy(dense(data.further, rows[None]))
+            batch["further"] = torch.from_numpy(dense(data.further, rows))
         network = self.network.eval()
         batch = move_data_to_device(batch, next(network.parameters()).device)
         with torch.inference_mode():
             inputs = batch["control"], batch["pert"], batch["covariates"], batch.get("batch_codes")
             if represent:
-                return Computed(network.represent(*inputs)[0].cpu().numpy(), None, None)
+                return Computed(_by_cell(network.represent(*inputs)), None, None)
             predicted = network(*inputs)
-            genes = None if network.gene_decoder is None else network.decode(predicted.cells)[0].cpu().numpy()
-            expected = None if predicted.confidence is None else predicted.confidence.expand(len(rows)).cpu().numpy()
-            cells = predicted.cells[0].cpu().numpy()
+            genes = None if network.gene_decoder is None else _by_cell(network.decode(predicted.cells))
+            expected = None if predicted.confidence is None else predicted.confidence.cpu().numpy().ravel()
+            cells = _by_cell(predicted.cells)
             if self.order is not None:
-                further = network.move_further(batch["further"], *inputs[:3])[0].cpu().numpy()
+                further = _by_cell(network.move_further(batch["further"], *inputs[:3]))
                 cells = np.hstack([cells, further])[:, self.order]
+        if expected is not None:
+            expected = expected.repeat(rows.shape[1])
         if self.clips:
             genes = None if genes is None else genes.clip(*GENE_RANGE)
             cells = cells.clip(*GENE_RANGE) if network.config.non_negative else cells
         return Computed(cells, genes, expected)
+
+
+def _of_equal_length(sets: list[np.ndarray]) -> list[np.ndarray]:
+    """Stack sets of equal length, ``(n_sets, n_cells)`` each, as many as one pass through the network takes."""
+    by_length: dict[int, list[np.ndarray]] = {}
+    for rows in sets:
+        by_length.setdefault(len(rows), []).append(rows)
+    batches = []
+    for length, members in by_length.items():
+        n_sets = max(1, _CELLS_PER_PASS // length)
+        batches += [np.stack(members[i : i + n_sets]) for i in range(0, len(members), n_sets)]
+    return batches
+
+
+def _by_cell(values: torch.Tensor) -> np.ndarray:
+    """Bring values of sets ``(n_sets, n_cells, width)`` to one row per cell."""
+    return values.flatten(0, 1).cpu().numpy()
 
 
 def control_rows(cells: BoundData, contexts: Mapping[str, Any] | None) -> np.ndarray:

@@ -548,7 +548,7 @@ class STTransition(HyperConnected, BaseModel):
             return None
         cells = self._bind()
         data, rows = self._set_data(cells), training_groups(cells)[0].control[: self.design.set_len]
-        return lambda: self._predictor.compute(data, rows, self.perts.values[:1], represent=True)
+        return lambda: self._predictor.compute(data, rows[None], self.perts.values[:1], represent=True)
 
     def _parts(self) -> list[tuple[str, nn.Module | None, str]]:
         n, o, s = self.network, self.options, self.network.config
