@@ -49,7 +49,7 @@ def test_adapters_that_hurt_are_left_without_effect(cells, said, mhc, tmp_path):
     se.train(2, lr=3.0, warmup_steps=0, **QUICK, **options)  # the conditioning is trained with it, too
     held = _validation(se)
     assert held.iloc[-2:].min() > held.iloc[:-2].min()
-    assert f"LoRA{'' if mhc is None else ' and hyper-connections'} did not lower the validation loss" in said.text
+    assert f"lowest without LoRA{'' if mhc is None else ' and hyper-connections'}: left without effect" in said.text
     assert "Restored the weights of epoch" not in said.text.rpartition("No epoch had a lower")[2]
     parts = ["LoRA"] + ([] if mhc is None else ["hyper-connections"])
     for part in parts:
