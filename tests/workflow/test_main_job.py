@@ -468,10 +468,10 @@ def test_demo_runs_both_experiments_and_writes_one_page(wound, tmp_path, monkeyp
     monkeypatch.setattr(ssl.datasets, "pbmc68k", lambda: blood)
     configs = {}
 
-    def short(data, config, folder):
+    def short(data, config, folder, *, overwrite):
         configs[folder.name] = config
         small = RunConfig.parse({**copy.deepcopy(SMALL), "data": config.data.model_dump()}, name="run")
-        return workflow.run(data, small, folder)
+        return workflow.run(data, small, folder, overwrite=overwrite)
 
     monkeypatch.setattr("scstate_lora.demo.run", short)
     run_demo(tmp_path)
