@@ -5,8 +5,9 @@ Nothing heavy is imported here: torch, lightning, scanpy and anndata load when a
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from scstate_lora._lazy import lazily
 
 if TYPE_CHECKING:
     from scstate_lora import config, datasets, losses, metrics, nn, pl, pp, tl
@@ -33,16 +34,15 @@ __all__ = [
     "tl",
 ]
 
-_SUBMODULES = frozenset({"config", "datasets", "losses", "metrics", "nn", "pl", "pp", "tl"})
-_DEFINED_IN = {
-    "settings": "scstate_lora._settings",
-    "LoRACovariateSE": "scstate_lora.model",
-    "Models": "scstate_lora.model",
-    "SEBase": "scstate_lora.model",
-    "STTransition": "scstate_lora.model",
-    "setup_anndata": "scstate_lora.model",
-    "report": "scstate_lora.reporting",
-}
+_get = lazily(
+    __name__,
+    {
+        **dict.fromkeys(("config", "datasets", "losses", "metrics", "nn", "pl", "pp", "tl")),
+        **dict.fromkeys(("LoRACovariateSE", "Models", "SEBase", "STTransition", "setup_anndata"), f"{__name__}.model"),
+        "report": f"{__name__}.reporting",
+        "settings": f"{__name__}._settings",
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -50,16 +50,8 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
-        value: Any = version("scstate-lora")
-    elif name in _SUBMODULES:
-        value = importlib.import_module(f"scstate_lora.{name}")
-    elif name in _DEFINED_IN:
-        value = getattr(importlib.import_module(_DEFINED_IN[name]), name)
-    else:
-        msg = f"module 'scstate_lora' has no attribute {name!r}"
-        raise AttributeError(msg)
-    globals()[name] = value
-    return value
+        return version("scstate-lora")
+    return _get(name)
 
 
 def __dir__() -> list[str]:

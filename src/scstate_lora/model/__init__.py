@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scstate_lora._lazy import lazily
 
 if TYPE_CHECKING:
     from scstate_lora.model.base import BaseModel
@@ -14,21 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = ["BaseModel", "LoRACovariateSE", "Models", "SEBase", "STTransition", "setup_anndata"]
 
-_DEFINED_IN = {
-    "BaseModel": "base",
-    "LoRACovariateSE": "se.covariate_se",
-    "Models": "setup",
-    "SEBase": "se.pretrained",
-    "STTransition": "st.transition",
-    "setup_anndata": "setup",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use and keep it."""
-    if name not in _DEFINED_IN:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(
+    __name__,
+    {
+        "BaseModel": f"{__name__}.base",
+        "LoRACovariateSE": f"{__name__}.se.covariate_se",
+        "Models": f"{__name__}.setup",
+        "SEBase": f"{__name__}.se.pretrained",
+        "STTransition": f"{__name__}.st.transition",
+        "setup_anndata": f"{__name__}.setup",
+    },
+)
