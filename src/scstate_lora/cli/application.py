@@ -39,6 +39,9 @@ def _listed(kind: type[Options], *, heading: str) -> str:
 _TRAINING = _listed(TrainConfig, heading="Options of training, as se.train.NAME=VALUE or st.train.NAME=VALUE:")
 _DATA = _listed(DataConfig, heading="Options of the data, as data.NAME=VALUE:")
 
+_WITHHELD_BY = {"embed": "--covariates", "predict": "--covariate"}
+"""Commands that read new cells, and their option for values of covariates."""
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -101,10 +104,12 @@ def in_options(message: str, command: str) -> str:
     Parameters
     ----------
     message
-        A message about the set-up of data.
+        A message about the set-up of data, or about the covariates of new cells.
     command
-        The command; only ``run`` has options of the data, and all take them as ``data.pert_key=``.
+        The command. Only ``run`` has options of the data, and all that set data up take them as ``data.pert_key=``.
     """
+    if command in _WITHHELD_BY:
+        return _with_covariates(message, _WITHHELD_BY[command])
     names = "|".join(DataConfig.model_fields)
 
     def option(found: re.Match[str]) -> str:
@@ -119,6 +124,17 @@ def in_options(message: str, command: str) -> str:
 
     value = r"(?P<value>\[[^\]]*\]|'[^']*'|[\w.]+(?<!\.))"
     return re.sub(rf"(?<![\w.-])(?P<name>{names})={value}?", option, message)
+
+
+def _with_covariates(message: str, option: str) -> str:
+    """Write ``covariates=`` in the advice of a model as an option of a command."""
+    message = re.sub(r", or only where it is missing: covariates=\S+", "", message)
+    message = re.sub(r"covariates=\{'([^']*)': None\}", rf"{option} '\1='", message)
+    return re.sub(
+        r"give one value for all cells, or None to withhold the covariate: covariates=\{'([^']*)': \.\.\.\}",
+        rf"give one value for all cells, {option} '\1=VALUE', or withhold the covariate, {option} '\1='",
+        message,
+    )
 
 
 @contextmanager

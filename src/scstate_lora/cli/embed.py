@@ -20,7 +20,6 @@ from scstate_lora.cli.shared import (
     read_cells,
     refuse_existing,
     takes,
-    withheld_by,
 )
 from scstate_lora.config import EmbedOptions
 
@@ -121,8 +120,7 @@ def _embed_conditioned(
         msg = f"The output, {out}, must end in {file.suffix}, as the input does, or in .npy for the embedding alone."
         raise ValueError(msg)
     cells = read_cells(file, formats=(".h5ad", ".zarr"))
-    with withheld_by("--covariates"):
-        embedding: np.ndarray = model.get_latent_representation(cells, covariates=moved, key_added=None)
+    embedding: np.ndarray = model.get_latent_representation(cells, covariates=moved, key_added=None)
     record = {
         "model": source,
         "covariates": {name: "withheld" if v is None else v for name, v in (moved or {}).items()},

@@ -15,7 +15,6 @@ from scstate_lora.cli.shared import (
     load_model,
     read_cells,
     refuse_existing,
-    withheld_by,
 )
 
 
@@ -73,10 +72,9 @@ def predict(
 
     from scstate_lora.workflow import predict_to_file
 
-    with withheld_by("--covariate"):
-        n_cells, n_genes = predict_to_file(
-            st, cells, path, targets=target, contexts=contexts, covariates=moved, output=output, device=device
-        )
+    n_cells, n_genes = predict_to_file(
+        st, cells, path, targets=target, contexts=contexts, covariates=moved, output=output, device=device
+    )
     size = f"{n_cells:,} predicted cells x {n_genes:,} genes"
     typer.echo(f"Wrote {path}: {size}, {st.registry.pert_key} = {', '.join(dict.fromkeys(target))}.")
 

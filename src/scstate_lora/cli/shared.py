@@ -6,7 +6,6 @@ import inspect
 import os
 import re
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,7 @@ import typer
 from scstate_lora._compat import mudata_without_pull
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from pydantic.fields import FieldInfo
 
@@ -193,25 +192,6 @@ def covariate_values(texts: list[str], registry: Registry, *, option: str) -> di
             is_number = registry.covariate(name).kind == "continuous"
             values[name] = None if value == "" else _number(name, value, option) if is_number else value
     return values
-
-
-@contextmanager
-def withheld_by(option: str) -> Iterator[None]:
-    """Within this context an error that advises to withhold a covariate does so in terms of a command's option."""
-    try:
-        yield
-    except (ValueError, KeyError) as error:
-        message = str(error.args[0]) if error.args else ""
-        advice = re.sub(r", or only where it is missing: covariates=\S+", "", message)
-        advice = re.sub(r"covariates=\{'([^']*)': None\}", rf"{option} '\1='", advice)
-        advice = re.sub(
-            r"give one value for all cells, or None to withhold the covariate: covariates=\{'([^']*)': \.\.\.\}",
-            rf"give one value for all cells, {option} '\1=VALUE', or withhold the covariate, {option} '\1='",
-            advice,
-        )
-        if advice == message:
-            raise
-        raise type(error)(advice) from error
 
 
 def _number(name: str, text: str, option: str) -> float:
