@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+Direction = Literal["higher", "lower", "one"]
+"""Whether higher or lower scores are better, or those near one."""
+
 N_SPLITS = 5  # random halves to average over
 
 
@@ -284,7 +287,7 @@ def spearman_brown(correlation: ArrayLike) -> np.ndarray:
     return np.where(r > 0, 2 * r / (1 + np.maximum(r, 0)), r)
 
 
-def goodness(values: ArrayLike, *, direction: Literal["higher", "lower", "one"]) -> np.ndarray:
+def goodness(values: ArrayLike, *, direction: Direction) -> np.ndarray:
     """Turn scores so that larger is better.
 
     Parameters

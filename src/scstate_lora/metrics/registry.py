@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scstate_lora.metrics.changes import Change
+    from scstate_lora.metrics.perturbation import Direction
 
     CellScore = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
     ChangeScore = Callable[[Change, Change], float]
@@ -54,7 +55,7 @@ class Metric:
     """
 
     label: str
-    direction: Literal["higher", "lower", "one"] = "higher"
+    direction: Direction = "higher"
     lowest: float = 0.0
     highest: float = 1.0
     score: CellScore | None = None

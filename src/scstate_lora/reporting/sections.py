@@ -10,7 +10,9 @@ import pandas as pd
 
 from scstate_lora import pl
 from scstate_lora._constants import OBS_SPLIT, OBSM_BASE, OBSM_SE, OBSM_ST
+from scstate_lora._utils import listed
 from scstate_lora.data.bound import BoundData
+from scstate_lora.data.log_scale import describe_scale
 from scstate_lora.data.results import EVALUATE, EVALUATE_PERTURBATION, read_prediction, read_result
 from scstate_lora.data.splits import split_table
 from scstate_lora.metrics.baselines import CEILING
@@ -19,6 +21,7 @@ from scstate_lora.metrics.registry import metric_label
 from scstate_lora.reporting.parts import Section, Table, figure, skill_text, table, text
 from scstate_lora.reporting.verdicts import (
     ALL_CONTEXTS,
+    average_of,
     baseline_names,
     embedding_verdicts,
     model_names,
@@ -89,9 +92,7 @@ def split_section(adata: AnnData, registry: Registry) -> Section:
     partly = counts[(counts["test"] > 0) & (counts["train"] + counts["val"] > 0)]
     if len(whole):
         rows = [" / ".join(str(v) for v in row) for row in whole[groups].itertuples(index=False, name=None)]
-        names = "; ".join(rows[:_MOST_NAMED]) + (
-            f"; and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else ""
-        )
+        names = listed(rows, limit=_MOST_NAMED, joined_by="; ", form=str)
         section.paragraphs.append(f"Held out whole, so that training saw none of their cells: {names}.")
     if len(partly):
         section.paragraphs.append(
@@ -189,17 +190,15 @@ def perturbation_section(predictions: AnnData, *, brief: bool = False) -> Sectio
     section = Section(f"Predicted cells: {target}", "predictions")
     section.paragraphs.append(
         f"{predictions.n_obs:,} cells were predicted, from measured {control!r} cells to {target!r}. "
-        "Expression is log1p of counts per 10,000."
+        f"Expression is {'drawn counts' if prediction.scale == 'counts' else describe_scale(prediction.target_sum)}."
     )
     scores = read_result(predictions, EVALUATE_PERTURBATION)
     if scores is None:
         section.paragraphs.append("They were not scored: call `scstate_lora.tl.evaluate_perturbation(...)` first.")
         return section
     section.verdicts = perturbation_verdicts(scores, target=target)
-    average = scores[scores["context"] == ALL_CONTEXTS]
+    average = average_of(scores)
     contexts = [c for c in dict.fromkeys(scores["context"]) if c != ALL_CONTEXTS]
-    if average.empty:
-        average = scores[scores["context"] == contexts[0]]
     scope = "average over contexts" if len(contexts) > 1 else "".join(contexts) or "all cells"
     skill = (
         "Skill: 0 is the mean shift, 1 the replicate ceiling; under 0 is worse than the mean shift. Clipped to -1 and "

@@ -11,12 +11,14 @@ from scstate_lora.data.results import EVALUATE_PERTURBATION, read_prediction, re
 from scstate_lora.metrics import goodness
 from scstate_lora.metrics.registry import metric_label
 from scstate_lora.reporting.parts import Section, Verdict, table
-from scstate_lora.reporting.verdicts import ALL_CONTEXTS, baseline_names, model_names
+from scstate_lora.reporting.verdicts import ALL_CONTEXTS, average_of, best_baseline, direction_of, model_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+
+    from scstate_lora.metrics.perturbation import Direction
 
 SHOWN = 3
 """With more targets, so many are shown in full."""
@@ -39,10 +41,7 @@ class Summary(NamedTuple):
     @property
     def average(self) -> pd.DataFrame | None:
         """Scores over the contexts; of a single context, its own."""
-        if self.scores is None:
-            return None
-        contexts = list(self.scores["context"])
-        return self.scores[self.scores["context"] == (ALL_CONTEXTS if ALL_CONTEXTS in contexts else contexts[0])]
+        return None if self.scores is None else average_of(self.scores)
 
     @property
     def effect(self) -> float:
@@ -79,8 +78,7 @@ def targets_section(summaries: Sequence[Summary]) -> Section:
         "over the genes."
     )
     rows = [_row(summary, model) for summary in summaries for model in _models(summary)]
-    rows.sort(key=lambda row: -np.nan_to_num(float(row["effect"]), nan=-1.0))  # type: ignore[arg-type]  # a number
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows).sort_values("effect", ascending=False, kind="stable", na_position="last")
     section.blocks.append(table(frame, "All targets, by the size of the effect; the best baseline of each score."))
     for metric in _COMPARED:
         label = metric_label(metric)
@@ -101,21 +99,13 @@ def _models(summary: Summary) -> list[str]:
     return [""] if summary.scores is None else model_names(summary.scores) or [""]
 
 
-def _values(summary: Summary, metric: str) -> tuple[dict[str, float], str]:
+def _values(summary: Summary, metric: str) -> tuple[dict[str, float], Direction]:
     """Values of a metric by model, and its direction."""
     average = summary.average
     part = pd.DataFrame() if average is None else average[average["metric"] == metric]
     if part.empty:
         return {}, "higher"
-    return dict(zip(part["model"], part["value"].astype(float), strict=True)), str(part["direction"].iloc[0])
-
-
-def _best(values: dict[str, float], direction: str) -> str | None:
-    known = [name for name in baseline_names() if not np.isnan(values.get(name, np.nan))]
-    if not known:
-        return None
-    good = goodness([values[name] for name in known], direction=direction)  # type: ignore[arg-type]  # read from a table
-    return known[int(np.argmax(good))]
+    return dict(zip(part["model"], part["value"].astype(float), strict=True)), direction_of(part)
 
 
 def _row(summary: Summary, model: str) -> dict[str, object]:
@@ -123,7 +113,7 @@ def _row(summary: Summary, model: str) -> dict[str, object]:
     row["effect"] = summary.effect
     for metric in _COMPARED:
         values, direction = _values(summary, metric)
-        best = _best(values, direction)
+        best = best_baseline(values, direction)
         row[metric_label(metric)] = values.get(model, np.nan)
         row[f"best baseline, {metric_label(metric)}"] = np.nan if best is None else values[best]
         row[f"which, {metric_label(metric)}"] = best or ""
@@ -132,8 +122,8 @@ def _row(summary: Summary, model: str) -> dict[str, object]:
 
 def _gain(summary: Summary, model: str, metric: str) -> float:
     values, direction = _values(summary, metric)
-    best = _best(values, direction)
+    best = best_baseline(values, direction)
     if best is None or model not in values:
         return np.nan
-    good = goodness([values[model], values[best]], direction=direction)  # type: ignore[arg-type]  # read from a table
+    good = goodness([values[model], values[best]], direction=direction)
     return float(good[0] - good[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -14,9 +14,11 @@ from scstate_lora.metrics.registry import metric_label
 from scstate_lora.reporting.parts import Verdict, text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
+
+    from scstate_lora.metrics.perturbation import Direction
 
 ALL_CONTEXTS = "all"
 # Accuracies that differ by less are called equal: about one standard error of an accuracy of 0.9 over 1,000 cells.
@@ -34,6 +36,25 @@ def model_names(table: pd.DataFrame) -> list[str]:
 def baseline_names() -> list[str]:
     """Names of the baselines, the yardstick last."""
     return sorted(BASELINES, key=lambda name: name == YARDSTICK)
+
+
+def average_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the average over contexts; of a single context, its own."""
+    contexts = list(table["context"])
+    return table[table["context"] == (ALL_CONTEXTS if ALL_CONTEXTS in contexts else contexts[0])]
+
+
+def direction_of(table: pd.DataFrame) -> Direction:
+    """Return the direction of the one metric of a table."""
+    return cast("Direction", str(table["direction"].iloc[0]))
+
+
+def best_baseline(values: Mapping[str, float], direction: Direction) -> str | None:
+    """Return the baseline with the best value; of equal ones the first, and None if none has a value."""
+    known = {name: values[name] for name in baseline_names() if not np.isnan(values.get(name, np.nan))}
+    if not known:
+        return None
+    return list(known)[int(np.argmax(goodness(list(known.values()), direction=direction)))]
 
 
 def perturbation_verdicts(table: pd.DataFrame, *, target: str) -> list[Verdict]:
@@ -98,31 +119,27 @@ def _overall(model: str, single: Sequence[_Result], *, target: str) -> Verdict:
 def _against_best(table: pd.DataFrame, model: str, metric: str) -> _Result:
     """Compare one model with the best baseline of one metric: the average over contexts, then context by context."""
     part = table[table["metric"] == metric]
-    direction = str(part["direction"].iloc[0])
-    contexts = list(part["context"])
-    average = part[part["context"] == (ALL_CONTEXTS if ALL_CONTEXTS in contexts else contexts[0])]
-    rows = {row["model"]: row for row in average.to_dict("records")}
+    direction = direction_of(part)
+    rows = {row["model"]: row for row in average_of(part).to_dict("records")}
     values = {name: float(row["value"]) for name, row in rows.items()}
     value = values[model]
     if np.isnan(value):
         why = rows[model]["reason"]
         return _Result(metric, "not compared", f"{metric_label(metric)}: not computed for {model} ({why}).")
     sentence = f"{metric_label(metric)}: {model} {text(value)}"
-    known = {name: values[name] for name in baseline_names() if not np.isnan(values.get(name, np.nan))}
-    if not known:
-        others = f" ({CEILING} {text(values[CEILING])})" if not np.isnan(values.get(CEILING, np.nan)) else ""
+    best = best_baseline(values, direction)
+    references = [name for name in (*baseline_names(), CEILING) if name != best]
+    known = "; ".join(f"{name} {text(values[name])}" for name in references if not np.isnan(values.get(name, np.nan)))
+    others = f" ({known})" if known else ""
+    if best is None:
         return _Result(
             metric, "not compared", f"{sentence}; no baseline has a score, so it cannot be compared{others}."
         )
-    good = dict(zip(known, goodness(list(known.values()), direction=direction), strict=True))  # type: ignore[arg-type]  # read from a table
-    best = max(good, key=lambda name: float(good[name]))
-    references = [name for name in (*known, CEILING) if name != best and not np.isnan(values.get(name, np.nan))]
-    others = f" ({'; '.join(f'{name} {text(values[name])}' for name in references)})" if references else ""
-    if text(value) == text(known[best]):
+    if text(value) == text(values[best]):
         return _Result(metric, "equal", f"{sentence}, equal to the best baseline, {best}{others}.", best)
-    gain = float(goodness([value], direction=direction)[0] - good[best])  # type: ignore[arg-type]  # read from a table
+    gain = float(np.subtract(*goodness([value, values[best]], direction=direction)))
     relation = "better" if gain > 0 else "worse"
-    sentence += f", {relation} than the best baseline, {best}, with {text(known[best])}"
+    sentence += f", {relation} than the best baseline, {best}, with {text(values[best])}"
     gains, weights = _gains(part, model, best, direction)
     if len(gains) < _FEWEST_CONTEXTS:
         n = f"{len(gains)} contexts" if len(gains) > 1 else "one context"
@@ -135,7 +152,7 @@ def _against_best(table: pd.DataFrame, model: str, metric: str) -> _Result:
     return _Result(metric, _UNDECIDED, f"{sentence}. The difference is {interval}: {_UNDECIDED}.", best)
 
 
-def _gains(part: pd.DataFrame, model: str, baseline: str, direction: str) -> tuple[np.ndarray, np.ndarray]:
+def _gains(part: pd.DataFrame, model: str, baseline: str, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
     """Gain over a baseline in every context that has both and counts in the average, and weights, ``(n_contexts,)``.
 
     Paired, so that the difficulty that both share within a context cancels.
@@ -146,7 +163,7 @@ def _gains(part: pd.DataFrame, model: str, baseline: str, direction: str) -> tup
     weights = single.groupby("context")["weight"].first().reindex(wide.index).to_numpy(dtype=float)
     both = wide.to_numpy(dtype=float)
     counts = np.isfinite(both).all(axis=1) & (weights > 0)
-    good = goodness(both[counts], direction=direction)  # type: ignore[arg-type]  # read from a table
+    good = goodness(both[counts], direction=direction)
     return good[:, 0] - good[:, 1], weights[counts]
 
 

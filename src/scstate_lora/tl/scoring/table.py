@@ -11,7 +11,7 @@ from scstate_lora import metrics
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    Direction = Literal["higher", "lower", "one"]
+    from scstate_lora.metrics.perturbation import Direction
 
 ALL = "all"
 """Name of the average over contexts, perturbations or targets."""
