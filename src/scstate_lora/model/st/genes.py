@@ -120,18 +120,18 @@ def _strongest(cells: BoundData, groups: list[Group]) -> Iterator[int]:
     x = cells.logged
     controls: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     ranked = []
-    for pert in sorted({group.pert for group in groups}):
-        change, noise, n = np.zeros(x.shape[1]), np.zeros(x.shape[1]), 0
-        for group in groups:
-            if group.pert != pert:
-                continue
+    by_pert: dict[int, list[Group]] = {}
+    for group in groups:
+        by_pert.setdefault(group.pert, []).append(group)
+    for _, own in sorted(by_pert.items()):
+        change, noise = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+        for group in own:
             if group.context not in controls:
                 controls[group.context] = mean_of(x, group.control), variances_of(x, group.control)
             mean, variance = controls[group.context]
             change += mean_of(x, group.perturbed) - mean
             noise += variances_of(x, group.perturbed) / len(group.perturbed) + variance / len(group.control)
-            n += 1
         responds = np.flatnonzero(np.abs(change) > _RESPONDS * np.sqrt(noise))
-        ranked.append(responds[np.argsort(-np.abs(change[responds]) / n, kind="stable")].tolist())
+        ranked.append(responds[np.argsort(-np.abs(change[responds]), kind="stable")].tolist())
     for strongest in zip_longest(*ranked):
         yield from (gene for gene in strongest if gene is not None)

@@ -35,10 +35,8 @@ if TYPE_CHECKING:
     from scstate_lora.model.st.design import STDesign
     from scstate_lora.nn.transition import StateTransition
 
-
 Output = Literal["mean", "counts"]
 """What predicted cells hold: expected log1p expression, or counts drawn like measured ones."""
-
 
 _CELLS_PER_PASS = 1024  # small sets one at a time would spend their time on overhead
 
@@ -308,7 +306,12 @@ def describe_predicted(cells: BoundData, target: str, expected_loss: np.ndarray 
 
 
 def as_anndata(
-    registry: Registry, design: STDesign, tables: Mapping[str, pd.DataFrame], outputs: list[Computed]
+    registry: Registry,
+    design: STDesign,
+    tables: Mapping[str, pd.DataFrame],
+    outputs: list[Computed],
+    *,
+    train_cells: np.ndarray,
 ) -> AnnData:
     """Join the predictions of several targets.
 
@@ -322,6 +325,8 @@ def as_anndata(
         Table of the predicted cells of each target.
     outputs
         Outputs of the network, of each target.
+    train_cells
+        Hashes of the names of the targets' training cells, uint64 ``(n,)``.
     """
     embedded, genes = design.options.space == "embedding", design.genes
     shown = [x for c in outputs if (x := c.genes if embedded else c.cells) is not None]
@@ -333,6 +338,8 @@ def as_anndata(
     result = ad.AnnData(x, obs=pd.concat(list(tables.values())), var=var)
     if embedded:
         result.obsm[str(registry.embed_key)] = np.concatenate([c.cells for c in outputs])
+    predicted = set(genes)
+    left_out = [gene for gene in registry.var_names if gene not in predicted] if x is not None else []
     prediction = Prediction(
         scale="counts" if counts else scale_name(registry.target_sum),
         pert_key=str(registry.pert_key),
@@ -340,11 +347,10 @@ def as_anndata(
         targets=list(tables),
         space=str(registry.embed_key) if embedded else "genes",
         target_sum=registry.target_sum,
+        train_cells=train_cells,
+        gene_choice=design.gene_note if left_out else None,
+        genes_left_out=left_out or None,
     )
-    predicted = set(genes)
-    left_out = [gene for gene in registry.var_names if gene not in predicted] if x is not None else []
-    if left_out:
-        prediction = prediction._replace(gene_choice=design.gene_note, genes_left_out=left_out)
     write_result(result, PREDICT, prediction.record())
     return result
 

@@ -16,7 +16,7 @@ from scstate_lora._tensors import in_float32
 from scstate_lora._utils import did_you_mean, progress_bar, warn_user
 from scstate_lora.config import MHCConfig, STLoraConfig, STModelConfig, STObjectiveConfig, TrainOptions
 from scstate_lora.data.perturbations import PerturbationTable
-from scstate_lora.data.results import LIBRARY_SIZE, PREDICT, read_prediction, write_result
+from scstate_lora.data.results import LIBRARY_SIZE
 from scstate_lora.data.sets import SetData, SetSampler, WholeGroups
 from scstate_lora.inference.devices import check_accelerator, choose_device
 from scstate_lora.io.published.st_checkpoint import read_st_folder
@@ -248,8 +248,8 @@ class STTransition(HyperConnected, BaseModel):
         set_len = self.design.set_len
         n_sets = options.batch_size or (16 if torch.cuda.is_available() else max(2, _CPU_CELLS // set_len))
         cells = self._bind_to_train()
-        data = self._training_data(cells)
         groups, val_groups = training_groups(cells), self._validation_groups(cells)
+        data = self._training_data(cells, groups + val_groups)
         n_cells = sum(len(g.perturbed) for g in groups)
         train = SetSampler(
             data,
@@ -269,7 +269,7 @@ class STTransition(HyperConnected, BaseModel):
             plan = STPlan(
                 self.network,
                 objective=self.objective,
-                weights=self._weights(cells, data),
+                weights=self._weights(cells, data, groups),
                 **options.schedule(lr=5e-5 if tunes else 1e-3, warmup_steps=100 if tunes else 20),
             )
             run = TrainingRun(
@@ -319,12 +319,11 @@ class STTransition(HyperConnected, BaseModel):
     def _in_space(self, cells: BoundData) -> sparse.csr_matrix | np.ndarray:
         return cells.embedding if self.options.space == "embedding" else cells.logged_genes(self.design.read_genes)
 
-    def _training_data(self, cells: BoundData) -> SetData:
-        """Read the cells, with the arrays that only training needs."""
+    def _training_data(self, cells: BoundData, groups: list[Group]) -> SetData:
+        """Read the cells, with the arrays that only training needs, and the perturbation vectors of its groups."""
         registry, config, objective = self.registry, self.network.config, self.objective
-        used = training_groups(cells) + self._validation_groups(cells)
         perts = np.zeros((len(registry.perturbations), self.perts.dim), dtype=np.float32)
-        for code in {group.pert for group in used}:
+        for code in {group.pert for group in groups}:
             perts[code] = self.perts.encode([registry.perturbations[code]])[0]
         extra: dict[str, Any] = {"perts": perts}
         if config.n_decoded is not None and set(self.genes) <= set(registry.var_names):
@@ -336,12 +335,12 @@ class STTransition(HyperConnected, BaseModel):
             extra["batch_labels"] = cells.batch_codes
         return replace(self._set_data(cells), **extra)
 
-    def _weights(self, cells: BoundData, data: SetData) -> dict[str, float]:
+    def _weights(self, cells: BoundData, data: SetData, groups: list[Group]) -> dict[str, float]:
         """Weight of every loss term that this model can have."""
         o, config = self.objective, self.network.config
         weights = {name: getattr(o, name) for name in ("energy", "sinkhorn", "mmd", "mse", "l1")}
         if config.residual == "output" and o.shrinkage:
-            key, trained = self.registry.cell_type_key, {group.pert for group in training_groups(cells)}
+            key, trained = self.registry.cell_type_key, {group.pert for group in groups}
             by_type = split_groups(cells, "train", min_cells=MIN_GROUP, by=None if key is None else [key])
             by_type = [group for group in by_type if group.pert in trained]
             weights["deviation"] = o.shrinkage * deviation_weight(self.network, data, by_type)
@@ -407,13 +406,14 @@ class STTransition(HyperConnected, BaseModel):
 
         Returns
         -------
-        AnnData of predicted cells, ``X`` float32 ``(n_cells, n_genes)`` as log1p of counts per 10,000, or sparse counts
-        with the cell's counts over all genes, predicted or not, in ``obs["library_size"]``. Of a model that
-        works in an embedding, ``obsm`` holds the predicted one under its key, and ``X`` is decoded from it; without a
-        gene decoder the result has no genes. ``obs``: the control cell's name (``control_cell``), the target under the
-        name of the perturbation's column, the context columns and covariates, and with a confidence token the loss that
-        the model expects of the cell's set (``expected_loss``). ``uns["scstate_lora"]["predict"]``: scale, pert_key,
-        control, target (a list) and space.
+        AnnData of predicted cells, ``X`` float32 ``(n_cells, n_genes)``: log1p of counts per 10,000, or on the
+        scale of log1p data, or sparse counts, with the cell's counts over all genes, predicted or not, in
+        ``obs["library_size"]``. Of a model that works in an embedding, ``obsm`` holds the predicted one under
+        its key, and ``X`` is decoded from it; without a gene decoder the result has no genes. ``obs``: the
+        control cell's name (``control_cell``), the target under the name of the perturbation's column, the
+        context columns and covariates, and with a confidence token the loss that the model expects of the
+        cell's set (``expected_loss``). ``uns["scstate_lora"]["predict"]``: scale, pert_key, control, target (a
+        list) and space.
 
         Raises
         ------
@@ -463,10 +463,7 @@ class STTransition(HyperConnected, BaseModel):
                     computed = computed._replace(cells=source.draw(np.asarray(computed.cells)))
                     tables[name][LIBRARY_SIZE] = source.sizes_of(computed.cells)
                 outputs.append(computed)
-        predicted = as_anndata(registry, self.design, tables, outputs)
-        description = read_prediction(predicted)._replace(train_cells=self.training_cells_of(targets))
-        write_result(predicted, PREDICT, description.record())
-        return predicted
+        return as_anndata(registry, self.design, tables, outputs, train_cells=self.training_cells_of(targets))
 
     def training_cells_of(self, targets: Sequence[str]) -> np.ndarray:
         """Hashes of the names of those cells of some perturbations that the model was trained on, uint64 ``(n,)``."""
