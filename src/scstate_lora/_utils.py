@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from scstate_lora._logging import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tqdm.auto import tqdm
 
@@ -43,6 +43,25 @@ def did_you_mean(name: str, available: Iterable[str], *, limit: int = 10) -> str
         return "None are available."
     listed = ", ".join(repr(k) for k in available[:limit])
     return f"Available: {listed}{', …' if len(available) > limit else ''}."
+
+
+def listed(names: Iterable[Any], *, limit: int = 5, joined_by: str = ", ", form: Callable[[Any], str] = repr) -> str:
+    """List the first names, and say how many more there are.
+
+    Parameters
+    ----------
+    names
+        What is listed.
+    limit
+        Number of names to show.
+    joined_by
+        Text between two of them.
+    form
+        How a name is written; in quotes by default.
+    """
+    names = list(names)
+    more = f"{joined_by.rstrip(' ,')} and {len(names) - limit} more" if len(names) > limit else ""
+    return joined_by.join(map(form, names[:limit])) + more
 
 
 def warn_user(message: str) -> None:

@@ -252,6 +252,13 @@ class DataConfig(Options):
     val_size: float = Field(default=0.1, ge=0, lt=1)
     """Share of the remaining cells that validate; ignored if the split file defines validation cells."""
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns of ``adata.obs`` that the options name, each once, but for the covariates."""
+        keys = [self.pert_key, self.cell_type_key, self.batch_key, self.split_key, *(self.context_keys or ())]
+        keys += [key for condition in self.holdout or () for key in condition]
+        return [key for key in dict.fromkeys(keys) if key is not None]
+
     @model_validator(mode="before")
     @classmethod
     def _covariates(cls, options: Any) -> Any:

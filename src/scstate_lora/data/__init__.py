@@ -19,7 +19,7 @@ __all__ = ["Registry", "log_expression"]
 
 
 def log_expression(adata: AnnData) -> sparse.csr_matrix:
-    """Compute log1p of counts per 10,000 for an AnnData that was set up or that holds predicted cells.
+    """Compute log1p expression, on the scale of the models, of cells that were set up or predicted.
 
     Returns
     -------

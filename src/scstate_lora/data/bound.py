@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from scipy import sparse
 
+    from scstate_lora.data.expression import Expression
     from scstate_lora.data.registry import Registry
 
 
@@ -238,11 +239,17 @@ class BoundData:
         if len(absent):
             names = ", ".join(registry.var_names[i] for i in absent[:3]) + (", …" if len(absent) > 3 else "")
             warn_user(f"{len(absent)} of the model's {len(positions)} genes are not in the data and set to 0: {names}")
+        matrix = take_columns(self._expression.matrix, positions)
+        return matrix if registry.scale == "counts" else to_natural_log(matrix, self._log_scale.base)
+
+    @cached_property
+    def _expression(self) -> Expression:
+        """The matrix as it is stored, whose values fit those of the registered one."""
+        registry = self.registry
         with raw_advised(self.adata, scale=registry.scale):
             expression = read_expression(self.adata, registry.layer)
             check_scale(expression.stats, registry.scale, registry.scale_reason, matrix_name(registry.layer))
-        matrix = take_columns(expression.matrix, positions)
-        return matrix if registry.scale == "counts" else to_natural_log(matrix, self._log_scale.base)
+        return expression
 
     @cached_property
     def _log_scale(self) -> LogScale:
@@ -255,8 +262,7 @@ class BoundData:
         """
         registry = self.registry
         noted = noted_base(self.adata)
-        stats = read_expression(self.adata, registry.layer).stats
-        own = find_log_scale(stats, registry.log_base if noted is None else noted)
+        own = find_log_scale(self._expression.stats, registry.log_base if noted is None else noted)
         if own.target_sum is None or registry.source_sum is None:
             return own._replace(target_sum=own.target_sum or registry.source_sum)
         is_converted = registry.target_sum is not None and not same_sum(registry.target_sum, registry.source_sum)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scstate_lora._utils import did_you_mean, warn_user
+from scstate_lora._utils import did_you_mean, listed, warn_user
 from scstate_lora.data.genes import unique_names
 from scstate_lora.data.labels import label_of
 
@@ -85,7 +85,7 @@ def read_embedding(
         raise ValueError(msg)
     if columns is not None and own is None:
         warn_user(
-            f"{name} has no names of columns, but the model was set up on {_listed(columns)}: its columns are taken by "
+            f"{name} has no names of columns, but the model was set up on {listed(columns)}: its columns are taken by "
             "position. Give a DataFrame to have them matched by name."
         )
     try:
@@ -126,11 +126,7 @@ def take_columns_by_name(table: pd.DataFrame, columns: Sequence[str], *, name: s
     if absent:
         msg = (
             f"{name} lacks {len(absent)} of the {len(columns)} columns that the model was set up on: "
-            f"{_listed(absent)}. It has {_listed(own)}. Compute the same embedding here, with the same columns."
+            f"{listed(absent)}. It has {listed(own)}. Compute the same embedding here, with the same columns."
         )
         raise ValueError(msg)
     return table.iloc[:, [own.index(column) for column in columns]].to_numpy()
-
-
-def _listed(columns: Sequence[str]) -> str:
-    return ", ".join(map(repr, columns[:5])) + (f" and {len(columns) - 5} more" if len(columns) > 5 else "")

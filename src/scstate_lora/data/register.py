@@ -82,7 +82,7 @@ def register(data: AnnData | MuData, config: DataConfig, *, seed: int = 0) -> Bo
     adata = choose_modality(data, config.modality)
     rules = SplitRules.of(config, seed=seed)
     covariates = declared_covariates(config.covariate_keys)
-    shared: dict[str, SharedColumn] = {} if data is adata else _find(data, adata, covariates, _other_columns(config))
+    shared: dict[str, SharedColumn] = {} if data is adata else _find(data, adata, covariates, config.columns)
     for name, column in shared.items():
         if column.is_variable and covariates[name].type is None:
             covariates[name] = covariates[name].model_copy(update={"type": "continuous"})
@@ -114,13 +114,6 @@ def _find(mdata: Any, adata: AnnData, covariates: Iterable[str], others: Iterabl
     columns = {key: find_column(mdata, adata, key, allow_variables=False) for key in others}
     columns |= {key: find_column(mdata, adata, key, allow_variables=True) for key in covariates}
     return {key: column for key, column in columns.items() if column is not None}
-
-
-def _other_columns(config: DataConfig) -> list[str]:
-    """Return the columns of ``obs`` in use other than the covariates."""
-    keys = [config.pert_key, config.cell_type_key, config.batch_key, config.split_key]
-    keys += [*(config.context_keys or []), *(key for condition in config.holdout or [] for key in condition)]
-    return [key for key in keys if key is not None]
 
 
 def _check_training_levels(cells: BoundData, split: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from scstate_lora._constants import OBS_SPLIT, TARGET_SUM
-from scstate_lora._utils import did_you_mean, warn_user
+from scstate_lora._utils import did_you_mean, listed, warn_user
 from scstate_lora.config.data import declared_covariates
 from scstate_lora.data.contexts import column_labels, join_labels
 from scstate_lora.data.embedding import embedding_columns, read_embedding
@@ -184,11 +184,10 @@ class Registry:
         joined = []
         for key in dict.fromkeys(key for key in keys if key is not None and key in adata.obs):
             column = adata.obs[key].dropna()
-            labels = self._perturbation.labels(column) if key == self.pert_key else as_labels(column)
+            labels = self.perturbation.labels(column) if key == self.pert_key else as_labels(column)
             several = joined_levels(column, labels)
-            listed = [f"{label!r} ({', '.join(values)})" for label, values in list(several.items())[:5]]
-            more = f" and {len(several) - 5} more" if len(several) > 5 else ""
-            joined += [f"adata.obs[{key!r}]: {'; '.join(listed)}{more}"] if several else []
+            values = [f"{label!r} ({', '.join(values)})" for label, values in several.items()]
+            joined += [f"adata.obs[{key!r}]: {listed(values, joined_by='; ', form=str)}"] if several else []
         if joined:
             warn_user(f"Values written in several ways are read as one level. {'. '.join(joined)}.")
 
@@ -213,7 +212,7 @@ class Registry:
 
     def level_of(self, key: str, value: Any) -> str:
         """Return the level of a column of ``adata.obs`` that a value names; of perturbations, in the one spelling."""
-        return self._perturbation.level_of(value) if key == self.pert_key else label_of(value)
+        return self.perturbation.level_of(value) if key == self.pert_key else label_of(value)
 
     def labels(self, adata: AnnData, key: str) -> np.ndarray:
         """Return a column of ``adata.obs`` as levels, shape ``(n_cells,)``; missing values become ``"(missing)"``.
@@ -224,7 +223,7 @@ class Registry:
             As in :func:`~scstate_lora.data.fields.obs_column`; values may be missing in :attr:`nullable_columns`.
         """
         if key == self.pert_key:
-            return self._perturbation.labels(obs_column(adata, key)).to_numpy(dtype=object)
+            return self.perturbation.labels(obs_column(adata, key)).to_numpy(dtype=object)
         return column_labels(adata, key, allow_missing=key in self.nullable_columns)
 
     def targets_of(self, names: Iterable[Any]) -> list[str]:
@@ -234,13 +233,13 @@ class Registry:
         """
         chosen: dict[str, str] = {}
         for name in names:
-            level = self._perturbation.level_of(name)
+            level = self.perturbation.level_of(name)
             chosen.setdefault(key_of(level, str(self.control)), level)
         return list(chosen.values())
 
     @property
-    def _perturbation(self) -> CategoricalCovariate:
-        """The perturbation as a covariate of its levels."""
+    def perturbation(self) -> CategoricalCovariate:
+        """The perturbation as a covariate, whose levels are :attr:`perturbations`."""
         return CategoricalCovariate(str(self.pert_key), tuple(self.perturbations), control=str(self.control))
 
     def unknown(self) -> dict[str, int | float]:
@@ -315,11 +314,8 @@ def check_columns(adata: AnnData, config: DataConfig) -> None:
     TypeError, KeyError, ValueError
         As in :meth:`Registry.create`.
     """
-    keys = [config.pert_key, config.cell_type_key, config.batch_key, config.split_key, *(config.context_keys or ())]
-    keys += [*declared_covariates(config.covariate_keys), *(key for held in config.holdout or () for key in held)]
-    for key in keys:
-        if key is not None:
-            obs_column(adata, key, allow_missing=True)
+    for key in (*config.columns, *declared_covariates(config.covariate_keys)):
+        obs_column(adata, key, allow_missing=True)
     _perturbations(adata, config.pert_key, None if config.control is None else label_of(config.control))
 
 
@@ -333,10 +329,9 @@ def _perturbations(adata: AnnData, pert_key: str | None, control: str | None) ->
     obs_column(adata, pert_key)  # missing values are never allowed here
     levels = list(CategoricalCovariate.fit(adata, pert_key, control=control).categories)
     if control is None:
-        listed = ", ".join(map(repr, levels[:10])) + (", …" if len(levels) > 10 else "")
         msg = (
             f"pert_key={pert_key!r} needs control=, the level of the control cells; adata.obs[{pert_key!r}] holds "
-            f"{listed}."
+            f"{listed(levels, limit=10)}."
         )
         raise ValueError(msg)
     if control not in levels:
@@ -399,17 +394,16 @@ def _check_contexts(
         return
     coarser = [[k for k in context_keys if k != dropped] for dropped in reversed(context_keys)]
     sufficient = next(keys for keys in [*coarser, []] if not without_controls(keys)[0])
-    listed = "; ".join(f"{name} ({n} cells)" for name, n in list(missing.items())[:5])
-    listed += f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
+    cells = listed((f"{name} ({n} cells)" for name, n in missing.items()), joined_by="; ", form=str)
     which = f"have perturbed cells but no control cells ({control!r} in adata.obs[{pert_key!r}])"
     advice = f"coarser contexts, which all have control cells: context_keys={sufficient}."
     if len(missing) < n_contexts:
         warn_user(
-            f"{len(missing)} of {n_contexts} contexts ({' x '.join(context_keys)}) {which}: {listed}. Perturbations "
+            f"{len(missing)} of {n_contexts} contexts ({' x '.join(context_keys)}) {which}: {cells}. Perturbations "
             f"are learned without these cells. To use them, set up {advice}"
         )
         return
-    msg = f"All {n_contexts} contexts ({' x '.join(context_keys)}) {which}: {listed}. Use {advice}"
+    msg = f"All {n_contexts} contexts ({' x '.join(context_keys)}) {which}: {cells}. Use {advice}"
     raise ValueError(msg)
 
 

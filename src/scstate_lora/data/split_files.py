@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
-from scstate_lora._utils import did_you_mean, warn_user
+from scstate_lora._utils import did_you_mean, listed, warn_user
 from scstate_lora.config.options import Options
 from scstate_lora.data.labels import label_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from scstate_lora.data.bound import BoundData
     from scstate_lora.data.registry import Registry
 
@@ -160,7 +158,7 @@ class SplitFile(Options):
             msg = f"{self.source} splits nothing: [training], [zeroshot] and [fewshot] name no dataset."
             raise ValueError(msg)
         msg = (
-            f"{self.source} splits {len(named)} datasets ({_listed(named)}). Name the one these cells belong to: "
+            f"{self.source} splits {len(named)} datasets ({listed(named)}). Name the one these cells belong to: "
             f"split_dataset={named[0]!r}."
         )
         raise ValueError(msg)
@@ -213,7 +211,7 @@ class SplitFile(Options):
             unused = sorted(set(types) - {*whole, *partial})
             msg = (
                 f"{self.source}, [training], does not list {name!r}, so cells of {len(unused)} cell types belong to no "
-                f'split: {_listed(unused)}. Write {name} = "train" there, or remove these cells from the data.'
+                f'split: {listed(unused)}. Write {name} = "train" there, or remove these cells from the data.'
             )
             raise ValueError(msg)
         split = np.full(len(cells), "train", dtype=object)
@@ -268,10 +266,10 @@ class SplitFile(Options):
             raise ValueError(msg)
         both = [name for name in few.val if name in few.test]
         if both:
-            warn_user(f"{self.source}, {section}: {_listed(both)} in both val and test; used for testing only.")
+            warn_user(f"{self.source}, {section}: {listed(both)} in both val and test; used for testing only.")
         unmeasured = [name for name in named if name not in measured]
         if unmeasured:
-            warn_user(f"{self.source}, {section}: no cell of this cell type has {_listed(unmeasured)}.")
+            warn_user(f"{self.source}, {section}: no cell of this cell type has {listed(unmeasured)}.")
 
 
 def _check_dataset(section: str, name: str, datasets: Mapping[str, Any]) -> None:
@@ -308,8 +306,3 @@ def _few_shot(key: str, value: Any, datasets: Mapping[str, Any]) -> Any:
             msg = f'{section} {split} = {names!r} is not a list of perturbations: {split} = ["A", "B"].'
             raise ValueError(msg)
     return {split: tuple(label_of(name) for name in names) for split, names in value.items()}
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

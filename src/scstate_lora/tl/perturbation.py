@@ -35,7 +35,7 @@ def evaluate_perturbation(
 ) -> pd.DataFrame:
     """Score predicted cells against measured ones, context by context, beside naive baselines.
 
-    All scores are over log1p of counts per 10,000 and the genes of `pred`. Model, baselines and ceiling are scored with
+    All scores are over the log1p expression and the genes of `pred`. Model, baselines and ceiling are scored with
     the same control cells: those of `control` that `pred` was predicted from. Predicted cells of others are left out.
     In a context where nothing was predicted from those of `control`, the controls of `real` and then of `train` are
     used.

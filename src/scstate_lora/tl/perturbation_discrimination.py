@@ -35,9 +35,9 @@ def discrimination(
 ) -> pd.DataFrame:
     """Score how well predicted effects discriminate between perturbations, beside naive baselines.
 
-    An effect is the mean of cells under a perturbation minus the mean of control cells of the same context, over log1p
-    of counts per 10,000 and the genes of `pred`. Control cells are taken as by :func:`evaluate_perturbation`: those
-    that were predicted from, for model and baselines alike; predicted effects are against one random half of them and
+    An effect is the mean of cells under a perturbation minus the mean of control cells of the same context, over the
+    log1p expression and the genes of `pred`. Control cells are taken as by :func:`evaluate_perturbation`: those that
+    were predicted from, for model and baselines alike; predicted effects are against one random half of them and
     measured ones against the other, averaged over both directions of 5 splits.
 
     Within a context, the measured effects of all perturbations are ranked by their cosine with one predicted effect;

@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal
 
+from scstate_lora._utils import listed
 from scstate_lora.io.published.contents import Contents, find_se_file, open_contents
 from scstate_lora.io.published.proteins import find_proteins
 from scstate_lora.io.published.se_checkpoint import complete_sizes, find_config, licence_beside, name_of
@@ -300,18 +302,22 @@ def _saved(folder: Path) -> Report:
 
 def _set_up_rows(registry: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Describe the data that a model was set up on: what may be asked of it."""
+    shown = partial(listed, limit=_MOST_LISTED, form=str)
     rows = [("expression", f"{registry['scale']}: {registry['scale_reason']}")]
     if registry.get("pert_key") is not None:
         targets = [name for name in registry["perturbations"] if name != registry["control"]]
         rows += [
-            ("targets", f"{len(targets):,} of obs[{registry['pert_key']!r}]: {_listed(targets)}"),
+            (
+                "targets",
+                f"{len(targets):,} of obs[{registry['pert_key']!r}]: {shown(targets)}",
+            ),
             ("control", str(registry["control"])),
             ("contexts", " x ".join(registry["context_keys"]) or "all cells are one context"),
         ]
     rows += [(label, str(registry[key])) for label, key in _COLUMN_ROWS if registry.get(key) is not None]
     for covariate in registry["covariates"]:
         levels = covariate.get("categories")
-        values = f"{covariate['low']:g} to {covariate['high']:g}" if levels is None else _listed(levels)
+        values = f"{covariate['low']:g} to {covariate['high']:g}" if levels is None else shown(levels)
         rows.append((f"covariate {covariate['name']}", f"{covariate['kind']}: {values}"))
     return rows
 
@@ -345,10 +351,6 @@ def _names(*candidates: Any) -> list[str]:
 
 def _examples(names: Sequence[Any]) -> str:
     return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MOST_LISTED]) + (f" and {len(names) - _MOST_LISTED} more" * (len(names) > _MOST_LISTED))
 
 
 def _millions(tensors: Iterable[Tensor]) -> str:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from scstate_lora._logging import logger
-from scstate_lora._utils import warn_user
+from scstate_lora._utils import listed, warn_user
 from scstate_lora.data.contexts import join_labels
-from scstate_lora.data.fields import CategoricalCovariate
 from scstate_lora.data.perturbations import PerturbationTable
 from scstate_lora.data.sets import make_groups
 
@@ -40,8 +39,7 @@ def split_groups(cells: BoundData, split: str, *, min_cells: int, by: Sequence[s
         Columns that define a context; by default the registered ones.
     """
     registry = cells.registry
-    levels = CategoricalCovariate(str(registry.pert_key), tuple(registry.perturbations), control=registry.control)
-    perts = levels.encode(cells.obs[levels.name])
+    perts = registry.perturbation.encode(cells.obs[registry.pert_key])
     used = cells.split == split
     if split == "val":
         used |= (cells.split == "train") & cells.is_control
@@ -116,12 +114,10 @@ def describe_perturbations(cells: BoundData, features: pd.DataFrame | None, grou
     _warn_of(why, table, needed=needed, advice=advice)
     contexts = _without_controls(counts, set(cells.contexts[cells.is_control]))
     if contexts:
-        more = f"; and {len(contexts) - _MOST_LISTED} more" if len(contexts) > _MOST_LISTED else ""
         logger.warning(
-            "%d contexts have too few control cells to train perturbations: %s%s. %s",
+            "%d contexts have too few control cells to train perturbations: %s. %s",
             len(contexts),
-            "; ".join(contexts[:_MOST_LISTED]),
-            more,
+            listed(contexts, limit=_MOST_LISTED, joined_by="; ", form=str),
             needed,
         )
     return replace(table, untrained=untrained)
@@ -187,8 +183,7 @@ def _warn_of(why: dict[str, str], table: PerturbationTable, *, needed: str, advi
         ([name for name in why if table.describes(name)], f"predicted {source}"),
     ):
         if names:
-            listed = ", ".join(f"{name!r} ({why[name]})" for name in names[:_MOST_LISTED])
-            more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-            parts.append(f"Too few training cells to learn {listed}{more}: {fate}.")
+            each = listed((f"{name!r} ({why[name]})" for name in names), limit=_MOST_LISTED, form=str)
+            parts.append(f"Too few training cells to learn {each}: {fate}.")
     if parts:
         warn_user(" ".join(part for part in (*parts, needed, advice) if part))

@@ -167,7 +167,7 @@ def predicted_by_all(targets: list[str], untrained: Mapping[str, str], *, reques
         If the user requested such a target, or no other is left.
     """
     predicted = [name for name in targets if name not in untrained]
-    for name in set(targets) - set(predicted):
+    for name in (name for name in targets if name in untrained):
         if requested or not predicted:
             msg = f"target: {name!r} cannot be predicted: {untrained[name]}"
             raise ValueError(msg)
