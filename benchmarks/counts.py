@@ -24,21 +24,16 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import torch
-from scipy.spatial.distance import cdist
 
 import scstate_lora as ssl
 from leave_one_out import data_arguments
+from scstate_lora.metrics import energy_distance
 from scstate_lora.model.st.counts import draw_counts
 
 
 def logged(counts: np.ndarray) -> np.ndarray:
     """log1p of counts per 10,000."""
     return np.log1p(1e4 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
-
-
-def e_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Energy distance, the diagonal counted."""
-    return float(2 * cdist(x, y).mean() - cdist(x, x).mean() - cdist(y, y).mean())
 
 
 def first_genes(cells: np.ndarray, control: np.ndarray, n: int) -> set[str]:
@@ -101,7 +96,7 @@ def main() -> None:
                         "held out": held_out,
                         "target": target,
                         "cells": name,
-                        "e_distance": e_distance(expression, logged(against)),
+                        "e_distance": energy_distance(expression, logged(against)),
                         "zeros": (counts == 0).mean(),
                         "measured zeros": (against == 0).mean(),
                         "detection": np.abs((counts > 0).mean(axis=0) - (against > 0).mean(axis=0)).mean(),

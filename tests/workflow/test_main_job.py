@@ -208,25 +208,29 @@ def test_a_finished_run_is_not_replaced_unasked_raises(finished, wound, no_train
     assert _files(folder) == before
 
 
+def _stop(*_args, **_kwargs):
+    raise KeyboardInterrupt
+
+
+def _interrupt(wound, config, folder):
+    """Start a run that replaces what is in the folder, and interrupt it when the embedding model is saved."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl.LoRACovariateSE, "get_latent_representation", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            workflow.run(wound.copy(), config, folder, overwrite=True)
+
+
 def test_an_interrupted_replacement_leaves_the_old_results_and_goes_on(finished, wound, tmp_path, monkeypatch):
     done, first = finished
     folder = tmp_path / "copy"
     shutil.copytree(first, folder)
     before = _files(folder)
     config = _config({"pert_key": None, "control": None}, seed=1)
-    embed = ssl.LoRACovariateSE.get_latent_representation
-
-    def stop(*_args, **_kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ssl.LoRACovariateSE, "get_latent_representation", stop)
-    with pytest.raises(KeyboardInterrupt):
-        workflow.run(wound.copy(), config, folder, overwrite=True)
+    _interrupt(wound, config, folder)
     assert _files(folder) == before
-    monkeypatch.setattr(ssl.LoRACovariateSE, "get_latent_representation", embed)
     with pytest.raises(FileExistsError, match=r"copy\.new.*--overwrite --resume"):
         workflow.run(wound.copy(), _config(), folder, resume=True)
-    monkeypatch.setattr(ssl.LoRACovariateSE, "train", stop)  # the model is there already
+    monkeypatch.setattr(ssl.LoRACovariateSE, "train", _stop)  # the model is there already
     again = workflow.run(wound.copy(), config, folder, overwrite=True, resume=True)
     assert not folder.with_name("copy.new").exists()
     assert not (folder / "predictions.h5ad").exists()
@@ -240,17 +244,9 @@ def test_an_interrupted_replacement_leaves_the_old_results_and_goes_on(finished,
 def test_overwriting_where_nothing_is_writes_into_the_folder_and_resumes_there(wound, tmp_path, monkeypatch):
     folder = tmp_path / "out"
     config = _config({"pert_key": None, "control": None})
-    embed = ssl.LoRACovariateSE.get_latent_representation
-
-    def stop(*_args, **_kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ssl.LoRACovariateSE, "get_latent_representation", stop)
-    with pytest.raises(KeyboardInterrupt):
-        workflow.run(wound.copy(), config, folder, overwrite=True)
+    _interrupt(wound, config, folder)
     assert (folder / "models" / "se").is_dir()
-    monkeypatch.setattr(ssl.LoRACovariateSE, "get_latent_representation", embed)
-    monkeypatch.setattr(ssl.LoRACovariateSE, "train", stop)
+    monkeypatch.setattr(ssl.LoRACovariateSE, "train", _stop)
     workflow.run(wound.copy(), config, folder, overwrite=True, resume=True)
     assert (folder / "adata.h5ad").exists()
 
