@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 
@@ -26,6 +27,18 @@ def _runs_go_elsewhere(tmp_path_factory):
     from scstate_lora import settings
 
     settings.run_dir = tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def caplog(caplog):
+    """As pytest's own, also before version 9, which would not see loggers that do not propagate, as the package's."""
+    logger = logging.getLogger("scstate_lora")
+    is_added = caplog.handler not in logger.handlers
+    if is_added:
+        logger.addHandler(caplog.handler)
+    yield caplog
+    if is_added:
+        logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture(scope="session")

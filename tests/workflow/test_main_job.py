@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import re
 import shutil
 import warnings
@@ -65,15 +64,6 @@ def finished(wound, tmp_path_factory):
 
 
 @pytest.fixture
-def said(caplog):
-    """What the package says; it goes past pytest's own handler otherwise."""
-    logger = logging.getLogger("scstate_lora")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-
-
-@pytest.fixture
 def no_training(monkeypatch):
     """Fail when a refused run trains."""
 
@@ -84,6 +74,7 @@ def no_training(monkeypatch):
     monkeypatch.setattr(ssl.LoRACovariateSE, "train", train)
 
 
+@pytest.mark.slow  # all plots
 def test_cells_read_back_evaluate_and_plot(finished, wound):
     matplotlib.use("Agg")
     done, folder = finished
@@ -158,6 +149,7 @@ def test_every_training_has_logs_of_its_own(finished):
         assert not (folder / "logs" / name / "checkpoints").exists()  # the models are saved
 
 
+@pytest.mark.slow  # a report
 def test_report_is_written_from_a_run(finished):
     done, folder = finished
     page = report(done.adata, done.models, folder / "report.html", predictions=done.predictions).read_text()
@@ -165,7 +157,7 @@ def test_report_is_written_from_a_run(finished):
     assert "<img" in page
 
 
-def test_the_same_folder_takes_a_second_run_where_that_is_requested(finished, tmp_path, said):
+def test_the_same_folder_takes_a_second_run_where_that_is_requested(finished, tmp_path, caplog):
     """Without perturbation, on the cells of the first run: nothing of the first one is left."""
     done, first = finished
     folder = tmp_path / "copy"
@@ -179,9 +171,9 @@ def test_the_same_folder_takes_a_second_run_where_that_is_requested(finished, tm
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         again = workflow.run(adata, config, folder, overwrite=True)
-    assert "stays as it is until the new results" in said.text
+    assert "stays as it is until the new results" in caplog.text
     assert not folder.with_name("copy.new").exists()
-    assert "Removed 'X_scstate_lora', 'X_scstate_base', 'X_scstate_st' from obsm" in said.text
+    assert "Removed 'X_scstate_lora', 'X_scstate_base', 'X_scstate_st' from obsm" in caplog.text
     assert again.models.st is None
     assert again.predictions == []
     left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
@@ -251,7 +243,8 @@ def test_overwriting_where_nothing_is_writes_into_the_folder_and_resumes_there(w
     assert (folder / "adata.h5ad").exists()
 
 
-def test_several_targets_of_which_one_cannot_be_scored(wound, tmp_path, monkeypatch, said):
+@pytest.mark.slow  # a run
+def test_several_targets_of_which_one_cannot_be_scored(wound, tmp_path, monkeypatch, caplog):
     """Log expression, cells held out by a condition, three arms; a score that fails does not end the run."""
     logged = wound.copy()
     sc.pp.normalize_total(logged, target_sum=1e4)
@@ -273,8 +266,8 @@ def test_several_targets_of_which_one_cannot_be_scored(wound, tmp_path, monkeypa
     done = workflow.run(
         logged, _config({"covariate_keys": ["timepoint"], "pert_key": "arm", "holdout": held_out}), tmp_path
     )
-    assert "The prediction of 'scald' is not scored: too few cells." in said.text
-    assert "adata.X is treated as log1p" in said.text
+    assert "The prediction of 'scald' is not scored: too few cells." in caplog.text
+    assert "adata.X is treated as log1p" in caplog.text
     tested = done.adata.obs.loc[done.adata.obs["scstate_split"] == "test"]
     assert set(tested["cell_type"]) == {"macrophage", "fibroblast"}
     assert "sham" not in set(tested["arm"])
@@ -303,6 +296,7 @@ def arms(wound, tmp_path):
     return cells, _config(data, st={**SMALL["st"], "pert_features": str(tmp_path / "arms.csv")})
 
 
+@pytest.mark.slow  # a run
 def test_a_perturbation_that_was_held_out_is_predicted_by_its_features(arms, tmp_path):
     cells, config = arms
     features = pd.DataFrame({"heat": [1.0, 0.5, 0.8]}, index=["burn", "scald", "acid"])
@@ -324,12 +318,13 @@ def test_a_perturbation_without_features_is_found_before_training_raises(arms, t
     assert not (tmp_path / "out").exists()
 
 
-def test_embedding_without_decoder_is_predicted_and_not_scored(wound, tmp_path, said):
+@pytest.mark.slow  # a run
+def test_embedding_without_decoder_is_predicted_and_not_scored(wound, tmp_path, caplog):
     embedded = wound.copy()
     embedded.obsm["X_own"] = np.random.default_rng(0).normal(size=(wound.n_obs, 6)).astype(np.float32)
     st = {**SMALL["st"], "model": {**SMALL["st"]["model"], "space": "embedding", "gene_decoder": False}}
     done = workflow.run(embedded, _config({"embed_key": "X_own"}, st=st), tmp_path)
-    assert "'burn' is not scored: it is an embedding without a gene decoder" in said.text
+    assert "'burn' is not scored: it is an embedding without a gene decoder" in caplog.text
     assert ad.read_h5ad(tmp_path / "predictions.h5ad").obsm["X_own"].shape == (done.predictions[0].n_obs, 6)
     report(done.adata, done.models, tmp_path / "report.html", predictions=done.predictions)
 
@@ -385,21 +380,21 @@ def test_features_of_another_name_raise(tmp_path):
         read_features(tmp_path / "pert.csv")
 
 
-def test_without_cells_left_out_all_are_scored_and_it_is_said(wound, tmp_path, said):
+def test_without_cells_left_out_all_are_scored_and_it_is_said(wound, tmp_path, caplog):
     done = workflow.run(wound.copy(), _config({"test_size": 0, "val_size": 0}), tmp_path)
-    assert "'burn' is not scored: no cell of it was held out" in said.text
-    assert "scored on all cells, training ones included: 0 others are too few" in said.text
+    assert "'burn' is not scored: no cell of it was held out" in caplog.text
+    assert "scored on all cells, training ones included: 0 others are too few" in caplog.text
     table = done.adata.uns["scstate_lora"]["evaluate"]
     assert table["value"].notna().all()
     assert table["reason"].str.startswith("scored on all cells").all()
     assert not (tmp_path / "tables" / "perturbation.csv").exists()
 
 
-def test_cells_too_few_for_scores_still_give_embeddings(wound, tmp_path, said):
+def test_cells_too_few_for_scores_still_give_embeddings(wound, tmp_path, caplog):
     rows = np.concatenate([np.flatnonzero(wound.obs["condition"] == c)[:15] for c in ("sham", "burn")])
     config = _config({"covariate_keys": ["condition"], "pert_key": None, "control": None})
     done = workflow.run(wound[rows].copy(), config, tmp_path)
-    assert "30 cells are too few to score" in said.text
+    assert "30 cells are too few to score" in caplog.text
     assert "X_scstate_lora" in ad.read_h5ad(tmp_path / "adata.h5ad").obsm
     assert not (tmp_path / "tables" / "embeddings.csv").exists()
     assert "were not scored" in report(done.adata, done.models, tmp_path / "report.html").read_text()
