@@ -203,6 +203,7 @@ def test_every_section_of_the_other_model_arrives(call, config, tmp_path):
     assert ad.read_h5ad(tmp_path / "out" / "adata.h5ad").obsm["X_scstate_st"].shape == (260, 16)
 
 
+@pytest.mark.slow  # three trainings
 def test_hyper_connections_go_on_after_an_interruption(call, config, tmp_path, stop_after_epoch):
     st = _write(config, tmp_path / "st.yaml", _st_alone(train={"max_epochs": 2, "mhc": True}))
     go_on = stop_after_epoch("STPlan", 0)

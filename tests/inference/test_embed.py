@@ -50,6 +50,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(embed, "_BLOCK_TOKENS", 1)
 
 
+@pytest.mark.slow  # many batch sizes
 def test_a_cell_embeds_the_same_whatever_its_neighbours_and_batch_size(encoder, small_blocks):
     encoder.train()  # embedding is never done with dropout
     together = _embed(encoder, _reader())

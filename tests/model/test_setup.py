@@ -502,6 +502,7 @@ def test_a_view_is_set_up_without_touching_its_parent(wound, setup, make_se):
     _untouched(parent, wound)
 
 
+@pytest.mark.slow  # trains
 @pytest.mark.parametrize("dense", [False, True])
 def test_a_backed_file_is_set_up_trained_and_embedded(wound, setup, make_se, make_st, tmp_path, dense):
     cells = wound.copy()

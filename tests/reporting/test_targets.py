@@ -53,11 +53,13 @@ def test_a_table_of_all_and_sections_of_the_largest_effects(experiment, tmp_path
     assert len(page) < 5e6
 
 
+@pytest.mark.slow  # two reports
 def test_more_targets_bring_no_more_pictures(experiment, tmp_path):
     few, many = (_page(experiment, tmp_path, experiment[2][:n]).count("<img") for n in (4, N))
     assert few == many
 
 
+@pytest.mark.slow  # a report
 def test_predictions_without_scores_are_listed(experiment, tmp_path):
     _, st, predictions = experiment
     page = _page(experiment, tmp_path, [*predictions[:3], st.predict(target="P3")])

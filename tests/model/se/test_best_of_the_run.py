@@ -42,6 +42,7 @@ def _note(se, part):
     return se.summary().set_index("part").loc[part, "note"]
 
 
+@pytest.mark.slow  # trains until adapters hurt
 @pytest.mark.parametrize("mhc", [None, True])
 def test_adapters_that_hurt_are_left_without_effect(cells, said, mhc, tmp_path):
     se = _make(cells)
@@ -83,6 +84,7 @@ def test_adapters_that_help_are_kept_and_no_further_training_undoes_them(cells, 
     assert _validation(se).iloc[-1] == pytest.approx(best, rel=1e-3)
 
 
+@pytest.mark.slow  # three trainings
 def test_a_resumed_run_keeps_the_start_of_its_stage(cells, tmp_path):
     whole, first, second = _make(cells), _make(cells), _make(cells)
     options = {"lr": 3.0, "warmup_steps": 0, "accelerator": "cpu", "progress_bar": False}
