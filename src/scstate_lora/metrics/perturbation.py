@@ -244,8 +244,8 @@ def ceiling(
 ) -> float:
     """Score that a replicate of the experiment would get: one random half of the measured cells against the other.
 
-    A half has half the cells, and more noise than the whole. `full_depth` corrects for this where it is known how: see
-    :data:`scstate_lora.metrics.registry.METRICS`.
+    A half has half the cells, and more noise than the whole. `full_depth` corrects for this where it is known how, for
+    instance :func:`spearman_brown` for correlations.
 
     Parameters
     ----------
