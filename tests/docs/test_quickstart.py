@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import re
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pytest
-
-import scstate_lora as ssl
-from scstate_lora.datasets import wound_healing
-from tests.builders import QUICK, SMALL_SE
 
 PAGE = Path(__file__).parents[2] / "docs" / "quickstart.md"
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*too few control cells to train on:UserWarning")
-def test_model_and_baselines_have_the_same_controls(monkeypatch, tmp_path):
-    mpl.use("agg")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ssl.datasets, "wound_healing", lambda: wound_healing(2500, n_genes=200))
-    small = {"compact": SMALL_SE, "conditioning": {"n_steps": 20}}
-    monkeypatch.setattr(ssl.LoRACovariateSE, "__init__", partialmethod(ssl.LoRACovariateSE.__init__, **small))
-    for model in (ssl.LoRACovariateSE, ssl.STTransition):  # the code is the page's; only its time is not
-        monkeypatch.setattr(model, "train", partialmethod(model.train, 1, **QUICK))
+def test_model_and_baselines_have_the_same_controls(quick):
     names: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL):
         exec(code, names)
@@ -38,4 +25,4 @@ def test_model_and_baselines_have_the_same_controls(monkeypatch, tmp_path):
     for context in set(scores["context"]) - {"all"}:
         assert set(scores.loc[scores["context"] == context, "n_control"]) == {n_controls[context]}
     assert len(names["pred"]) > n_controls.sum()  # the prediction has more, which do not count
-    assert (tmp_path / "report.html").exists()
+    assert (quick / "report.html").exists()

@@ -39,7 +39,7 @@ def setup():
 def make_se():
     """Make a small LoRACovariateSE of an AnnData that was set up."""
     return lambda adata, **kwargs: ssl.LoRACovariateSE(
-        adata, **{"compact": SMALL_SE, "conditioning": {"n_steps": 3}, **kwargs}
+        adata, **{"compact": SMALL_SE, "conditioning": {"n_steps": 3}, "lora": {}, **kwargs}
     )
 
 

@@ -19,7 +19,9 @@ def _everything(folder):
         "control": "sham",
     }
     ssl.STTransition.setup_anndata(adata, cell_type_key="cell_type", context_keys=["cell_type"], **keys)
-    se = ssl.LoRACovariateSE(adata, compact={**SMALL_SE, "n_steps": 3}, conditioning={"n_steps": 3, "hidden_dims": [8]})
+    se = ssl.LoRACovariateSE(
+        adata, lora={}, compact={**SMALL_SE, "n_steps": 3}, conditioning={"n_steps": 3, "hidden_dims": [8]}
+    )
     se.train(1, mhc=True, **QUICK)
     st = ssl.STTransition(adata, model={**SMALL_ST, "confidence_token": True})
     st.train(1, mhc={"dynamic": True}, **QUICK)

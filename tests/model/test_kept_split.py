@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import scstate_lora as ssl
+from scstate_lora.reporting.sections import split_section
 from tests.builders import QUICK, SMALL_SE, SMALL_ST, latent, wound
 
 KEYS = {"covariate_keys": ["condition"], "pert_key": "condition", "control": "sham"}
@@ -153,3 +154,31 @@ def test_probes_use_the_split_that_the_model_keeps(cells, caplog, monkeypatch):
     found = ssl.tl.covariate_information(model, n_boot=20)
     assert "The split is the one that the model keeps" in caplog.text
     np.testing.assert_allclose(found["value"], expected["value"])
+
+
+@pytest.mark.parametrize("saved", [False, True, "loaded"])
+def test_the_base_of_another_fold_saw_cells_that_are_held_out(cells, tmp_path, caplog, saved):
+    first = _make(ssl.LoRACovariateSE, cells)
+    first.train(1, **QUICK)
+    base = first.base
+    if saved:
+        first.save(tmp_path / "first")
+        base = ssl.LoRACovariateSE.load(tmp_path / "first").base if saved == "loaded" else tmp_path / "first"
+    trained = (first.split == "train").to_numpy()
+    ssl.LoRACovariateSE(cells, base=base)
+    assert "holds out" not in caplog.text  # the same split
+    _set_up(cells, 1)
+    n = int((trained & (cells.obs["scstate_split"] != "train").to_numpy()).sum())
+    assert n
+    ssl.LoRACovariateSE(cells, base=base)
+    assert f"The base was trained on {n} of the cells that this model holds out" in caplog.text
+
+
+def test_the_report_says_which_model_keeps_another_split(cells):
+    model = _make(ssl.STTransition, cells)
+    assert not any("another split" in text for text in split_section(cells, model.registry, [model]).paragraphs)
+    kept = model.split
+    _set_up(cells, 1)
+    n = int((kept != cells.obs["scstate_split"].astype(str)).sum())
+    said = split_section(cells, model.registry, [model]).paragraphs
+    assert any(f"STTransition keeps another split, that of its set-up: {n} cells" in text for text in said)

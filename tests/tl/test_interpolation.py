@@ -36,7 +36,7 @@ def make_model(adata, **kwargs):
     setup = {"cell_type_key": "cell_type", "batch_key": "mouse", "covariate_keys": {}} | kwargs.pop("setup", {})
     setup["covariate_keys"] = {"condition": {"embed_dim": 8}, "time_days": {"type": "continuous", "embed_dim": 8}}
     ssl.LoRACovariateSE.setup_anndata(adata, **setup)
-    return ssl.LoRACovariateSE(adata, compact=TINY, conditioning=CONDITIONING, **kwargs)
+    return ssl.LoRACovariateSE(adata, compact=TINY, conditioning=CONDITIONING, **{"lora": {}, **kwargs})
 
 
 @pytest.fixture(scope="module")

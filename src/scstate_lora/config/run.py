@@ -17,8 +17,8 @@ from scstate_lora.config.training import SharedTraining, TrainConfig
 class SERunConfig(Options):
     """LoRACovariateSE within a run."""
 
-    lora: SELoraConfig | Literal[False] = SELoraConfig()
-    """Adapters; false for none."""
+    lora: SELoraConfig | Literal[False] | None = None
+    """Adapters; false for none; null: on a base that is given, none on one that is trained here."""
     conditioning: ConditioningConfig = ConditioningConfig()
     """How covariates enter."""
     compact: CompactBaseConfig = CompactBaseConfig()

@@ -14,6 +14,8 @@ from scstate_lora.data.split_column import SPLITS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from numpy.typing import ArrayLike
+
     from scstate_lora.data.bound import BoundData
 
 
@@ -50,9 +52,10 @@ class ModelSplit:
         return cls(hash_names(bound.adata.obs_names), splits, perts)
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """Rebuild it from :meth:`arrays`."""
-        return cls(arrays["cells"].view(np.uint64), arrays["splits"], arrays["perts"])
+    def from_arrays(cls, arrays: Mapping[str, ArrayLike]) -> Self:
+        """Rebuild it from :meth:`arrays`, or from what a file made of them."""
+        cells, splits, perts = (np.asarray(arrays[name]) for name in ("cells", "splits", "perts"))
+        return cls(cells.view(np.uint64), splits, perts)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give its arrays in types that any file stores."""
@@ -80,9 +83,16 @@ class ModelSplit:
         joined = [np.concatenate([old, new[is_new]]) for old, new in zip(self._all(), other._all(), strict=True)]
         return type(self)(*joined)
 
-    def training_cells(self, perts: Sequence[int]) -> np.ndarray:
-        """Hashes of the training cells of some perturbations, sorted, uint64 ``(n,)``."""
-        return np.sort(self.cells[(self.splits == SPLITS.index("train")) & np.isin(self.perts, list(perts))])
+    def training_cells(self, perts: Sequence[int] | None = None) -> np.ndarray:
+        """Hashes of the training cells, of all or of some perturbations, sorted, uint64 ``(n,)``."""
+        is_chosen = self.splits == SPLITS.index("train")
+        if perts is not None:
+            is_chosen &= np.isin(self.perts, list(perts))
+        return np.sort(self.cells[is_chosen])
+
+    def held_out_among(self, cells: np.ndarray) -> int:
+        """Count the cells that do not train, but are among some hashes."""
+        return int(np.isin(self.cells[self.splits != SPLITS.index("train")], cells).sum())
 
     def _all(self) -> tuple[np.ndarray, ...]:
         return self.cells, self.splits, self.perts

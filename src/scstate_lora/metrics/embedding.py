@@ -146,7 +146,7 @@ def categorical_probe(x: ArrayLike, labels: ArrayLike, *, n_folds: int = 5, seed
     cells = checked_embedding(x, len(is_scored))[is_scored]
     n_correct = 0
     for fit, held_out in StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(cells, codes):
-        probe = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-3, max_iter=1000))
+        probe = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cg", tol=1e-3, max_iter=1000))
         n_correct += int(np.sum(probe.fit(cells[fit], codes[fit]).predict(cells[held_out]) == codes[held_out]))
     return Score(n_correct / len(cells), majority_share(labels, n_folds=n_folds))
 

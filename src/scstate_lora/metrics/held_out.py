@@ -179,7 +179,9 @@ def held_out_knn_accuracy(
 
 
 def _balanced_logistic(c: float) -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression(C=c, tol=1e-3, max_iter=1000, class_weight="balanced"))
+    return make_pipeline(
+        StandardScaler(), LogisticRegression(C=c, solver="newton-cg", tol=1e-3, max_iter=1000, class_weight="balanced")
+    )
 
 
 def _best_c(x: np.ndarray, labels: np.ndarray, *, seed: int) -> float:

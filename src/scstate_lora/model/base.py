@@ -268,7 +268,7 @@ class BaseModel(ABC):
         model.registry = Registry.from_json(metadata["registry"])
         model.seed = metadata["seed"]
         split = tensors.pop("split", None)  # version 0.1 kept none
-        model._split = None if split is None else ModelSplit.from_arrays({n: t.numpy() for n, t in split.items()})
+        model._split = None if split is None else ModelSplit.from_arrays(split)
         model._is_loaded = True
         for name in cls._histories:
             setattr(model, name, read_history(Path(path) / f"{name}.csv"))

@@ -88,7 +88,7 @@ def experiment_sections(
     predicted = [] if predictions is None else [predictions] if hasattr(predictions, "obs") else predictions
     detail = [
         data_section(adata, registry),
-        split_section(adata, registry),
+        split_section(adata, registry, checked),
         *model_sections(checked),
         embedding_section(adata, registry),
         *_perturbation_sections(predicted),

@@ -72,15 +72,16 @@ def data_section(adata: AnnData, registry: Registry) -> Section:
     return section
 
 
-def split_section(adata: AnnData, registry: Registry) -> Section:
-    """Describe the split: groups that are held out whole, and those held out in part."""
+def split_section(adata: AnnData, registry: Registry, models: Sequence[Any]) -> Section:
+    """Describe the split: groups that are held out whole, those held out in part, and models that keep another one."""
     section = Section("Split", "split")
     if OBS_SPLIT not in adata.obs:
         section.paragraphs.append(
             f"No split is stored in adata.obs[{OBS_SPLIT!r}]: no model was trained on these cells."
         )
         return section
-    counts = split_table(BoundData(registry, adata))
+    cells = BoundData(registry, adata)
+    counts = split_table(cells)
     totals = {name: int(counts[name].sum()) for name in ("train", "val", "test")}
     groups = [c for c in counts.columns if c not in totals]
     section.paragraphs.append(
@@ -88,6 +89,13 @@ def split_section(adata: AnnData, registry: Registry) -> Section:
         f"as stored in adata.obs[{OBS_SPLIT!r}]. Groups are {' x '.join(registry.context_keys) or 'all cells'}"
         + (f" x {registry.pert_key}." if registry.pert_key else ".")
     )
+    for model in (m for m in models if hasattr(m, "split_of")):
+        n = int((model.split_of(cells) != cells.split).sum())
+        if n:
+            section.paragraphs.append(
+                f"{type(model).__name__} keeps another split, that of its set-up: {n:,} cells are not in the part that "
+                "is shown here, and its scores may be of cells that it was trained on."
+            )
     whole = counts[(counts["test"] > 0) & (counts["train"] + counts["val"] == 0)]
     partly = counts[(counts["test"] > 0) & (counts["train"] + counts["val"] > 0)]
     if len(whole):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from threadpoolctl import ThreadpoolController
 
 from scstate_lora import tl
 from scstate_lora._constants import OBS_SPLIT
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 # With fewer cells the standard error of an accuracy exceeds 0.07.
 _FEWEST_SCORED = 50
+_MANY = 5  # targets, from which on progress is shown
 
 
 @dataclass(frozen=True)
@@ -133,13 +135,17 @@ def _predict_and_score(st: STTransition, adata: AnnData, features: pd.DataFrame 
     cells = HeldOutCells(BoundData(registry, adata), genes=st.genes, context_keys=keys, pert_features=features)
     for name, why in st.perts.untrained.items():
         logger.warning("%r is not predicted: %s", name, why)
-    for target in progress_bar(st.targets, desc="Predicting", unit="target", disable=len(st.targets) < 5):
+    is_screen = len(st.targets) >= _MANY
+    threads = ThreadpoolController()
+    for target in progress_bar(st.targets, desc="Predicting", unit="target", disable=not is_screen):
         predicted = st.predict(target=target)
         try:
             if not predicted.n_vars:
                 msg = "it is an embedding without a gene decoder, and scores are of genes."
                 raise ValueError(msg)
-            table = cells.score(target, predicted, name="STTransition")
+            # The sets of a screen are small: threads cost more than they give, and far more beside other programs.
+            with threads.limit(limits=1 if is_screen else None, user_api="blas"):
+                table = cells.score(target, predicted, name="STTransition")
             write_result(predicted, EVALUATE_PERTURBATION, table)
         except (ValueError, KeyError) as error:  # hours of training must not end here
             logger.warning("The prediction of %r is not scored: %s", target, error.args[0])

@@ -31,7 +31,7 @@ def cells():
 
 def _make(adata, n_steps=40):
     conditioning = {"n_steps": n_steps, "hidden_dims": [16]}
-    return ssl.LoRACovariateSE(adata, compact={**SMALL_SE, "output_dim": 8}, conditioning=conditioning)
+    return ssl.LoRACovariateSE(adata, compact={**SMALL_SE, "output_dim": 8}, conditioning=conditioning, lora={})
 
 
 def _validation(se):

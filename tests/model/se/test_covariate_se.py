@@ -32,6 +32,21 @@ def test_training_reduces_losses_and_leaves_the_base_as_it_was(trained, wound, s
     assert (train.iloc[-1] < 0.99 * train.iloc[0])[taught].all(), train
 
 
+def test_a_base_trained_here_stays_as_it_is_and_has_no_adapters_unless_asked_for(wound, setup, make_se, caplog):
+    adata = wound.copy()
+    ssl.LoRACovariateSE.setup_anndata(adata, **setup)
+    se = make_se(adata, lora=None)
+    se.train_base(**QUICK)
+    before = se.base.sha256()
+    se.train(max_epochs=2, **QUICK)
+    assert not se.adapts_base
+    assert "lora={} would adapt it" in caplog.text
+    assert se.base.sha256() == before
+    assert not any(p.requires_grad for p in se.base.encoder.parameters())
+    assert make_se(adata, lora=None, base=se.base).adapts_base
+    assert not make_se(adata, lora=False, base=se.base).adapts_base
+
+
 def test_history_and_base_history_have_the_promised_columns(trained):
     _, se, _ = trained
     assert list(se.history.columns) == [*COLUMNS, *TERMS, *LAST]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -81,6 +82,16 @@ def test_it_predicts_before_any_training_as_the_published_network_does(form):
         if network.gene_decoder is not None:
             np.testing.assert_allclose(predicted.X, np.array(genes).clip(*GENE_RANGE), atol=1e-5)
     assert np.abs(expected).max() > 0.1
+
+
+def test_expression_on_another_scale_than_it_was_trained_on_warns():
+    adata = _cells()
+    ssl.STTransition.setup_anndata(adata, **SETUP, target_sum=1e6)
+    with pytest.warns(UserWarning, match=r"was trained on log1p of counts per 10,000, but reads .* 1,000,000"):
+        ssl.STTransition(adata, pretrained=ARC / "trained")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _published("trained")
 
 
 def test_adapters_are_trained_on_it_and_saved_alone(tmp_path):

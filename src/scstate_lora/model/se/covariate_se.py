@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -78,7 +78,9 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         trained on the training cells, without labels.
     lora
         Options of the adapters, see :class:`scstate_lora.config.SELoraConfig`. False: no adapters; only the
-        conditioning is trained, on base embeddings that are computed once.
+        conditioning is trained, on base embeddings that are computed once. By default a base that is given gets
+        adapters, and one that is trained here, on the same cells, none: there they change the scores by less than the
+        seed does. ``lora={}`` puts them on either.
     conditioning
         How covariates enter, see :class:`scstate_lora.config.ConditioningConfig`.
     compact
@@ -132,7 +134,8 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         if base is not None and self.registry.embed_key is not None:
             msg = f"base= and embed_key={self.registry.embed_key!r} each name a base. Leave one out."
             raise ValueError(msg)
-        self.lora = None if lora is False else SELoraConfig.parse(lora, name="lora")
+        is_given = base is not None or lora is not None
+        self.lora = SELoraConfig.parse(lora, name="lora") if is_given and lora is not False else None
         self.conditioning = ConditioningConfig.parse(conditioning, name="conditioning")
         self.compact = CompactBaseConfig.parse(compact, name="compact")
         self.objective = SEObjectiveConfig.parse(objective, name="objective")
@@ -141,7 +144,21 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         if self.registry.embed_key is not None:
             self._adapt(ObsmBase.fit(self._bind()))
         elif base is not None:
-            self._adapt(load_base(base, self.registry, adata))
+            loaded = load_base(base, self.registry, adata)
+            self._warn_of_base(loaded)
+            self._adapt(loaded)
+
+    def _warn_of_base(self, base: SEBase) -> None:
+        """Warn if the base was trained on cells that this model holds out, as that of another fold was."""
+        if self._split is None or base.trained_on is None:
+            return
+        n = self._split.held_out_among(base.trained_on)
+        if n:
+            logger.warning(
+                "The base was trained on %d of the cells that this model holds out: their embeddings and scores are "
+                "not those of held-out cells. Leave base= out to train one on this split.",
+                n,
+            )
 
     @property
     def base(self) -> Base | None:
@@ -306,7 +323,10 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             seed=self.seed,
             cells=self._fingerprint,
         )
-        self._adapt(SEBase(encoder, self.registry.var_names, _COMPACT, _OWN_LICENCE, seed=self.seed))
+        trained_on = None if self._split is None else self._split.training_cells()
+        self._adapt(
+            SEBase(encoder, self.registry.var_names, _COMPACT, _OWN_LICENCE, seed=self.seed, trained_on=trained_on)
+        )
 
     @in_float32()
     def train(self, max_epochs: int | None = None, **arguments: Unpack[TrainArguments]) -> None:
@@ -363,6 +383,8 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         )
         n_steps = self.conditioning.n_steps
         if not self.adapts_base and connections is None:
+            if len(self.base_history):
+                logger.info("The base was trained on these cells and stays as it is; lora={} would adapt it.")
             self._train_stage(stage, options, options.max_epochs, n_steps, sentences=False, title="LoRACovariateSE")
             return
         # Parts that have no effect yet.
@@ -664,6 +686,8 @@ class LoRACovariateSE(HyperConnected, BaseModel):
             registry=self.registry,
             adata=self._adata,
         )
+        if isinstance(base, SEBase) and base.source is None and self._split is not None:
+            base = replace(base, trained_on=self._split.training_cells())  # it was trained with this model
         for name, lora_options in metadata["adapters"].items():
             lora = None if lora_options is None else SELoraConfig.parse(lora_options, name="lora")
             if self._adapters is None:

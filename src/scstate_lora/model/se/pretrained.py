@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import torch
 from scstate_lora._logging import logger
 from scstate_lora._tensors import aligned, in_float32
 from scstate_lora.data.genes import GeneMatch, match_vocabulary
+from scstate_lora.data.model_split import ModelSplit
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import Tokenizer, cell_seeds
 from scstate_lora.inference.embed import embed_cells
@@ -57,6 +58,8 @@ class SEBase:
         Seed of the sentences of cells.
     source
         Path or hub id from which it can be loaded again; None if it was trained with a model.
+    trained_on
+        Hashes of the names of the cells that it was trained on, uint64 ``(n,)``; None where that is not known.
     """
 
     encoder: SEEncoder
@@ -65,6 +68,7 @@ class SEBase:
     licence: str
     seed: int = 0
     source: str | None = None
+    trained_on: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def dim(self) -> int:
@@ -244,8 +248,11 @@ class SEBase:
         if "base" not in tensors:  # adapters only: the base is loaded from its own source
             return cls.load_again(metadata["base"], path)
         base = cls.restore(metadata["base"], tensors["base"])
-        # It can be loaded from here again. A base without a source was trained with a model, which saves it along.
-        return base if base.source is None else replace(base, source=source)
+        if base.source is not None:
+            return replace(base, source=source)  # it can be loaded from here again
+        # Without a source it was trained with the model that saved it along, on the same cells.
+        split = None if "split" not in tensors else ModelSplit.from_arrays(tensors["split"])
+        return replace(base, trained_on=None if split is None else split.training_cells())
 
     @classmethod
     @in_float32()

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+from scstate_lora._constants import TARGET_SUM
+from scstate_lora._utils import warn_user
+from scstate_lora.data.log_scale import describe_scale, same_sum
 from scstate_lora.model.st.genes import choose_genes
 from scstate_lora.model.st.groups import describe_perturbations, training_groups
 from scstate_lora.model.st.inputs import choose_set_len
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from scstate_lora.config import STModelConfig
     from scstate_lora.data.bound import BoundData
     from scstate_lora.data.perturbations import PerturbationTable
+    from scstate_lora.data.registry import Registry
     from scstate_lora.io.published.st_checkpoint import STCheckpoint
 
 _SIZES_AMONG_OPTIONS = (
@@ -132,6 +136,7 @@ class STDesign:
         adopted = adopt(checkpoint, cells, options, reuse)
         if adopted.sizes is None:
             return cls.from_data(cells, options, features, origin=adopted.origin, backbone=adopted.backbone)
+        _warn_of_scale(cells.registry, checkpoint)
         own = adopted.perts is None or features is not None
         groups = training_groups(cells)  # refuses too few cells
         perts = describe_perturbations(cells, features, groups) if own or adopted.perts is None else adopted.perts
@@ -169,6 +174,17 @@ class STDesign:
             stored["set_note"],
             None if stored["pretrained"] is None else Origin(**stored["pretrained"]),
             stored.get("network_genes"),  # unknown to version 0.1
+        )
+
+
+def _warn_of_scale(registry: Registry, checkpoint: STCheckpoint) -> None:
+    """Warn if the model reads expression on another scale than the one it was trained on."""
+    total = registry.target_sum
+    if checkpoint.reads_genes and (total is None or not same_sum(total, TARGET_SUM)):
+        warn_user(
+            f"{checkpoint.name} was trained on {describe_scale(TARGET_SUM)}, but reads {describe_scale(total)} here: "
+            f"its predictions without training are off. Set up with target_sum={TARGET_SUM:.0f}, from counts where the "
+            "target sum is unknown."
         )
 
 

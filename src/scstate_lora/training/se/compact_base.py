@@ -137,7 +137,7 @@ def fit_compact_base(
 
     Returns
     -------
-    The network, and its history.
+    The network, frozen, and its history.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def fit_compact_base(
     plan = BasePlan(encoder, readout, lr=config.lr, weight_decay=0.01, warmup_steps=20, weights=_WEIGHTS)
     run = TrainingRun(plan, options=options, title="Compact base", seed=seed, cells=cells)
     run.fit(train, batches(val_rows, seed + 1) if len(val_rows) > 1 else None, max_epochs=n_epochs)
-    return encoder, run.history
+    return encoder.requires_grad_(requires_grad=False).eval(), run.history
 
 
 def _fillable(x: sparse.csr_matrix) -> int:
