@@ -563,3 +563,12 @@ def test_all_results_survive_the_file(trained, tmp_path):
     again = ad.read_h5ad(tmp_path / "predicted.h5ad")
     assert again.uns["scstate_lora"]["predict"]["scale"] == "log1p_cp10k"
     np.testing.assert_array_equal(again.X, predicted.X)
+
+
+def test_of_many_groups_the_log_shows_the_first_and_says_where_the_others_are(adata, setup, caplog):
+    ssl.LoRACovariateSE.setup_anndata(adata, **{**setup, "context_keys": ["cell_type", "timepoint"]})
+    n = len(adata.uns["scstate_lora"]["split"]["table"])
+    assert n > 20
+    assert f"... and {n - 20} more groups, all in adata.uns['scstate_lora']['split']['table']" in caplog.text
+    ssl.LoRACovariateSE.setup_anndata(adata, **{**setup, "context_keys": []})
+    assert caplog.text.count("more groups") == 1

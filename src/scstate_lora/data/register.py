@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import numpy as np
+    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
 
     from scstate_lora.config import DataConfig
+
+_GROUPS_SHOWN = 20
 
 
 def choose_modality(data: AnnData | MuData, modality: str | None) -> AnnData:
@@ -105,8 +108,17 @@ def register(data: AnnData | MuData, config: DataConfig, *, seed: int = 0) -> Bo
     logger.info("%d cells x %d genes; covariates: %s.", adata.n_obs, adata.n_vars, kinds)
     if shared:
         logger.info("Copied to the modality's obs: %s.", ", ".join(shared))
-    logger.info("Cells by split in adata.obs['scstate_split'] (%s):\n%s", rules.source, table.to_string(index=False))
+    logger.info("Cells by split in adata.obs['scstate_split'] (%s):\n%s", rules.source, _shown(table))
     return cells
+
+
+def _shown(table: pd.DataFrame) -> str:
+    """Write the first groups of the split's table, and where the others are."""
+    lines = table.to_string(index=False).splitlines()
+    if len(table) <= _GROUPS_SHOWN:
+        return "\n".join(lines)
+    more = f"... and {len(table) - _GROUPS_SHOWN} more groups, all in adata.uns['scstate_lora']['split']['table']"
+    return "\n".join([*lines[: _GROUPS_SHOWN + 1], more])
 
 
 def _find(mdata: Any, adata: AnnData, covariates: Iterable[str], others: Iterable[str]) -> dict[str, SharedColumn]:
