@@ -39,8 +39,7 @@ def test_it_asks_a_question_and_ends_with_what_it_does_not_show(path):
 
 @pytest.mark.slow
 @tutorials
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of other packages
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore")  # of other packages, and of groups that are too small at this size
 def test_its_code_runs(path, quick):
     names: dict[str, Any] = {}
     for cell in _cells(path, "code"):
