@@ -170,8 +170,11 @@ def test_the_base_of_another_fold_saw_cells_that_are_held_out(cells, tmp_path, c
     _set_up(cells, 1)
     n = int((trained & (cells.obs["scstate_split"] != "train").to_numpy()).sum())
     assert n
-    ssl.LoRACovariateSE(cells, base=base)
-    assert f"The base was trained on {n} of the cells that this model holds out" in caplog.text
+    second = ssl.LoRACovariateSE(cells, base=base, lora=False, conditioning={"n_steps": 3, "hidden_dims": [8]})
+    second.train(1, **QUICK)
+    second.save(tmp_path / "second")
+    ssl.LoRACovariateSE(cells, base=tmp_path / "second")  # saved along with a model of this split
+    assert caplog.text.count(f"The base was trained on {n} of the cells that this model holds out") == 2
 
 
 def test_the_report_says_which_model_keeps_another_split(cells):

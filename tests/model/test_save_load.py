@@ -69,6 +69,7 @@ def test_the_directory_holds_json_safetensors_histories_and_a_notice(trained, sa
         "lora.default.safetensors",
         "conditioning.default.safetensors",
         "base.safetensors",
+        "base_cells.safetensors",
         "split.safetensors",
         "history.default.csv",
         "base_history.csv",

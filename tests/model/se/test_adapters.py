@@ -91,6 +91,7 @@ def test_all_are_saved_and_loaded(several, tmp_path):
         "model.json",
         "NOTICE",
         "base.safetensors",
+        "base_cells.safetensors",
         "base_history.csv",
         *(f"conditioning.{name}.safetensors" for name in embeddings),
         *(f"history.{name}.csv" for name in embeddings),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from scstate_lora.model.se.obsm_embedding import ObsmBase
-from scstate_lora.model.se.pretrained import SEBase, load_base
+from scstate_lora.model.se.pretrained import CELLS, SEBase, load_base
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,7 @@ class Base(Protocol):
 
 def restore_base(
     metadata: dict[str, Any],
-    tensors: dict[str, Tensor] | None,
+    tensors: dict[str, dict[str, Tensor]],
     *,
     path: str | Path,
     replacement: str | Path | SEBase | None,
@@ -74,7 +74,7 @@ def restore_base(
     metadata
         From :meth:`Base.metadata`.
     tensors
-        Its tensors, where they were saved with the model.
+        Tensors by file, those of the base among them where they were saved with the model.
     path
         Where the model was saved.
     replacement
@@ -97,8 +97,9 @@ def restore_base(
     if replacement is not None:
         base = load_base(replacement, registry, adata)
         base.check_is(metadata, path)
-    elif tensors is not None:
-        base = SEBase.restore(metadata, tensors).owned()  # saved with the model, it is saved with it again
+    elif "base" in tensors:
+        # Saved with the model, it is saved with it again.
+        base = SEBase.restore(metadata, tensors["base"], tensors.get(CELLS)).owned()
     else:
         base = SEBase.load_again(metadata, path)
     return base.seeded(metadata["seed"])

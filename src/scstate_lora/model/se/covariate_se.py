@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -607,8 +607,10 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         files: dict[str, dict[str, Tensor]] = {}
         for adapter in self.adapters:
             files |= adapter.tensors(self.adapters.network.encoder)
-        base = self.adapters.base.tensors()
-        return files | ({"base": base} if base else {})
+        base = self.adapters.base
+        tensors = base.tensors()
+        files |= {"base": tensors} if tensors else {}
+        return files | (base.cells() if isinstance(base, SEBase) else {})
 
     def _texts(self) -> dict[str, str]:
         base = self.adapters.base
@@ -680,14 +682,12 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         self._plain = self._adapters = None
         base = restore_base(
             metadata["base"],
-            tensors.get("base"),
+            tensors,
             path=options["saved_at"],
             replacement=options["base"],
             registry=self.registry,
             adata=self._adata,
         )
-        if isinstance(base, SEBase) and base.source is None and self._split is not None:
-            base = replace(base, trained_on=self._split.training_cells())  # it was trained with this model
         for name, lora_options in metadata["adapters"].items():
             lora = None if lora_options is None else SELoraConfig.parse(lora_options, name="lora")
             if self._adapters is None:

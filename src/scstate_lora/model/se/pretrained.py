@@ -13,7 +13,6 @@ import torch
 from scstate_lora._logging import logger
 from scstate_lora._tensors import aligned, in_float32
 from scstate_lora.data.genes import GeneMatch, match_vocabulary
-from scstate_lora.data.model_split import ModelSplit
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import Tokenizer, cell_seeds
 from scstate_lora.inference.embed import embed_cells
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from scstate_lora.data.registry import Registry
 
 _TOKENS = "gene_tokens"
+CELLS = "base_cells"
+"""File of the hashes of the cells that a base was trained on."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,10 @@ class SEBase:
         """Give the tensors of the base in the published layout, and its gene tokens."""
         return {**to_arc_names(self._state()), _TOKENS: self.encoder.gene_tokens}
 
+    def cells(self) -> dict[str, dict[str, Tensor]]:
+        """Give the hashes of the cells that it was trained on as a file of tensors; none where they are not known."""
+        return {} if self.trained_on is None else {CELLS: {"names": torch.from_numpy(self.trained_on.view(np.int64))}}
+
     def _state(self) -> dict[str, Tensor]:
         with mhc_off(self.encoder):
             return split_adapters(self.encoder.state_dict())[0]
@@ -187,17 +192,22 @@ class SEBase:
             "An adaptation of it is a derivative work.\n"
         )
         metadata = {"model": type(self).__name__, "base": description}
-        save_directory(path, metadata=metadata, tensors={"base": self.tensors()}, texts={"NOTICE": notice})
+        save_directory(
+            path, metadata=metadata, tensors={"base": self.tensors(), **self.cells()}, texts={"NOTICE": notice}
+        )
 
     @classmethod
     @in_float32()
-    def restore(cls, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SEBase:
-        """Rebuild a base from :meth:`metadata` and :meth:`tensors`, each checked by name and shape."""
+    def restore(
+        cls, metadata: dict[str, Any], tensors: dict[str, Tensor], cells: dict[str, Tensor] | None = None
+    ) -> SEBase:
+        """Rebuild a base from :meth:`metadata`, :meth:`tensors`, each checked by name and shape, and :meth:`cells`."""
         tensors = {name: aligned(tensor) for name, tensor in tensors.items()}
         gene_tokens = tensors.pop(_TOKENS)
         encoder = _encoder(SEConfig(**metadata["config"]), gene_tokens, from_arc_names(tensors), source="the base")
         fields = {key: metadata[key] for key in ("name", "licence", "seed")}
-        return cls(encoder, list(metadata["genes"]), **fields, source=metadata.get("source"))
+        trained_on = None if cells is None else cells["names"].numpy().view(np.uint64)
+        return cls(encoder, list(metadata["genes"]), **fields, source=metadata.get("source"), trained_on=trained_on)
 
     @classmethod
     @in_float32()
@@ -247,12 +257,10 @@ class SEBase:
             raise ValueError(msg)
         if "base" not in tensors:  # adapters only: the base is loaded from its own source
             return cls.load_again(metadata["base"], path)
-        base = cls.restore(metadata["base"], tensors["base"])
+        base = cls.restore(metadata["base"], tensors["base"], tensors.get(CELLS))
         if base.source is not None:
             return replace(base, source=source)  # it can be loaded from here again
-        # Without a source it was trained with the model that saved it along, on the same cells.
-        split = None if "split" not in tensors else ModelSplit.from_arrays(tensors["split"])
-        return replace(base, trained_on=None if split is None else split.training_cells())
+        return base  # trained with a model, which saves it along
 
     @classmethod
     @in_float32()
