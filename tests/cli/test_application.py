@@ -164,6 +164,14 @@ def test_options_reach_the_configuration(call, files, only_options):
     assert str(only_options["folder"]) == "runs/wound"
 
 
+def test_without_covariates_the_perturbation_is_the_one(call, files, only_options):
+    call("run", files / "wound.h5ad", *KEYS)
+    assert only_options["config"].data.covariate_keys == ["condition"]
+    _, _, err = call("run", files / "wound.h5ad", "--cell-type-key", "cell_type")
+    assert "by --covariates" in err
+    assert "by --pert-key" in err
+
+
 def test_a_configuration_is_taken_and_the_options_go_before_it(call, files, tmp_path, only_options):
     config = tmp_path / "mine.yaml"
     config.write_text(

@@ -29,6 +29,8 @@ from scstate_lora.config import DataConfig
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from scstate_lora.config import RunConfig
+
 _INTERRUPTED = 130  # as shells report Ctrl-C
 _Resume = Annotated[
     bool,
@@ -73,8 +75,7 @@ def run(
         defaults={"data": {}},
     )
     if not options.data.covariate_keys and options.data.batch_key is None:
-        msg = "Name the columns of obs that describe the cells, by --covariates or as data.covariates in a --config."
-        raise ValueError(msg)
+        options = _conditioned_on_perturbation(options)
     path, folder = check_paths(options, out)
     cells = _read_checked(path, options.data)
 
@@ -84,6 +85,18 @@ def run(
         workflow.run(cells, options, folder, resume=resume, overwrite=overwrite, title=path.name)
     if workflow.is_first_process():
         _list_results(folder)
+
+
+def _conditioned_on_perturbation(options: RunConfig) -> RunConfig:
+    """Take the perturbation as the only covariate, which the embedding model needs one of."""
+    if options.data.pert_key is None:
+        msg = (
+            "Name the columns of obs that describe the cells, by --covariates or as data.covariates in a --config, or "
+            "that of the perturbation, by --pert-key."
+        )
+        raise ValueError(msg)
+    data = options.data.model_copy(update={"covariate_keys": [options.data.pert_key]})
+    return options.model_copy(update={"data": data})
 
 
 def train(
