@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FDR = 0.05
 _GENES_PER_BLOCK = 512
+_CONSTANT = 1e-14  # largest squared standard error of a gene that is constant on both sides
 
 
 class Moments(NamedTuple):
@@ -115,24 +116,38 @@ class Change:
         return np.where(np.abs(self.delta) <= 1e-6 * np.maximum(1.0, np.abs(self.control.mean)), 0.0, self.delta)
 
     @cached_property
-    def genes(self) -> GeneChanges:
-        """Welch's t-test of every gene; a ValueError if either side has fewer than two cells."""
-        from scipy import stats
-        from scipy.special import stdtr
-
+    def _welch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Squared standard error of every difference, and its degrees of freedom, 1 where the error is 0."""
         (n, _, variance), (m, _, other) = self.cells, self.control
         if min(n, m) < 2:
             msg = f"A t-test needs two cells on either side; there are {n} and {m}."
             raise ValueError(msg)
         part, rest = variance / n, other / m
         error = part + rest
-        is_constant = error <= 1e-14
+        with np.errstate(divide="ignore", invalid="ignore"):
+            degrees = error**2 / (part**2 / (n - 1) + rest**2 / (m - 1))
+        return error, np.where(error <= _CONSTANT, 1.0, degrees)
+
+    @cached_property
+    def genes(self) -> GeneChanges:
+        """Welch's t-test of every gene; a ValueError if either side has fewer than two cells."""
+        from scipy import stats
+        from scipy.special import stdtr
+
+        error, degrees = self._welch
         with np.errstate(divide="ignore", invalid="ignore"):
             constant_t = np.where(self.moved == 0, 0.0, np.sign(self.moved) * np.inf)
-            t = np.where(is_constant, constant_t, self.delta / np.sqrt(error))
-            degrees = error**2 / (part**2 / (n - 1) + rest**2 / (m - 1))
-        p = 2 * stdtr(np.where(is_constant, 1.0, degrees), -np.abs(t))
+            t = np.where(error <= _CONSTANT, constant_t, self.delta / np.sqrt(error))
+        p = 2 * stdtr(degrees, -np.abs(t))
         return GeneChanges(self.delta, t, np.asarray(stats.false_discovery_control(p)))
+
+    def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Welch's interval of every difference, lower and upper limit ``(n_genes,)``; a ValueError as :attr:`genes`."""
+        from scipy.special import stdtrit
+
+        error, degrees = self._welch
+        half = stdtrit(degrees, 0.5 + level / 2) * np.sqrt(np.where(error <= _CONSTANT, 0.0, error))
+        return self.delta - half, self.delta + half
 
 
 def correlation_of(predicted: Change, measured: Change, *, n_top: int | None = None) -> float:

@@ -8,6 +8,7 @@ from scstate_lora.tl.covariates import covariate_information
 from scstate_lora.tl.decoding import decode_expression
 from scstate_lora.tl.embedding_scores import evaluate
 from scstate_lora.tl.ensembles import ensemble
+from scstate_lora.tl.gene_responses import responses
 from scstate_lora.tl.interpolation import interpolate
 from scstate_lora.tl.perturbation import evaluate_perturbation
 from scstate_lora.tl.perturbation_discrimination import discrimination
@@ -27,6 +28,7 @@ __all__ = [
     "evaluate",
     "evaluate_perturbation",
     "interpolate",
+    "responses",
     "stability",
     "velocity_alignment",
 ]

@@ -1,0 +1,138 @@
+"""Which genes respond: predicted and measured change of every gene, side by side: `responses`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scstate_lora._utils import did_you_mean
+from scstate_lora.data.results import read_prediction
+from scstate_lora.metrics.changes import Change
+from scstate_lora.tl.scoring.inputs import read_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+
+def responses(
+    pred: AnnData,
+    real: AnnData,
+    control: AnnData,
+    *,
+    context_key: str | Sequence[str],
+    genes: Sequence[str] | None = None,
+    pert_key: str | None = None,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Tabulate the predicted and the measured change of every gene, by perturbation and context.
+
+    A change is the difference of the means of log1p expression, cells minus control cells of the same context. Both
+    changes are against the control cells that `pred` was predicted from, whose noise they share: judge the prediction
+    as a whole by :func:`~scstate_lora.tl.evaluate_perturbation`, which takes care of that.
+
+    Parameters
+    ----------
+    pred
+        Cells predicted by :meth:`~scstate_lora.STTransition.predict`, for one or several targets.
+    real, control, context_key, pert_key
+        As in :func:`~scstate_lora.tl.evaluate_perturbation`.
+    genes
+        Genes to tabulate; by default all that were predicted.
+    level
+        Coverage of the intervals.
+
+    Returns
+    -------
+    One row per perturbation, context and gene, the largest measured change of each context first: ``perturbation``,
+    ``context``, ``gene``; ``control``, the mean of the control cells; ``predicted`` and ``measured`` change;
+    ``measured_low`` and ``measured_high``, the interval of the measured one by Welch's t, and ``fdr``, its p-value
+    adjusted over the predicted genes of the context by Benjamini and Hochberg, all three NaN with fewer than two
+    measured or control cells; ``n_control``, ``n_predicted`` and ``n_measured`` cells.
+
+    Raises
+    ------
+    KeyError
+        If a column or gene is missing, or a measured AnnData was not set up.
+    ValueError
+        If `level` is not between 0 and 1, and as :func:`~scstate_lora.tl.evaluate_perturbation`; several targets are
+        allowed.
+
+    Warns
+    -----
+    UserWarning
+        If cells that the model was trained on are among those of `real`.
+
+    References
+    ----------
+    Welch (1947), The generalization of Student's problem; Benjamini and Hochberg (1995), Controlling the false
+    discovery rate.
+    """
+    if not 0 < level < 1:
+        msg = f"level={level} must be between 0 and 1, for instance 0.95."
+        raise ValueError(msg)
+    inputs = read_inputs(
+        pred, real, control, context_key=context_key, train=None, pert_key=pert_key, pert_features=None, name="model"
+    )
+    if genes is not None:
+        genes = [genes] if isinstance(genes, str) else list(genes)
+        _check_predicted(genes, pred)
+    kept = slice(None) if genes is None else pd.Index(inputs.genes).get_indexer(pd.Index(genes))
+    predicted, measured = inputs.predicted.groups(), inputs.measured.groups()
+    tables = []
+    for target in inputs.targets:
+        for context in inputs.contexts:
+            if (target, context) not in predicted or (target, context) not in measured:
+                continue
+            table = _table(
+                inputs.predicted.expression[predicted[target, context]].toarray(),
+                inputs.measured.expression[measured[target, context]].toarray(),
+                inputs.controls.of(context),
+                genes=inputs.genes,
+                level=level,
+            ).iloc[kept]
+            table = table.sort_values("measured", key=np.abs, ascending=False, kind="stable")
+            table.insert(0, "context", context)
+            table.insert(0, "perturbation", target)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _check_predicted(genes: Sequence[str], pred: AnnData) -> None:
+    """Raise a KeyError for the first gene that was not predicted, saying why."""
+    names = [str(name) for name in pred.var_names]
+    for gene in genes:
+        if gene in set(read_prediction(pred).genes_left_out or ()):
+            msg = f"{gene!r} was left out of the prediction. Have it predicted: STTransition(adata, genes=[{gene!r}])."
+            raise KeyError(msg)
+        if gene not in names:
+            msg = f"{gene!r} is not among the {len(names)} genes of pred. {did_you_mean(gene, names)}"
+            raise KeyError(msg)
+
+
+def _table(
+    predicted: np.ndarray, measured: np.ndarray, control: np.ndarray, *, genes: Sequence[str], level: float
+) -> pd.DataFrame:
+    """Tabulate the changes of one perturbation in one context, in the order of the genes."""
+    change = Change.of(measured, control)
+    if min(len(measured), len(control)) < 2:
+        low, high, fdr = (np.full(len(genes), np.nan) for _ in range(3))
+    else:
+        (low, high), fdr = change.interval(level), change.genes.fdr
+    return pd.DataFrame(
+        {
+            "gene": genes,
+            "control": change.control.mean,
+            "predicted": Change.of(predicted, control).delta,
+            "measured": change.delta,
+            "measured_low": low,
+            "measured_high": high,
+            "fdr": fdr,
+            "n_control": len(control),
+            "n_predicted": len(predicted),
+            "n_measured": len(measured),
+        }
+    )
