@@ -25,6 +25,11 @@ class Moments(NamedTuple):
     mean: np.ndarray
     variance: np.ndarray
 
+    @classmethod
+    def of(cls, cells: np.ndarray) -> Self:
+        """Compute those of all cells ``(n, n_genes)``."""
+        return cls(*moments(cells, np.ones((1, len(cells)), dtype=bool))[0])
+
 
 def moments(cells: np.ndarray, sets: np.ndarray) -> list[Moments]:
     """Compute the moments of several sets of the same cells at once, as products of matrices.
@@ -97,8 +102,7 @@ class Change:
         if sides[0].shape[1] != sides[1].shape[1]:
             msg = f"cells have {sides[0].shape[1]} genes and control {sides[1].shape[1]}."
             raise ValueError(msg)
-        of_cells, of_control = (moments(side, np.ones((1, len(side)), dtype=bool))[0] for side in sides)
-        return cls(of_cells, of_control)
+        return cls(*map(Moments.of, sides))
 
     @property
     def delta(self) -> np.ndarray:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import read_prediction
-from scstate_lora.metrics.changes import Change
+from scstate_lora.metrics.changes import Change, Moments
 from scstate_lora.tl.scoring.inputs import read_inputs
 
 if TYPE_CHECKING:
@@ -82,15 +82,16 @@ def responses(
         _check_predicted(genes, pred)
     kept = slice(None) if genes is None else pd.Index(inputs.genes).get_indexer(pd.Index(genes))
     predicted, measured = inputs.predicted.groups(), inputs.measured.groups()
+    controls = {context: Moments.of(inputs.controls.of(context)) for context in inputs.contexts}
     tables = []
     for target in inputs.targets:
         for context in inputs.contexts:
             if (target, context) not in predicted or (target, context) not in measured:
                 continue
             table = _table(
-                inputs.predicted.expression[predicted[target, context]].toarray(),
-                inputs.measured.expression[measured[target, context]].toarray(),
-                inputs.controls.of(context),
+                Moments.of(inputs.predicted.expression[predicted[target, context]].toarray()),
+                Moments.of(inputs.measured.expression[measured[target, context]].toarray()),
+                controls[context],
                 genes=inputs.genes,
                 level=level,
             ).iloc[kept]
@@ -114,25 +115,25 @@ def _check_predicted(genes: Sequence[str], pred: AnnData) -> None:
 
 
 def _table(
-    predicted: np.ndarray, measured: np.ndarray, control: np.ndarray, *, genes: Sequence[str], level: float
+    predicted: Moments, measured: Moments, control: Moments, *, genes: Sequence[str], level: float
 ) -> pd.DataFrame:
     """Tabulate the changes of one perturbation in one context, in the order of the genes."""
-    change = Change.of(measured, control)
-    if min(len(measured), len(control)) < 2:
+    change = Change(measured, control)
+    if min(measured.n_cells, control.n_cells) < 2:
         low, high, fdr = (np.full(len(genes), np.nan) for _ in range(3))
     else:
         (low, high), fdr = change.interval(level), change.genes.fdr
     return pd.DataFrame(
         {
             "gene": genes,
-            "control": change.control.mean,
-            "predicted": Change.of(predicted, control).delta,
+            "control": control.mean,
+            "predicted": Change(predicted, control).delta,
             "measured": change.delta,
             "measured_low": low,
             "measured_high": high,
             "fdr": fdr,
-            "n_control": len(control),
-            "n_predicted": len(predicted),
-            "n_measured": len(measured),
+            "n_control": control.n_cells,
+            "n_predicted": predicted.n_cells,
+            "n_measured": measured.n_cells,
         }
     )

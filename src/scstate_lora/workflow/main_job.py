@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # With fewer cells the standard error of an accuracy exceeds 0.07.
 _FEWEST_SCORED = 50
-_MANY = 5  # targets, from which on progress is shown
+_MANY = 5  # targets: from so many on progress is shown, and sets are taken to be small
 
 
 @dataclass(frozen=True)

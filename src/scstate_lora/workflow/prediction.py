@@ -177,7 +177,7 @@ def _make(file: Any, name: str, shape: tuple[int, int]) -> None:
     from anndata.io import write_elem
 
     chunks = (max(1, min(shape[0], _CHUNK_BYTES // (4 * shape[1]))), shape[1])
-    options = {"chunks": chunks, "maxshape": (None, shape[1])}  # compressed they are hardly smaller, and slow
+    options = {"chunks": chunks, "maxshape": (None, shape[1])}  # gzip saves a third, and takes longer than predicting
     group, _, key = name.rpartition("/")
     write_elem(file[group or "/"], key, np.zeros((0, shape[1]), dtype=np.float32), dataset_kwargs=options)
     file[name].resize(shape)

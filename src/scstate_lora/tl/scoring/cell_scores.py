@@ -69,11 +69,11 @@ class BaselineCells:
     def halves(self, control: ContextControls, hidden: Sequence[frozenset[str]]) -> list[Moments]:
         """Predict from one half, having learned without the other."""
         assert self.baseline.cells is not None  # chosen below
-        predicted = []
+        predicted: list[Moments] = []
         for half, names in zip(control.halves, hidden, strict=True):
             case = Case(self.target, control.context, self.training.without(names))
             cells = self.baseline.cells(control.cells[half], case)
-            predicted += moments(cells, np.ones((1, len(cells)), dtype=bool))
+            predicted.append(Moments.of(cells))
         return predicted
 
 
@@ -155,7 +155,7 @@ class _Case:
     @classmethod
     def of(cls, control: ContextControls, real: np.ndarray) -> _Case:
         controls = control.moments()
-        whole = moments(real, np.ones((1, len(real)), dtype=bool))[0]
+        whole = Moments.of(real)
         return cls(control, real, controls, [Change(whole, half) for half in controls])
 
     def score(self, predictor: Predictor, hidden: Sequence[frozenset[str]]) -> dict[str, _Score]:
