@@ -20,7 +20,7 @@ from scstate_lora.metrics.perturbation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from scstate_lora.metrics.changes import Change
     from scstate_lora.metrics.perturbation import Direction
@@ -49,6 +49,8 @@ class Metric:
     change
         Score of the predicted and the measured change, each against control cells of its own: any metric that a control
         cell enters on both sides, because noise that both share would count as agreement.
+    headline
+        Whether it is among the few that figures and summaries show when none is named, at most six of a table.
     full_depth
         Turns the score of one half of the measured cells against the other into that of two whole sets, for the
         ceiling; None where no such correction is known, or none is needed.
@@ -61,6 +63,7 @@ class Metric:
     score: CellScore | None = None
     change: ChangeScore | None = None
     full_depth: Correction | None = None
+    headline: bool = False
 
     def columns(self) -> dict[str, str | float]:
         """Return the columns of a table that describe the metric."""
@@ -77,11 +80,11 @@ def _of_cells(score: Callable[[np.ndarray, np.ndarray], float]) -> CellScore:
     return lambda pred, real, _: score(pred, real)
 
 
-def _correlation(label: str, change: ChangeScore) -> Metric:
-    return Metric(label, "higher", -1.0, 1.0, change=change, full_depth=spearman_brown)
+def _correlation(label: str, change: ChangeScore, *, headline: bool = False) -> Metric:
+    return Metric(label, "higher", -1.0, 1.0, change=change, full_depth=spearman_brown, headline=headline)
 
 
-def _distance(label: str, *, highest: float = np.inf, **how: CellScore | ChangeScore | Correction) -> Metric:
+def _distance(label: str, *, highest: float = np.inf, **how: CellScore | ChangeScore | Correction | bool) -> Metric:
     return Metric(label, "lower", 0.0, highest, **how)  # type: ignore[arg-type]  # each is of its field's type
 
 
@@ -96,13 +99,18 @@ def _over_root_two(value: np.ndarray) -> np.ndarray:
 
 
 METRICS: dict[str, Metric] = {
-    "pearson_delta": _correlation("Pearson of delta", correlation_of),
+    "pearson_delta": _correlation("Pearson of delta", correlation_of, headline=True),
     "pearson_delta_top20": _correlation("Pearson of delta, top 20 genes", partial(correlation_of, n_top=20)),
     "pearson_delta_top50": _correlation("Pearson of delta, top 50 genes", partial(correlation_of, n_top=50)),
-    "mae": _distance("MAE of means", score=_of_means(lambda pred, real, _: mae(pred, real)), full_depth=_over_root_two),
+    "mae": _distance(
+        "MAE of means",
+        score=_of_means(lambda pred, real, _: mae(pred, real)),
+        full_depth=_over_root_two,
+        headline=True,
+    ),
     "mse": _distance("MSE of means", score=_of_means(lambda pred, real, _: mse(pred, real)), full_depth=_halved),
-    "e_distance": _distance("E-distance", score=_of_cells(energy_distance), full_depth=_halved),
-    "variance_ratio": Metric("variance ratio", "one", 0.0, np.inf, _of_cells(variance_ratio)),
+    "e_distance": _distance("E-distance", score=_of_cells(energy_distance), full_depth=_halved, headline=True),
+    "variance_ratio": Metric("variance ratio", "one", 0.0, np.inf, _of_cells(variance_ratio), headline=True),
     "mse_de_weighted": _distance("MSE of means, weighted by DE", change=weighted_mse_of, full_depth=_halved),
     "mmd": _distance("MMD", score=_of_cells(mmd), highest=2.0, full_depth=_halved),
     "nearest_distance_relative": Metric(
@@ -112,16 +120,22 @@ METRICS: dict[str, Metric] = {
         np.inf,
         _of_cells(relative_nearest_distance),
     ),
-    "de_overlap50": Metric("overlap of the top 50 DE genes", change=partial(overlap_of, n_top=50)),
+    "de_overlap50": Metric("overlap of the top 50 DE genes", change=partial(overlap_of, n_top=50), headline=True),
     "de_direction50": Metric("direction of the top 50 DE genes", change=partial(direction_of, n_top=50)),
     "de_precision50": Metric("precision of the top 50 DE genes", change=partial(precision_of, n_top=50)),
-    "discrimination": Metric("discrimination score"),
-    "knn_accuracy": Metric("kNN accuracy"),
+    "discrimination": Metric("discrimination score", headline=True),
+    "knn_accuracy": Metric("kNN accuracy", headline=True),
     "probe_accuracy": Metric("probe accuracy"),
-    "probe_balanced_accuracy": Metric("probe balanced accuracy"),
-    "probe_r2": Metric("probe R²", lowest=-np.inf),
+    "probe_balanced_accuracy": Metric("probe balanced accuracy", headline=True),
+    "probe_r2": Metric("probe R²", lowest=-np.inf, headline=True),
 }
 """All metrics of predictions and embeddings by name, those of predicted cells in the order of the table."""
+
+
+def headline_of(names: Iterable[str]) -> list[str]:
+    """Return the headline metrics among `names`, in their order; all of them if none is one."""
+    names = list(dict.fromkeys(names))
+    return [name for name in names if name in METRICS and METRICS[name].headline] or names
 
 
 def metric_label(name: str) -> str:

@@ -6,8 +6,8 @@ from scstate_lora.pl.comparison import compare
 from scstate_lora.pl.covariates import covariate_effects
 from scstate_lora.pl.embeddings import embedding
 from scstate_lora.pl.history import loss_curves
+from scstate_lora.pl.metric_panels import metrics
 from scstate_lora.pl.mhc import mhc_mixing
-from scstate_lora.pl.scores import metrics
 from scstate_lora.pl.velocity import velocity_alignment
 
 __all__ = [

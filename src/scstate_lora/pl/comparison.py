@@ -13,23 +13,15 @@ from matplotlib.ticker import MaxNLocator
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import COMPARE, require_result
 from scstate_lora.metrics.stability import spikes
-from scstate_lora.pl.scores import metrics
+from scstate_lora.pl.metric_panels import metrics
 from scstate_lora.pl.style import color_cycle, panels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
 
 _TABLES = ("scores", "training", "criteria", "histories")
-_SHOWN_METRICS = (
-    "pearson_delta",
-    "e_distance",
-    "mae",
-    "de_direction50",
-    "nearest_distance_relative",
-    "variance_ratio",
-)
 
 
 class _Cost(NamedTuple):
@@ -74,7 +66,7 @@ def compare(
     result: Any,
     *,
     kind: str = "scores",
-    metric: str | None = None,
+    metric: str | Sequence[str] | None = None,
     target: str | None = None,
     seed: int | None = None,
     ax: Axes | None = None,
@@ -99,7 +91,7 @@ def compare(
     kind
         Kind of figure.
     metric
-        For ``"scores"``: this metric only. By default six of them.
+        For ``"scores"``: one metric, several, or ``"all"``; by default the headline metrics.
     target
         For ``"scores"``: this perturbation; by default the average over all.
     seed
@@ -124,7 +116,7 @@ def compare(
     if kind not in KINDS:
         msg = f"kind={kind!r} is unknown. {did_you_mean(str(kind), KINDS, limit=len(KINDS))}"
         raise ValueError(msg)
-    if ax is not None and (kind in ("training", "gradients") or (kind == "scores" and metric is None)):
+    if ax is not None and (kind in ("training", "gradients") or (kind == "scores" and not isinstance(metric, str))):
         advice = "Name one as `metric`, or give no `ax`." if kind == "scores" else "Give no `ax`."
         msg = f"One `ax` holds one panel, and kind={kind!r} has several. {advice}"
         raise ValueError(msg)
@@ -161,7 +153,7 @@ def _tables(result: Any) -> Mapping[str, pd.DataFrame]:
 
 
 def _draw_scores(
-    scores: pd.DataFrame, metric: str | None, target: str | None, ax: Axes | None
+    scores: pd.DataFrame, metric: str | Sequence[str] | None, target: str | None, ax: Axes | None
 ) -> Axes | np.ndarray[Any, np.dtype[Any]]:
     targets = list(dict.fromkeys(scores["target"]))
     if target is None:
@@ -172,8 +164,6 @@ def _draw_scores(
     part = scores[scores["target"] == target]
     computed = part.groupby("model")["value"].transform("count") > 0
     part = part.assign(model=part["model"].where(computed, part["model"] + " (failed)"))
-    if metric is None:
-        part = part[part["metric"].isin(_SHOWN_METRICS)]
     return metrics(part, metric=metric, ax=ax)
 
 

@@ -39,8 +39,21 @@ def test_draws_the_numbers_of_the_table(perturbation_table):
     np.testing.assert_allclose(points(ax, "|"), sorted(mae.loc[mae["model"] == "ceiling", "value"]))
 
 
+def test_by_default_the_headline_and_everything_by_choice(perturbation_table, evaluate_table):
+    mae = perturbation_table[perturbation_table["metric"] == "mae"]
+    wide = pd.concat([perturbation_table, mae.assign(metric="mmd"), mae.assign(metric="my_own")])
+    assert [ax.get_title() for ax in pl.metrics(wide)] == ["Pearson of delta", "E-distance", "MAE of means"]
+    assert len(pl.metrics(wide, metric="all")) == 5
+    assert [ax.get_title() for ax in pl.metrics(wide, metric=["my_own", "mmd"])] == ["my own", "MMD"]
+    # of a table without any headline metric all are drawn
+    assert [ax.get_title() for ax in pl.metrics(wide[wide["metric"] == "my_own"])] == ["my own"]
+    assert [ax.get_title() for ax in pl.metrics(evaluate_table)] == ["kNN accuracy", "probe R²"]
+    with pytest.raises(ValueError, match="names no metric"):
+        pl.metrics(wide, metric=[])
+
+
 def test_evaluate_table_with_baseline_and_reason(evaluate_table):
-    axes = pl.metrics(evaluate_table)
+    axes = pl.metrics(evaluate_table, metric=["knn_accuracy", "probe_accuracy", "probe_r2"])
     assert [ax.get_title() for ax in axes] == ["kNN accuracy", "probe accuracy", "probe R²"]
     assert [t.get_text() for t in axes[1].get_yticklabels()] == ["condition", "replicate"]
     assert points(axes[1], "|") == [0.5, 0.5]

@@ -13,7 +13,7 @@ from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import DISCRIMINATION, EVALUATE, EVALUATE_PERTURBATION, read_result
 from scstate_lora.metrics.baselines import BASELINES, CEILING, YARDSTICK
 from scstate_lora.metrics.embedding import PCA
-from scstate_lora.metrics.registry import metric_label
+from scstate_lora.metrics.registry import headline_of, metric_label
 from scstate_lora.pl.style import color_cycle, grid_shape, panels, require_columns
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _TOOLS = "`tl.evaluate`, `tl.evaluate_perturbation` or `tl.discrimination`"
 
 
 def metrics(
-    table: pd.DataFrame | AnnData, *, metric: str | None = None, ax: Axes | None = None
+    table: pd.DataFrame | AnnData, *, metric: str | Sequence[str] | None = None, ax: Axes | None = None
 ) -> Axes | np.ndarray[Any, np.dtype[Any]]:
     """Draw the table of :func:`~scstate_lora.tl.evaluate`, ``tl.evaluate_perturbation`` or ``tl.discrimination``.
 
@@ -44,7 +44,8 @@ def metrics(
     table
         The table, or an AnnData that holds one in ``uns["scstate_lora"]``.
     metric
-        Draw this metric only.
+        One metric, or several; ``"all"`` for all. By default the headline metrics, at most six (all of a table that
+        has none of them).
     ax
         Axes to draw on: for a single metric.
 
@@ -57,15 +58,10 @@ def metrics(
     KeyError
         If the AnnData holds no table, or the table no such metric.
     ValueError
-        If the AnnData holds several tables, columns are missing, or `ax` is given for several metrics.
+        If the AnnData holds several tables, columns are missing, no metric is named, or `ax` is given for several.
     """
     long = _long(table if isinstance(table, pd.DataFrame) else _find_table(table))
-    names = list(dict.fromkeys(long["metric"]))
-    if metric is not None:
-        if metric not in names:
-            msg = f"The table has no metric {metric!r}. {did_you_mean(metric, names)}"
-            raise KeyError(msg)
-        names = [metric]
+    names = chosen_metrics(list(dict.fromkeys(long["metric"])), metric)
     series = list(dict.fromkeys(long["series"]))
     styles = dict(zip(series, _styles(series), strict=True))
     if ax is not None:
@@ -89,6 +85,38 @@ def metrics(
         handles=_handles(styles), loc="outside lower center", ncols=min(len(series), n_across), frameon=False
     )
     return axes
+
+
+def chosen_metrics(available: Sequence[str], metric: str | Sequence[str] | None) -> list[str]:
+    """Return the names of the metrics to draw: those asked for, or the headline.
+
+    Parameters
+    ----------
+    available
+        Names that the table has.
+    metric
+        As in :func:`metrics`.
+
+    Raises
+    ------
+    KeyError
+        If the table lacks one.
+    ValueError
+        If none is named.
+    """
+    if metric is None:
+        return headline_of(available)
+    if isinstance(metric, str) and metric == "all":
+        return list(available)
+    names = [metric] if isinstance(metric, str) else list(dict.fromkeys(metric))
+    if not names:
+        msg = '`metric` names no metric. Name one or several, "all", or give None for the headline metrics.'
+        raise ValueError(msg)
+    for name in names:
+        if name not in available:
+            msg = f"The table has no metric {name!r}. {did_you_mean(name, available)}"
+            raise KeyError(msg)
+    return names
 
 
 def _find_table(adata: AnnData) -> pd.DataFrame:
