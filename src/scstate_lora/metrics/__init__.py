@@ -18,6 +18,16 @@ from scstate_lora.metrics.cell_sets import (
     relative_nearest_distance,
 )
 from scstate_lora.metrics.changes import GeneChanges
+from scstate_lora.metrics.de_scores import (
+    direction_fidelity_yield,
+    direction_reach,
+    lfc_nmae,
+    sig_jaccard,
+)
+from scstate_lora.metrics.de_tables import (
+    DETable,
+    de_table,
+)
 from scstate_lora.metrics.differential import (
     de_direction,
     de_overlap,
@@ -40,6 +50,11 @@ from scstate_lora.metrics.held_out import (
     held_out_continuous_probe,
     held_out_knn_accuracy,
 )
+from scstate_lora.metrics.hits import (
+    hit_recall_at_budget,
+    hit_recall_at_fdr,
+    hit_recall_at_predicted_fdr,
+)
 from scstate_lora.metrics.perturbation import (
     bootstrap_interval,
     ceiling,
@@ -55,26 +70,64 @@ from scstate_lora.metrics.perturbation import (
     split_halves,
     variance_ratio,
 )
+from scstate_lora.metrics.profiles import (
+    CountProfiles,
+    UnbiasedErrors,
+    count_profiles,
+    pds_cosine,
+    unbiased_errors,
+)
+from scstate_lora.metrics.spread import (
+    cell_cov_corr,
+    centered_energy_distance,
+    detection_mae,
+    detection_r2,
+    sd_r2,
+    sd_ratio,
+)
 from scstate_lora.metrics.stability import (
     gradient_spikes,
     loss_variance,
     validation_improvement,
 )
+from scstate_lora.metrics.systema import (
+    centroid_accuracy,
+    pearson_delta_centroid,
+)
+from scstate_lora.metrics.usability import (
+    baseline_saturation,
+    dynamic_range_fraction,
+    interpolated_duplicate,
+)
 
 __all__ = [
+    "CountProfiles",
+    "DETable",
     "GeneChanges",
     "HeldOutScore",
     "LinearEffects",
     "Score",
+    "UnbiasedErrors",
+    "baseline_saturation",
     "bootstrap_interval",
     "categorical_probe",
     "ceiling",
+    "cell_cov_corr",
+    "centered_energy_distance",
+    "centroid_accuracy",
     "context_mean",
     "continuous_probe",
+    "count_profiles",
     "de_direction",
     "de_overlap",
     "de_precision",
+    "de_table",
+    "detection_mae",
+    "detection_r2",
+    "direction_fidelity_yield",
+    "direction_reach",
     "discrimination_score",
+    "dynamic_range_fraction",
     "energy_distance",
     "gene_changes",
     "goodness",
@@ -82,8 +135,13 @@ __all__ = [
     "held_out_categorical_probe",
     "held_out_continuous_probe",
     "held_out_knn_accuracy",
+    "hit_recall_at_budget",
+    "hit_recall_at_fdr",
+    "hit_recall_at_predicted_fdr",
     "in_large_class",
+    "interpolated_duplicate",
     "knn_accuracy",
+    "lfc_nmae",
     "loss_variance",
     "mae",
     "majority_share",
@@ -95,14 +153,20 @@ __all__ = [
     "nearest_distance",
     "nearest_distance_within",
     "no_change",
+    "pds_cosine",
     "pearson_delta",
+    "pearson_delta_centroid",
     "pearson_delta_top",
     "perturbed_mean",
     "relative_nearest_distance",
+    "sd_r2",
+    "sd_ratio",
     "shifted",
+    "sig_jaccard",
     "skill",
     "spearman_brown",
     "split_halves",
+    "unbiased_errors",
     "validation_improvement",
     "variance_ratio",
     "weighted_mse",
