@@ -36,6 +36,7 @@ def test_fidelity_yield_by_hand(pred, real):
     # Of the called, gene 7 has no measured direction; 0, 1 and 5 move the measured way; 5 genes change.
     assert direction_fidelity_yield(pred, real) == pytest.approx(3 / 5)
     assert direction_fidelity_yield(pred, real, targets=[0]) == pytest.approx(2 / 4)
+    assert direction_fidelity_yield(pred, real, targets=[4]) == pytest.approx(3 / 4)  # not 3 of 5: gene 7 is no call
 
 
 def test_reach_by_hand(pred, real):

@@ -22,6 +22,7 @@ def test_standard_deviations_by_hand():
     assert sd_r2(real + 7, real) == sd_ratio(real + 7, real) == pytest.approx(1)
     assert sd_r2(2 * real, real) == pytest.approx(1 - (1 + 4 + 9) / 2)  # right order, wrong size
     assert sd_ratio(np.zeros_like(real), real) == 0
+    assert sd_ratio(np.repeat(real, 2, axis=0), real) == pytest.approx(np.sqrt(2 / 3))  # of samples: n - 1
 
 
 def test_detection_by_hand():
@@ -57,30 +58,42 @@ def test_genes_that_vary_together(programme):
     assert abs(cell_cov_corr(independent, real, control, n_genes=40)) < 0.1
 
 
-def test_correlations_are_over_the_most_changed_genes_and_as_many_cells(programme):
+def test_correlations_are_over_the_most_changed_genes_without_the_excluded(programme):
     real, pred, _, control = programme
+    real = real[:260]
     size, base = np.expm1(real.astype(float)).mean(axis=0), np.expm1(control.astype(float)).mean(axis=0)
     change = np.abs(np.log2((size + 1) / (base + 1)))
-    change[:2] = 0
-    top = np.sort(np.argsort(-change)[:30])
+    best = np.argsort(-change)
+    excluded, top = best[:2], best[2:32]
     upper = np.triu_indices(30, k=1)
-    sides = [np.corrcoef(cells[:260, top], rowvar=False)[upper] for cells in (pred, real[:260])]
-    expected = np.corrcoef(*sides)[0, 1]
-    score = cell_cov_corr(pred, real[:260], control, excluded=[0, 1], n_genes=30)
-    # The same cells and genes, though the change is of 300 cells above and of 260 here: most genes are the same.
-    assert score == pytest.approx(expected, abs=0.03)
-    assert cell_cov_corr(pred, real, control, seed=0) != cell_cov_corr(pred, real, control, seed=1)
+    sides = [np.corrcoef(cells[:, top].astype(float), rowvar=False)[upper] for cells in (pred, real)]
+    score = cell_cov_corr(pred, real, control, excluded=excluded, n_genes=30)
+    assert score == pytest.approx(np.corrcoef(*sides)[0, 1], abs=1e-9)
+    assert score != pytest.approx(cell_cov_corr(pred, real, control, n_genes=30), abs=1e-4)
+
+
+def test_both_sides_have_as_many_cells(programme):
+    real, pred, _, control = programme
+    assert cell_cov_corr(pred, real, control, seed=0) == cell_cov_corr(pred, real, control, seed=0)
+    assert cell_cov_corr(pred, real, control, seed=0) != cell_cov_corr(pred, real, control, seed=1)  # 260 of the 300
+    assert cell_cov_corr(pred, real, control, max_cells=60) < cell_cov_corr(pred, real, control)  # noisier
 
 
 def test_genes_that_few_measured_cells_express_or_that_are_constant_are_left_out(programme):
-    real, pred, _, control = (cells.copy() for cells in programme)
-    score = cell_cov_corr(pred, real[:260], control)
-    rare = np.zeros((len(real[:260]), 1), dtype=np.float32)
-    rare[:9] = 8
-    wide = [np.hstack([cells, np.zeros((len(cells), 1), dtype=np.float32)]) for cells in (pred, control)]
-    assert cell_cov_corr(wide[0], np.hstack([real[:260], rare]), wide[1]) == pytest.approx(score)
-    rare[:10] = 8  # now it counts, but does not vary in the prediction
-    assert cell_cov_corr(wide[0], np.hstack([real[:260], rare]), wide[1]) == pytest.approx(score)
+    real, pred, _, control = programme
+    real = real[:260]
+    score = cell_cov_corr(pred, real, control)
+
+    def with_gene(of_pred, of_real):
+        sides = ((pred, of_pred), (real, of_real), (control, np.zeros(len(control))))
+        return cell_cov_corr(*(np.column_stack([cells, gene]).astype(np.float32) for cells, gene in sides))
+
+    rare = np.where(np.arange(260) < 9, 8.0, 0.0)
+    varying = np.arange(260) % 7.0
+    assert with_gene(varying, rare) == pytest.approx(score)
+    rare[9] = 8  # the tenth cell
+    assert with_gene(varying, rare) != pytest.approx(score, abs=1e-6)
+    assert with_gene(np.ones(260), rare) == pytest.approx(score)
 
 
 def test_energy_distance_of_the_spread_alone():

@@ -180,11 +180,10 @@ def unbiased_errors(
 
 
 def _spread(expression: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted squares of the differences between perturbations, summed over the genes that two of them have."""
+    """Weighted squares of the differences from the mean over perturbations, summed over them and the genes."""
     total = weights.sum(axis=0)
     mean = (weights * expression).sum(axis=0) / np.where(total > 0, total, 1.0)
-    squares = (weights * np.square(expression - mean)).sum(axis=0)
-    return float(squares[(weights > 0).sum(axis=0) >= 2].sum())
+    return float((weights * np.square(expression - mean)).sum())
 
 
 def _checked_effects(pred_effects: ArrayLike, real_effects: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -153,7 +153,13 @@ def _rank_genes(
                 j = i
                 while j < len(high) and high[j] == high[i]:
                     j += 1
-                below += np.searchsorted(control[below:], high[i])
+                top = len(control)
+                while below < top:  # the first control that is not lower
+                    middle = (below + top) // 2
+                    if control[middle] < high[i]:
+                        below = middle + 1
+                    else:
+                        top = middle
                 above = below
                 while above < len(control) and control[above] == high[i]:
                     above += 1
