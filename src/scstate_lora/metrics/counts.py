@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
-Counts: TypeAlias = "np.ndarray | sparse.spmatrix | sparse.sparray"
+Counts: TypeAlias = np.ndarray | sparse.spmatrix | sparse.sparray
 """Counts of cells ``(n_cells, n_genes)``, dense or sparse."""
 
 

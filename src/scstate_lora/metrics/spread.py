@@ -33,13 +33,11 @@ def sd_r2(pred: ArrayLike, real: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        If they do not have the same genes, either has fewer than two cells, a number is not finite, or all genes vary
-        by the same amount.
+        If genes differ, a side has fewer than two cells, a number is not finite, or all genes vary by the same amount.
 
     References
     ----------
-    Lotfollahi et al. (2023), Predicting cellular responses to complex perturbations in high-throughput screens, who
-    score variances so.
+    Lotfollahi et al. (2023), Predicting cellular responses to complex perturbations in high-throughput screens.
     """
     return _r2(_deviations(pred, real), "standard deviation")
 
