@@ -309,14 +309,20 @@ def _mean_effect(_: np.ndarray, case: Case) -> np.ndarray:
 
 
 def _perturbed_mean_cells(control: np.ndarray, case: Case) -> np.ndarray:
-    return perturbed_mean(control, _of_perturbation(case.training.perturbed, case.perturbation))
+    means = _of_perturbation(case.training.perturbed, case.perturbation)
+    return _repeated(np.asarray(np.mean(means, axis=0, dtype=np.float64)), control)
 
 
 def _context_mean_cells(control: np.ndarray, case: Case) -> np.ndarray:
     contexts = case.training.contexts
     if case.context not in contexts:
         raise ValueError(f"train has no cell of {case.context}" if contexts else _NEEDS_TRAINING)
-    return context_mean(control, contexts[case.context])
+    return _repeated(contexts[case.context], control)
+
+
+def _repeated(profile: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """One profile for every control cell, as a view that takes no memory."""
+    return np.broadcast_to(profile.astype(control.dtype), control.shape)
 
 
 def _linear_cells(control: np.ndarray, case: Case) -> np.ndarray:
@@ -328,8 +334,9 @@ def _linear_effect(control_mean: np.ndarray, case: Case) -> np.ndarray:
     return case.training.linear_effect(control_mean, case.perturbation)
 
 
-YARDSTICK = "mean shift"
-"""The baseline at which the skill is 0."""
+MEAN_SHIFT = "mean shift"
+MEAN_EFFECT = "mean effect"
+NO_CHANGE = "no change"
 
 CEILING = "ceiling"
 """A half of the measured cells, with controls of its own, scored against the other: a replicate, whose skill is 1."""
@@ -337,9 +344,9 @@ CEILING = "ceiling"
 BASELINES = {
     baseline.name: baseline
     for baseline in (
-        Baseline("no change", "x", cells=lambda control, _: no_change(control), effect=_no_effect),
-        Baseline("mean effect", "s", effect=_mean_effect),
-        Baseline(YARDSTICK, "D", cells=_mean_shift_cells, effect=_mean_shift_effect),
+        Baseline(NO_CHANGE, "x", cells=lambda control, _: no_change(control), effect=_no_effect),
+        Baseline(MEAN_EFFECT, "s", effect=_mean_effect),
+        Baseline(MEAN_SHIFT, "D", cells=_mean_shift_cells, effect=_mean_shift_effect),
         Baseline("perturbed mean", "s", cells=_perturbed_mean_cells),
         Baseline("context mean", "^", cells=_context_mean_cells),
         Baseline("linear", "v", cells=_linear_cells, effect=_linear_effect),

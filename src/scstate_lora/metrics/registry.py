@@ -8,24 +8,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scstate_lora.metrics.cell_sets import mmd, relative_nearest_distance
 from scstate_lora.metrics.changes import correlation_of
 from scstate_lora.metrics.differential import direction_of, overlap_of, precision_of, weighted_mse_of
-from scstate_lora.metrics.perturbation import (
-    energy_distance,
-    mae,
-    mse,
-    spearman_brown,
-    variance_ratio,
-)
+from scstate_lora.metrics.perturbation import goodness, spearman_brown
+from scstate_lora.metrics.set_pairs import e_distance_of, mae_of, mmd_of, mse_of, relative_nearest_of, variance_ratio_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from scstate_lora.metrics.changes import Change
     from scstate_lora.metrics.perturbation import Direction
+    from scstate_lora.metrics.set_pairs import SetPair
 
     CellScore = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+    PairScore = Callable[[SetPair], float]
     ChangeScore = Callable[[Change, Change], float]
     Correction = Callable[[np.ndarray], np.ndarray]
 
@@ -34,7 +30,8 @@ if TYPE_CHECKING:
 class Metric:
     """A metric, as tables, plots and reports show it.
 
-    A metric of predicted cells, which :func:`scstate_lora.tl.evaluate_perturbation` computes, has `score` or `change`.
+    A metric of predicted cells, which :func:`scstate_lora.tl.evaluate_perturbation` computes, has one of `score`,
+    `change` and `pair`.
 
     Parameters
     ----------
@@ -54,6 +51,10 @@ class Metric:
     full_depth
         Turns the score of one half of the measured cells against the other into that of two whole sets, for the
         ceiling; None where no such correction is known, or none is needed.
+    pair
+        Score of predicted and measured cells whose moments and distances are computed once for all metrics.
+    nothing
+        Score of a prediction without any change where the metric does not define it: of no correlation, 0.
     """
 
     label: str
@@ -64,27 +65,25 @@ class Metric:
     change: ChangeScore | None = None
     full_depth: Correction | None = None
     headline: bool = False
+    pair: PairScore | None = None
+    nothing: float = np.nan
+
+    @property
+    def perfect(self) -> float:
+        """Goodness of a perfect prediction, as :func:`scstate_lora.metrics.goodness`; infinite where there is none."""
+        best = {"higher": self.highest, "lower": self.lowest, "one": 1.0}[self.direction]
+        return float(goodness(best, direction=self.direction))
 
     def columns(self) -> dict[str, str | float]:
         """Return the columns of a table that describe the metric."""
         return {"direction": self.direction, "lowest": self.lowest, "highest": self.highest}
 
 
-def _of_means(score: Callable[..., float]) -> CellScore:
-    """Score the mean cells, as functions of predicted, measured and control mean do."""
-    return lambda pred, real, control: score(*(cells.mean(axis=0, dtype=np.float64) for cells in (pred, real, control)))
-
-
-def _of_cells(score: Callable[[np.ndarray, np.ndarray], float]) -> CellScore:
-    """Score predicted against measured cells, whatever the controls."""
-    return lambda pred, real, _: score(pred, real)
-
-
 def _correlation(label: str, change: ChangeScore, *, headline: bool = False) -> Metric:
-    return Metric(label, "higher", -1.0, 1.0, change=change, full_depth=spearman_brown, headline=headline)
+    return Metric(label, "higher", -1.0, 1.0, change=change, full_depth=spearman_brown, headline=headline, nothing=0.0)
 
 
-def _distance(label: str, *, highest: float = np.inf, **how: CellScore | ChangeScore | Correction | bool) -> Metric:
+def _distance(label: str, *, highest: float = np.inf, **how: PairScore | ChangeScore | Correction | bool) -> Metric:
     return Metric(label, "lower", 0.0, highest, **how)  # type: ignore[arg-type]  # each is of its field's type
 
 
@@ -104,25 +103,27 @@ METRICS: dict[str, Metric] = {
     "pearson_delta_top50": _correlation("Pearson of delta, top 50 genes", partial(correlation_of, n_top=50)),
     "mae": _distance(
         "MAE of means",
-        score=_of_means(lambda pred, real, _: mae(pred, real)),
+        pair=mae_of,
         full_depth=_over_root_two,
         headline=True,
     ),
-    "mse": _distance("MSE of means", score=_of_means(lambda pred, real, _: mse(pred, real)), full_depth=_halved),
-    "e_distance": _distance("E-distance", score=_of_cells(energy_distance), full_depth=_halved, headline=True),
-    "variance_ratio": Metric("variance ratio", "one", 0.0, np.inf, _of_cells(variance_ratio), headline=True),
+    "mse": _distance("MSE of means", pair=mse_of, full_depth=_halved),
+    "e_distance": _distance("E-distance", pair=e_distance_of, full_depth=_halved, headline=True),
+    "variance_ratio": Metric("variance ratio", "one", 0.0, np.inf, pair=variance_ratio_of, headline=True),
     "mse_de_weighted": _distance("MSE of means, weighted by DE", change=weighted_mse_of, full_depth=_halved),
-    "mmd": _distance("MMD", score=_of_cells(mmd), highest=2.0, full_depth=_halved),
+    "mmd": _distance("MMD", pair=mmd_of, highest=2.0, full_depth=_halved),
     "nearest_distance_relative": Metric(
         "distance to the nearest cell, relative to that between measured cells",
         "one",
         0.0,
         np.inf,
-        _of_cells(relative_nearest_distance),
+        pair=relative_nearest_of,
     ),
-    "de_overlap50": Metric("overlap of the top 50 DE genes", change=partial(overlap_of, n_top=50), headline=True),
-    "de_direction50": Metric("direction of the top 50 DE genes", change=partial(direction_of, n_top=50)),
-    "de_precision50": Metric("precision of the top 50 DE genes", change=partial(precision_of, n_top=50)),
+    "de_overlap50": Metric(
+        "overlap of the top 50 DE genes", change=partial(overlap_of, n_top=50), nothing=0.0, headline=True
+    ),
+    "de_direction50": Metric("direction of the top 50 DE genes", change=partial(direction_of, n_top=50), nothing=0.0),
+    "de_precision50": Metric("precision of the top 50 DE genes", change=partial(precision_of, n_top=50), nothing=0.0),
     "discrimination": Metric("discrimination score", headline=True),
     "knn_accuracy": Metric("kNN accuracy", headline=True),
     "probe_accuracy": Metric("probe accuracy"),

@@ -11,7 +11,7 @@ import pandas as pd
 from scstate_lora._constants import UNS_KEY
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import DISCRIMINATION, EVALUATE, EVALUATE_PERTURBATION, read_result
-from scstate_lora.metrics.baselines import BASELINES, CEILING, YARDSTICK
+from scstate_lora.metrics.baselines import BASELINES, CEILING, MEAN_SHIFT
 from scstate_lora.metrics.embedding import PCA
 from scstate_lora.metrics.registry import headline_of, metric_label
 from scstate_lora.pl.style import color_cycle, grid_shape, panels, require_columns
@@ -144,14 +144,14 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
         floor = floor.assign(series=_FLOOR, value=floor["baseline"], reason="")
         return pd.concat([long, floor], ignore_index=True)
     require_columns(table, ["model", "metric", "context", "value", "direction"], tools=_TOOLS)
-    if "perturbation" in table:
+    if "perturbation" in table and (table["perturbation"] == "all").any():
         table = table[table["perturbation"] == "all"]
     return table.rename(columns={"model": "series", "context": "row", "ci_low": "low", "ci_high": "high"})
 
 
 def _reference_styles() -> dict[str, tuple[str, str]]:
     """Marker and colour of every row of a table that is no model or embedding."""
-    baselines = {b.name: (b.marker, _DARK if b.name == YARDSTICK else _GREY) for b in BASELINES.values()}
+    baselines = {b.name: (b.marker, _DARK if b.name == MEAN_SHIFT else _GREY) for b in BASELINES.values()}
     return {**baselines, CEILING: ("|", _BLACK), PCA: ("s", _GREY), _FLOOR: ("|", _DARK)}
 
 

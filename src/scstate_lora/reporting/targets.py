@@ -11,7 +11,7 @@ from scstate_lora.data.results import EVALUATE_PERTURBATION, read_prediction, re
 from scstate_lora.metrics import goodness
 from scstate_lora.metrics.registry import metric_label
 from scstate_lora.reporting.parts import Section, Verdict, table
-from scstate_lora.reporting.verdicts import ALL_CONTEXTS, average_of, best_baseline, direction_of, model_names
+from scstate_lora.reporting.verdicts import ALL_CONTEXTS, average_of, baseline_to_beat, direction_of, model_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +89,7 @@ def targets_section(summaries: Sequence[Summary]) -> Section:
                 mark = "good" if better > 2 * worse else "bad" if worse > 2 * better else "even"
                 sentence = (
                     f"{label}: {model} is better than the best baseline for {better} of {len(gains)} targets and worse "
-                    f"for {worse}; the best baseline is chosen for each target."
+                    f"for {worse}; the best baseline is chosen on training cells."
                 )
                 section.verdicts.append(Verdict(mark, sentence, headline=True))
     return section
@@ -99,21 +99,22 @@ def _models(summary: Summary) -> list[str]:
     return [""] if summary.scores is None else model_names(summary.scores) or [""]
 
 
-def _values(summary: Summary, metric: str) -> tuple[dict[str, float], Direction]:
-    """Values of a metric by model, and its direction."""
+def _values(summary: Summary, metric: str) -> tuple[dict[str, float], Direction, str | None]:
+    """Values of a metric by model, its direction, and the baseline to beat."""
     average = summary.average
     part = pd.DataFrame() if average is None else average[average["metric"] == metric]
     if part.empty:
-        return {}, "higher"
-    return dict(zip(part["model"], part["value"].astype(float), strict=True)), direction_of(part)
+        return {}, "higher", None
+    direction = direction_of(part)
+    values = dict(zip(part["model"], part["value"].astype(float), strict=True))
+    return values, direction, baseline_to_beat(part, direction)
 
 
 def _row(summary: Summary, model: str) -> dict[str, object]:
     row: dict[str, object] = {"target": summary.target, "model": model, "predicted cells": summary.n_cells}
     row["effect"] = summary.effect
     for metric in _COMPARED:
-        values, direction = _values(summary, metric)
-        best = best_baseline(values, direction)
+        values, _, best = _values(summary, metric)
         row[metric_label(metric)] = values.get(model, np.nan)
         row[f"best baseline, {metric_label(metric)}"] = np.nan if best is None else values[best]
         row[f"which, {metric_label(metric)}"] = best or ""
@@ -121,8 +122,7 @@ def _row(summary: Summary, model: str) -> dict[str, object]:
 
 
 def _gain(summary: Summary, model: str, metric: str) -> float:
-    values, direction = _values(summary, metric)
-    best = best_baseline(values, direction)
+    values, direction, best = _values(summary, metric)
     if best is None or model not in values:
         return np.nan
     good = goodness([values[model], values[best]], direction=direction)

@@ -8,7 +8,7 @@ import numpy as np
 
 from scstate_lora._constants import OBSM_SE, OBSM_ST
 from scstate_lora.metrics import bootstrap_interval, goodness
-from scstate_lora.metrics.baselines import BASELINES, CEILING, YARDSTICK, reference_names
+from scstate_lora.metrics.baselines import BASELINES, CEILING, MEAN_SHIFT, reference_names
 from scstate_lora.metrics.embedding import PCA
 from scstate_lora.metrics.registry import metric_label
 from scstate_lora.reporting.parts import Verdict, text
@@ -35,13 +35,21 @@ def model_names(table: pd.DataFrame) -> list[str]:
 
 def baseline_names() -> list[str]:
     """Names of the baselines, the yardstick last."""
-    return sorted(BASELINES, key=lambda name: name == YARDSTICK)
+    return sorted(BASELINES, key=lambda name: name == MEAN_SHIFT)
 
 
 def average_of(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the average over contexts; of a single context, its own."""
+    """Return the rows of the average over perturbations and contexts; of a single one, its own."""
+    table = over_perturbations(table)
     contexts = list(table["context"])
     return table[table["context"] == (ALL_CONTEXTS if ALL_CONTEXTS in contexts else contexts[0])]
+
+
+def over_perturbations(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the average over perturbations; of a single one, its own."""
+    if "perturbation" not in table or not (table["perturbation"] == ALL_CONTEXTS).any():
+        return table
+    return table[table["perturbation"] == ALL_CONTEXTS]
 
 
 def direction_of(table: pd.DataFrame) -> Direction:
@@ -57,8 +65,27 @@ def best_baseline(values: Mapping[str, float], direction: Direction) -> str | No
     return list(known)[int(np.argmax(goodness(list(known.values()), direction=direction)))]
 
 
+def baseline_to_beat(rows: pd.DataFrame, direction: Direction) -> str | None:
+    """Return the baseline that a model has to beat, and None if none has a value.
+
+    It is the one that the table says was chosen on training cells, else the best one.
+
+    Parameters
+    ----------
+    rows
+        Rows of one metric: one of every model.
+    direction
+        Of the metric.
+    """
+    values = dict(zip(rows["model"], rows["value"].astype(float), strict=True))
+    chosen = str(rows["yardstick"].iloc[0]) if "yardstick" in rows else ""
+    return chosen if np.isfinite(values.get(chosen, np.nan)) else best_baseline(values, direction)
+
+
 def perturbation_verdicts(table: pd.DataFrame, *, target: str) -> list[Verdict]:
     """Judge every model against the best baseline of each metric: first in one sentence, then metric by metric.
+
+    The best baseline is the one that was best on training cells which were left out, where the table names it.
 
     Parameters
     ----------
@@ -118,18 +145,24 @@ def _overall(model: str, single: Sequence[_Result], *, target: str) -> Verdict:
 
 def _against_best(table: pd.DataFrame, model: str, metric: str) -> _Result:
     """Compare one model with the best baseline of one metric: the average over contexts, then context by context."""
-    part = table[table["metric"] == metric]
+    part = over_perturbations(table[table["metric"] == metric])
     direction = direction_of(part)
-    rows = {row["model"]: row for row in average_of(part).to_dict("records")}
+    average = average_of(part)
+    rows = {row["model"]: row for row in average.to_dict("records")}
     values = {name: float(row["value"]) for name, row in rows.items()}
     value = values[model]
     if np.isnan(value):
         why = rows[model]["reason"]
         return _Result(metric, "not compared", f"{metric_label(metric)}: not computed for {model} ({why}).")
     sentence = f"{metric_label(metric)}: {model} {text(value)}"
-    best = best_baseline(values, direction)
+    best = baseline_to_beat(average, direction)
+    best_here = best_baseline(values, direction)
     references = [name for name in (*baseline_names(), CEILING) if name != best]
-    known = "; ".join(f"{name} {text(values[name])}" for name in references if not np.isnan(values.get(name, np.nan)))
+    known = "; ".join(
+        f"{name} {text(values[name])}" + (", the best on these cells" if name == best_here else "")
+        for name in references
+        if not np.isnan(values.get(name, np.nan))
+    )
     others = f" ({known})" if known else ""
     if best is None:
         return _Result(

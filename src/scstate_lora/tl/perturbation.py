@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from scstate_lora.data.results import EVALUATE_PERTURBATION, read_prediction, write_result
-from scstate_lora.tl.scoring.cell_scores import PredictedCells, baseline_predictors, score_cells
+from scstate_lora.data.results import EVALUATE_PERTURBATION, write_result
+from scstate_lora.tl.scoring.cell_scores import score_cells
+from scstate_lora.tl.scoring.cells import GroupedCells
 from scstate_lora.tl.scoring.inputs import read_inputs
+from scstate_lora.tl.scoring.predictors import PredictedCells
 from scstate_lora.tl.scoring.table import MIN_CELLS, Counting
+from scstate_lora.tl.scoring.yardstick import Yardsticks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from scstate_lora.tl.scoring.cell_scores import Predictor
+    from scstate_lora.tl.scoring.predictors import Predictor
 
 
 def evaluate_perturbation(
@@ -33,7 +36,7 @@ def evaluate_perturbation(
     n_boot: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score predicted cells against measured ones, context by context, beside naive baselines.
+    """Score predicted cells against measured ones, by perturbation and context, beside naive baselines.
 
     All scores are over the log1p expression and the genes of `pred`. Model, baselines and ceiling are scored with
     the same control cells: those of `control` that `pred` was predicted from. Predicted cells of others are left out.
@@ -76,6 +79,17 @@ def evaluate_perturbation(
       absolute error is divided by the root of 2. For ``de_*`` no correction is known, and ``variance_ratio`` and
       ``nearest_distance_relative`` need none.
 
+    The skill is 0 for the baseline that was best at a metric on training cells which were left out: whole contexts
+    where the scored ones have no training cells of the perturbation, perturbations where training lacks them, else
+    cells. It never depends on the test cells; the column ``yardstick`` names it.
+
+    Whether a metric can tell good from bad on these cells is said beside it. ``dynamic_range``: where an interpolated
+    duplicate lies between a prediction of the average training effect, 0, and a perfect one, 1; the duplicate is one
+    half of the measured cells, each gene moved towards that average by the adjusted p-value of its change, scored
+    against the other half. ``baseline_saturation``: where the yardstick lies between "no change", 0, and the ceiling, 1.
+
+    Distances (of ``e_distance``, ``mmd``, ``nearest_distance_relative``) are between at most 1,000 cells a set.
+
     All training contexts have the same weight. For an unseen target, mean shift and perturbed mean are averages over
     the training perturbations, and the linear baseline needs `pert_features`.
 
@@ -84,9 +98,9 @@ def evaluate_perturbation(
     Parameters
     ----------
     pred
-        Cells predicted by :meth:`~scstate_lora.STTransition.predict`, for one target.
+        Cells predicted by :meth:`~scstate_lora.STTransition.predict`, for one target or many.
     real
-        Measured cells; those with the predicted target are used.
+        Measured cells; those with the predicted targets are used.
     control
         Measured cells; those with the control level that `pred` was predicted from are used. Best are controls that
         were held out of the training: a model that was trained on them, beside perturbed cells of the same context, has
@@ -115,15 +129,17 @@ def evaluate_perturbation(
 
     Returns
     -------
-    One row per model, context and metric: ``model``, ``context`` (``"all"`` is the average over contexts), ``metric``,
+    One row per model, perturbation, context and metric: ``model``, ``context`` (``"all"`` is the average over
+    contexts), ``perturbation`` (``"all"`` is the average over perturbations, if there are several), ``metric``,
     ``value``, ``split_sd`` (standard deviation over the random halves, NaN without halves), ``skill``, ``ci_low`` and
-    ``ci_high`` (95 % interval of the average, NaN with a single context), ``direction`` (``"higher"``, ``"lower"`` or
-    nearest to ``"one"`` is better), ``lowest`` and ``highest`` possible value, ``n_control`` and ``n_measured``: number
-    of control cells that were predicted from, and of measured cells; ``weight`` of the context in the average, 0 if it
-    does not count; ``reason``: why a value is NaN, or which contexts an average lacks, else empty. ``skill`` is 0 for
-    the mean shift and 1 for the ceiling; of the average it is the ratio of averages, not the average of ratios. It is
-    NaN, and ``skill_reason`` says so, where the ceiling is not above the mean shift by more than twice the standard
-    deviation of their difference over the random halves.
+    ``ci_high`` (95 % interval of the average over perturbations, or of one perturbation over contexts; NaN of a single
+    one), ``direction`` (``"higher"``, ``"lower"`` or nearest to ``"one"`` is better), ``lowest`` and ``highest``
+    possible value, ``n_control`` and ``n_measured``: number of control cells that were predicted from, and of measured
+    cells; ``weight`` in the average, 0 if it does not count, and of an average over perturbations their number;
+    ``reason``: why a value is NaN, or what an average lacks, else empty. ``skill`` is 0 for the yardstick and 1 for the
+    ceiling; of an average it is the ratio of averages, not the average of ratios. It is NaN, and ``skill_reason`` says
+    so, where the ceiling is not above the yardstick by more than twice the standard deviation of their difference over
+    the random halves. ``yardstick``, ``dynamic_range`` and ``baseline_saturation`` are described above.
 
     Adds ``pred.uns["scstate_lora"]["evaluate_perturbation"]``, the same table.
 
@@ -134,7 +150,7 @@ def evaluate_perturbation(
     TypeError
         If `pert_features` is not a table of numbers.
     ValueError
-        If `pred` is not a prediction of one target, a measured AnnData holds predicted cells, no context can be scored,
+        If `pred` is not a prediction, a measured AnnData holds predicted cells, no context can be scored,
         no control cell of `pred` is among the controls, or `pert_features` lacks a perturbation of `train`.
 
     Warns
@@ -153,22 +169,14 @@ def evaluate_perturbation(
         pert_features=pert_features,
         name=name,
     )
-    if len(inputs.targets) != 1:
-        key = read_prediction(pred).pert_key
-        msg = (
-            f"pred.obs[{key!r}] holds {len(inputs.targets)} targets ({', '.join(inputs.targets[:5])}); score one at a "
-            f"time: evaluate_perturbation(pred[pred.obs[{key!r}] == ...], ...). For all at once use discrimination."
-        )
-        raise ValueError(msg)
-    predictors: dict[str, Predictor] = {
-        name: PredictedCells(inputs.predicted),
-        **baseline_predictors(inputs.targets[0], inputs.training),
-    }
+    predictors: dict[str, Predictor] = {name: PredictedCells(GroupedCells(inputs.predicted))}
     table = score_cells(
         predictors,
         inputs.measured,
         inputs.controls,
-        inputs.contexts,
+        inputs.pairs,
+        training=inputs.training,
+        yardsticks=None if train is None else Yardsticks(inputs.training, seed=seed),
         counting=counting,
         n_boot=n_boot,
         seed=seed,

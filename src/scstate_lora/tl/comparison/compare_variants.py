@@ -271,8 +271,9 @@ class _Records:
         """Put the tables together."""
         columns = ["model", "seed", "target", "context", "metric", "value", "split_sd", "ci_low", "ci_high"]
         columns += ["direction", "lowest", "highest", *COUNT_COLUMNS, "reason"]
-        by_seed = pd.concat(self.by_seed, ignore_index=True)[columns]
+        by_seed = pd.concat(self.by_seed, ignore_index=True)
         scores = over_seeds(by_seed)
+        by_seed = by_seed[columns]
         main = scores[scores["target"] == (ALL if len(targets) > 1 else targets[0])]
         sizes = ["model", "seed", "parameters", "trained", "share"]
         training = pd.DataFrame(self.training).reindex(columns=[*sizes, *_MEASURES, "reason"]).fillna({"reason": ""})

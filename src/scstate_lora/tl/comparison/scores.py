@@ -12,9 +12,9 @@ from scstate_lora import metrics
 from scstate_lora._constants import OBS_SPLIT
 from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean
-from scstate_lora.metrics.baselines import CEILING, YARDSTICK, reference_names
+from scstate_lora.metrics.baselines import CEILING, reference_names
 from scstate_lora.tl.comparison.criteria import Measure, day_order, in_order_of_time
-from scstate_lora.tl.scoring.table import ALL, NO_RANGE, average, average_sd, reason_of_average
+from scstate_lora.tl.scoring.table import ALL, CALIBRATION_COLUMNS, NO_RANGE, average, average_sd, reason_of_average
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ NO_SEED = -1
 KEYS = ["model", "target", "context", "metric"]
 _METRIC_COLUMNS = ["direction", "lowest", "highest"]
 COUNT_COLUMNS = ["n_control", "n_measured", "weight"]
-_SKILL = ["skill", "skill_reason"]
+_SKILL = ["skill", "skill_reason", "perturbation"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Task:
         table = self.cells.score(
             target, predicted, name=name, with_baselines=False, counting=self.counting, n_boot=self.n_boot
         )
-        return table.assign(target=target).drop(columns=_SKILL)
+        return table.assign(target=target).drop(columns=[*_SKILL, *CALIBRATION_COLUMNS])
 
     def baselines(self) -> pd.DataFrame:
         """Score the baselines and the ceiling on all targets."""
@@ -194,6 +194,9 @@ def with_mean_target(table: pd.DataFrame, *, n_boot: int) -> pd.DataFrame:
         row["split_sd"] = average_sd(values, part["split_sd"].to_numpy(dtype=float))
         row |= {column: part[column].sum() for column in COUNT_COLUMNS}
         row["reason"] = reason_of_average(values, reasons, part["target"])
+        if "yardstick" in part:
+            row["yardstick"] = next(iter(part["yardstick"].mode()), "")
+            row |= {name: part[name].astype(float).mean() for name in CALIBRATION_COLUMNS[1:]}
         rows.append(row | part.iloc[0][_METRIC_COLUMNS].to_dict())
     return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
 
@@ -220,11 +223,15 @@ def over_seeds(by_seed: pd.DataFrame) -> pd.DataFrame:
     over = np.where(table["target"] == ALL, "targets", "contexts")
     over = np.where(several, "seeds", over)
     table["interval"] = np.where(table["ci_low"].notna(), over, "")
+    keys = pd.MultiIndex.from_frame(table[KEYS[1:]])
+    shared = by_seed[by_seed["model"] == CEILING].set_index(KEYS[1:])[CALIBRATION_COLUMNS].reindex(keys)
+    table[CALIBRATION_COLUMNS] = shared.to_numpy()
     table["skill"], table["skill_reason"] = _skill(table)
     table["reason"] = _reasons(by_seed, table)
     table.loc[table["model"].isin(reference_names()), "n_seeds"] = 0
     columns = ["value", "split_sd", "skill", "ci_low", "ci_high", "interval", "n_seeds", *_METRIC_COLUMNS]
-    return table[[*KEYS, *columns, *COUNT_COLUMNS, "reason", "skill_reason"]]
+    table = table.astype(dict.fromkeys(CALIBRATION_COLUMNS[1:], float))
+    return table[[*KEYS, *columns, *COUNT_COLUMNS, "reason", "skill_reason", *CALIBRATION_COLUMNS]]
 
 
 def _reasons(by_seed: pd.DataFrame, table: pd.DataFrame) -> list[str]:
@@ -243,21 +250,20 @@ def _reasons(by_seed: pd.DataFrame, table: pd.DataFrame) -> list[str]:
 
 
 def _skill(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Place every value between the mean shift, 0, and the ceiling, 1; say why where there is no such scale."""
-    columns = ["value", "split_sd"]
-    keys = pd.MultiIndex.from_frame(table[KEYS[1:]])
-    marks = {
-        name: table[table["model"] == name].set_index(KEYS[1:])[columns].reindex(keys).to_numpy(dtype=float)
-        for name in (YARDSTICK, CEILING)
-    }
-    noise = np.sqrt(np.nansum([np.square(marks[name][:, 1]) for name in marks], axis=0))
+    """Place every value between the yardstick, 0, and the ceiling, 1; say why where there is no such scale."""
+    own = table[["value", "split_sd"]].set_index(pd.MultiIndex.from_frame(table[KEYS]))
+    marks = [
+        own.reindex(pd.MultiIndex.from_arrays([names, *(table[key] for key in KEYS[1:])])).to_numpy(dtype=float)
+        for names in (table["yardstick"], np.full(len(table), CEILING, dtype=object))
+    ]
+    noise = np.sqrt(np.nansum([np.square(mark[:, 1]) for mark in marks], axis=0))
     skill, is_flat = np.full(len(table), np.nan), np.zeros(len(table), dtype=bool)
     for direction in dict.fromkeys(table["direction"]):
         rows = (table["direction"] == direction).to_numpy()
-        own, floor, top = (
+        good, floor, top = (
             metrics.goodness(values[rows], direction=direction)
-            for values in (table["value"].to_numpy(dtype=float), marks[YARDSTICK][:, 0], marks[CEILING][:, 0])
+            for values in (table["value"].to_numpy(dtype=float), marks[0][:, 0], marks[1][:, 0])
         )
-        skill[rows] = metrics.skill(own, floor=floor, ceiling=top, noise=noise[rows])
-        is_flat[rows] = np.isfinite([own, floor, top]).all(axis=0) & np.isnan(skill[rows])
+        skill[rows] = metrics.skill(good, floor=floor, ceiling=top, noise=noise[rows])
+        is_flat[rows] = np.isfinite([good, floor, top]).all(axis=0) & np.isnan(skill[rows])
     return skill, np.where(is_flat, NO_RANGE, "")

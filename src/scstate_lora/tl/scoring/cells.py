@@ -21,7 +21,7 @@ class Cells(NamedTuple):
     contexts: np.ndarray
     perturbations: np.ndarray
     names: np.ndarray
-    """Name of each cell; of a predicted cell, that of the control cell that it was predicted from."""
+    """Name of each cell; of a predicted cell, that of the control cell that it was predicted from, None if unknown."""
 
     def at(self, rows: np.ndarray) -> Cells:
         """Return the cells of a boolean mask."""
@@ -49,6 +49,28 @@ class Cells(NamedTuple):
     def group_means(self) -> dict[tuple[str, str], np.ndarray]:
         """Mean cell of every perturbation and context, float64 of shape ``(n_genes,)``."""
         return {key: mean_of(self.expression[rows]) for key, rows in self.groups().items()}
+
+
+class GroupedCells:
+    """Cells with the positions of those of every perturbation and context.
+
+    Parameters
+    ----------
+    cells
+        The cells.
+    """
+
+    def __init__(self, cells: Cells) -> None:
+        self.cells = cells
+        self.groups = cells.groups()
+
+    def rows(self, target: str, context: str) -> np.ndarray:
+        """Positions of the cells of a perturbation in a context."""
+        return self.groups.get((target, context), np.zeros(0, dtype=np.intp))
+
+    def dense(self, rows: np.ndarray) -> np.ndarray:
+        """Dense float32 expression of some cells, ``(n, n_genes)``."""
+        return self.cells.expression[rows].toarray()
 
 
 def mean_of(expression: sparse.csr_matrix) -> np.ndarray:

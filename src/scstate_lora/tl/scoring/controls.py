@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scstate_lora._logging import logger
-from scstate_lora.metrics.changes import Moments, moments
-from scstate_lora.metrics.perturbation import split_halves
+from scstate_lora.metrics.changes import moments
+from scstate_lora.metrics.perturbation import N_SPLITS, split_halves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from scipy import sparse
+
+    from scstate_lora.metrics.changes import Moments
     from scstate_lora.tl.scoring.cells import Cells
 
 FEWEST = 4  # control cells, so that each half has a variance
@@ -111,27 +116,59 @@ def _not_present(predicted: Cells, candidates: Mapping[str, Cells]) -> str:
     )
 
 
-class ContextControls(NamedTuple):
-    """The control cells of one context, and their random halves."""
+@dataclass(frozen=True, eq=False)
+class ContextControls:
+    """The control cells of one context, and their random halves.
+
+    Parameters
+    ----------
+    context
+        Name of the context.
+    expression
+        The cells, sparse ``(n, n_genes)``; they are made dense on use.
+    names
+        Name of each, ``(n,)``.
+    halves
+        Which cells each half has, bool ``(n_halves, n)``, without any half if the cells are too few.
+    """
 
     context: str
-    cells: np.ndarray
-    """Dense float32 ``(n, n_genes)``."""
+    expression: sparse.csr_matrix
     names: np.ndarray
-    """``(n,)``."""
     halves: np.ndarray
-    """Which cells each half has, bool ``(n_halves, n)``, without any half if the cells are too few."""
 
     @classmethod
-    def of(cls, controls: Cells, context: str, *, seed: int) -> ContextControls:
+    def of(cls, controls: Cells, context: str, *, seed: int, n_splits: int = N_SPLITS) -> ContextControls:
         """Take the control cells of a context, and split them."""
-        names = controls.names[controls.contexts == context]
-        halves = split_halves(len(names), seed=seed) if len(names) >= FEWEST else np.zeros((0, len(names)), dtype=bool)
-        return cls(context, controls.of(context), names, halves)
+        rows = np.flatnonzero(controls.contexts == context)
+        halves = np.zeros((0, len(rows)), dtype=bool)
+        if len(rows) >= FEWEST:
+            halves = split_halves(len(rows), seed=seed, n_splits=n_splits)
+        return cls(context, controls.expression[rows], controls.names[rows], halves)
 
+    @cached_property
+    def cells(self) -> np.ndarray:
+        """Dense float32 ``(n, n_genes)``."""
+        return np.asarray(self.expression.toarray())
+
+    @property
+    def sets(self) -> np.ndarray:
+        """All cells, and those of each half, bool ``(1 + n_halves, n)``."""
+        return np.vstack([np.ones((1, len(self.names)), dtype=bool), self.halves])
+
+    @cached_property
+    def _all_moments(self) -> list[Moments]:
+        return moments(self.cells, self.sets)
+
+    @property
+    def whole(self) -> Moments:
+        """Moments of all cells."""
+        return self._all_moments[0]
+
+    @property
     def moments(self) -> list[Moments]:
         """Moments of every half."""
-        return moments(self.cells, self.halves)
+        return self._all_moments[1:]
 
     def halves_of(self, predicted_from: np.ndarray) -> np.ndarray:
         """Which predicted cells, given the names of their control cells, belong to each half."""

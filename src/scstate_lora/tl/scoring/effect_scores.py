@@ -133,7 +133,7 @@ class _Case:
         cells = measured.at(measured.contexts == control.context)
         groups = cells.groups()
         rows = [groups[name, control.context] for name in names]
-        halves = np.array([half.mean for half in control.moments()])
+        halves = np.array([half.mean for half in control.moments])
         return cls(control, halves, names, cells, rows, _means(cells, _indicator(rows, len(cells.names))), hidden_genes)
 
     @property

@@ -9,12 +9,14 @@ import numpy as np
 
 from scstate_lora.data import log_expression
 from scstate_lora.data.contexts import join_labels
-from scstate_lora.tl.scoring.cell_scores import PredictedCells, baseline_predictors, score_cells
-from scstate_lora.tl.scoring.cells import Cells, common_contexts
+from scstate_lora.tl.scoring.cell_scores import score_cells
+from scstate_lora.tl.scoring.cells import Cells, GroupedCells, common_contexts
 from scstate_lora.tl.scoring.controls import pair
 from scstate_lora.tl.scoring.inputs import check_genes, check_name, features_of
+from scstate_lora.tl.scoring.predictors import PredictedCells
 from scstate_lora.tl.scoring.table import EQUAL, Counting
 from scstate_lora.tl.scoring.training import Training
+from scstate_lora.tl.scoring.yardstick import Yardsticks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scstate_lora.data.bound import BoundData
-    from scstate_lora.tl.scoring.cell_scores import Predictor
+    from scstate_lora.tl.scoring.predictors import Predictor
 
 _ENOUGH_UNSEEN = 20
 
@@ -75,6 +77,11 @@ class HeldOutCells:
         control = str(self.bound.registry.control)
         features = features_of(self.pert_features, trained.perturbations, control=control)
         return Training(trained, control=control, pert_features=features)
+
+    @cached_property
+    def yardsticks(self) -> Yardsticks:
+        """Chooses the baselines at which the skill is 0, once for all targets."""
+        return Yardsticks(self.training)
 
     @cached_property
     def controls_in_use(self) -> np.ndarray:
@@ -162,10 +169,14 @@ class HeldOutCells:
             perturbations = np.full(part.n_obs, target, dtype=object)
             cells = Cells(log_expression(part), self.contexts[own], perturbations, self.cells.names[own])
             cells, controls = pair(cells, {"adata": controls})
-            predictors[name] = PredictedCells(cells)
-        if with_baselines:
-            predictors |= baseline_predictors(target, self.training)
-        contexts = common_contexts(controls, measured)
+            predictors[name] = PredictedCells(GroupedCells(cells))
         return score_cells(
-            predictors, measured, controls, contexts, counting=counting, with_ceiling=with_baselines, n_boot=n_boot
+            predictors,
+            measured,
+            controls,
+            {context: [target] for context in common_contexts(controls, measured)},
+            training=self.training if with_baselines else None,
+            yardsticks=self.yardsticks if with_baselines else None,
+            counting=counting,
+            n_boot=n_boot,
         )

@@ -45,6 +45,13 @@ class Inputs(NamedTuple):
     """Contexts with predicted and measured cells."""
     training: Training
 
+    @property
+    def pairs(self) -> dict[str, list[str]]:
+        """Perturbations both predicted and measured, by context."""
+        shared = sorted(set(self.predicted.groups()) & set(self.measured.groups()))
+        by_context = {context: [name for name, where in shared if where == context] for context in self.contexts}
+        return {context: names for context, names in by_context.items() if names}
+
 
 def read_inputs(
     pred: AnnData,

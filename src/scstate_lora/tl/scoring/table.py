@@ -22,6 +22,9 @@ SCORE_COLUMNS = [
 ]
 """Columns of a score, after those that say which it is."""
 
+CALIBRATION_COLUMNS = ["yardstick", "dynamic_range", "baseline_saturation"]
+"""Columns of scores of predicted cells: the baseline at which the skill is 0, and whether the metric is usable."""
+
 NO_RANGE = "the ceiling does not exceed the floor by twice the noise of the random halves"
 MIN_CELLS = 10
 
@@ -102,6 +105,35 @@ def average(values: np.ndarray, *, weights: np.ndarray | None = None, n_boot: in
     counts = np.isfinite(values) & (weight > 0)
     low, high = metrics.bootstrap_interval(values[counts], weights=weight[counts], n_boot=n_boot, seed=seed)
     return {"value": mean(values, weight), "ci_low": low, "ci_high": high}
+
+
+def intervals(values: np.ndarray, weights: np.ndarray, *, n_boot: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap the average of every row, as :func:`average` does.
+
+    Parameters
+    ----------
+    values, weights
+        Scores and their weights, ``(n_averages, n)``.
+    n_boot, seed
+        As in :func:`average`.
+
+    Returns
+    -------
+    Lower and upper ends, ``(n_averages,)`` each.
+    """
+    counts = np.isfinite(values) & (weights > 0)
+    low, high = np.full((2, len(values)), np.nan)
+    patterns, group = np.unique(counts, axis=0, return_inverse=True)
+    for i, columns in enumerate(patterns):
+        n = int(columns.sum())
+        if n < 2:
+            continue
+        drawn = np.random.default_rng(seed).integers(n, size=(n_boot, n))
+        for row in np.flatnonzero(group.ravel() == i):
+            weight = weights[row, columns]
+            means = (values[row, columns] * weight)[drawn].sum(axis=1) / weight[drawn].sum(axis=1)
+            low[row], high[row] = np.quantile(means, [0.025, 0.975])
+    return low, high
 
 
 def average_sd(values: np.ndarray, sds: np.ndarray, weights: np.ndarray | None = None) -> float:

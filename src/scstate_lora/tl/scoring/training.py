@@ -1,4 +1,4 @@
-"""The training cells that baselines learn from, with or without some of their control cells."""
+"""The training cells that baselines learn from, with or without some of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from scstate_lora.metrics.baselines import NO_TRAINING, TrainingMeans
 from scstate_lora.tl.scoring.cells import mean_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from scstate_lora.data.perturbations import PerturbationTable
     from scstate_lora.tl.scoring.cells import Cells
 
@@ -33,15 +35,52 @@ class Training:
     """
 
     def __init__(self, cells: Cells | None, *, control: str, pert_features: PerturbationTable | None = None) -> None:
+        self.cells, self.control, self._features = cells, control, pert_features
+        groups = {} if cells is None else cells.groups()
+        sizes = {key: len(rows) for key, rows in groups.items()}
+        means = {} if cells is None else {key: mean_of(cells.expression[rows]) for key, rows in groups.items()}
+        self._set(means, sizes)
+
+    def _set(self, groups: dict[tuple[str, str], np.ndarray], sizes: dict[tuple[str, str], int]) -> None:
+        self.groups, self.sizes = groups, sizes
         self.means = NO_TRAINING
         self._without: dict[frozenset[str], TrainingMeans] = {}
-        self._cells = cells
-        if cells is None:
+        if self.cells is None:
             return
-        features = None if pert_features is None else pert_features.encode
-        self.means = TrainingMeans.fit(cells.means(), cells.group_means(), control=control, features=features)
-        self._is_control = cells.perturbations == control
-        self._row = {str(cells.names[i]): i for i in np.flatnonzero(self._is_control)}
+        features = None if self._features is None else self._features.encode
+        self.means = TrainingMeans.fit(self._context_means(), groups, control=self.control, features=features)
+        is_control = self.cells.perturbations == self.control
+        self._row = {str(self.cells.names[i]): i for i in np.flatnonzero(is_control)}
+
+    def _context_means(self) -> dict[str, np.ndarray]:
+        """Mean of all cells of every context."""
+        totals: dict[str, np.ndarray] = {}
+        n_cells: dict[str, int] = {}
+        for (name, context), mean in self.groups.items():
+            n = self.sizes[name, context]
+            totals[context] = totals.get(context, 0.0) + n * mean
+            n_cells[context] = n_cells.get(context, 0) + n
+        return {context: totals[context] / n for context, n in sorted(n_cells.items())}
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Perturbations and contexts with perturbed and control cells."""
+        return sorted(self.means.deltas)
+
+    def without_groups(self, hidden: Collection[tuple[str, str]]) -> Training:
+        """Training that never saw some perturbations in some contexts; the cells are kept, the means are not."""
+        part = Training(None, control=self.control)
+        part.cells, part._features = self.cells, self._features
+        part._set(
+            {key: mean for key, mean in self.groups.items() if key not in hidden},
+            {key: n for key, n in self.sizes.items() if key not in hidden},
+        )
+        return part
+
+    def at(self, rows: np.ndarray) -> Training:
+        """Training on the cells of a boolean mask."""
+        assert self.cells is not None  # the mask is of them
+        return Training(self.cells.at(rows), control=self.control, pert_features=self._features)
 
     def without(self, hidden: frozenset[str]) -> TrainingMeans:
         """Means of all training cells but some control cells, by name.
@@ -49,13 +88,13 @@ class Training:
         A measured change against control cells shares their noise with every change that was learned from them.
         """
         if hidden not in self._without:
-            rows = [self._row[name] for name in hidden if name in self._row] if self._cells is not None else []
+            rows = [self._row[name] for name in hidden if name in self._row] if self.cells is not None else []
             self._without[hidden] = self._beside_others(np.array(rows)) if rows else self.means
         return self._without[hidden]
 
     def shares_noise(self, controls: Cells) -> int:
         """Count the control cells that training saw beside perturbed cells of their contexts."""
-        if self._cells is None:
+        if self.cells is None:
             return 0
         trained = {context for _, context in self.means.deltas}
         return sum(
@@ -64,23 +103,19 @@ class Training:
         )
 
     def _beside_others(self, hidden: np.ndarray) -> TrainingMeans:
-        assert self._cells is not None  # it has the hidden rows
-        cells = self._cells
-        is_left = np.ones(len(cells.contexts), dtype=bool)
-        is_left[hidden] = False
-
-        def mean(rows: np.ndarray) -> np.ndarray | None:
-            return mean_of(cells.expression[np.flatnonzero(rows)]) if rows.any() else None
-
+        """Compute the means again where control cells are hidden, by their rows."""
+        assert self.cells is not None  # it has the hidden rows
         contexts, controls = {}, {}
-        for context in sorted(set(cells.contexts[hidden])):
-            own = cells.contexts == context
-            controls[context] = mean(own & is_left & self._is_control)
-            # The mean of all cells of a context changes by the hidden ones alone.
-            n_all, n_hidden = int(own.sum()), int((own & ~is_left).sum())
-            total = (
-                self.means.contexts[context] * n_all
-                - np.asarray(cells.expression[np.flatnonzero(own & ~is_left)].sum(axis=0, dtype=np.float64)).ravel()
+        totals = self._context_means()
+        n_cells: dict[str, int] = {}
+        for (_, context), n in self.sizes.items():
+            n_cells[context] = n_cells.get(context, 0) + n
+        for context in sorted(set(self.cells.contexts[hidden])):
+            rows = hidden[self.cells.contexts[hidden] == context]
+            gone = np.asarray(self.cells.expression[rows].sum(axis=0, dtype=np.float64)).ravel()
+            own = self.control, context
+            whole = ((totals[context], n_cells[context]), (self.groups[own], self.sizes[own]))
+            contexts[context], controls[context] = (
+                (mean * n - gone) / (n - len(rows)) if n > len(rows) else None for mean, n in whole
             )
-            contexts[context] = total / (n_all - n_hidden) if n_all > n_hidden else None
         return self.means.beside(contexts, controls)
