@@ -12,6 +12,7 @@ from scstate_lora import metrics, pl, tl
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry, log_expression
 from scstate_lora.data.results import PREDICT, Prediction, write_result
+from scstate_lora.metrics import set_spread
 from scstate_lora.metrics.baselines import BASELINES
 from scstate_lora.metrics.changes import Moments
 from scstate_lora.metrics.set_pairs import (
@@ -167,7 +168,8 @@ def test_the_chosen_baseline_has_no_skill_and_the_replicate_one(table):
     assert len(chosen) >= 5
     np.testing.assert_allclose(chosen["skill"], 0, atol=1e-12)
     np.testing.assert_allclose(averages[averages["model"] == "ceiling"]["skill"].dropna(), 1)
-    assert set(averages["yardstick"]) <= set(BASELINES)
+    assert set(averages["yardstick"]) - {""} <= set(BASELINES)
+    assert set(averages.loc[averages["yardstick"] == "", "metric"]) == {"cell_cov_corr"}  # of too few cells
 
 
 def test_the_choice_does_not_see_the_test_cells(screen):
@@ -263,6 +265,22 @@ def test_shared_distances_give_the_scores_of_the_functions():
     assert e_distance_of(SetPair(moved, sets[1])) == pytest.approx(
         metrics.energy_distance(y[mask] + 1, y[~mask]), rel=1e-4
     )
+
+
+def test_spread_of_a_pair_is_that_of_the_functions():
+    rng = np.random.default_rng(0)
+    x, y = (np.maximum(rng.normal(0.3, 1, size=(n, 30)), 0).astype(np.float32) for n in (50, 60))
+    y *= np.linspace(0.3, 1.5, 30, dtype=np.float32)
+    pair = SetPair(*(CellSet(cells, Moments.of(cells), origin=y.mean(0)) for cells in (x, y)))
+    for of_pair, score in (
+        (set_spread.sd_ratio_of, metrics.sd_ratio),
+        (set_spread.sd_r2_of, metrics.sd_r2),
+        (set_spread.detection_r2_of, metrics.detection_r2),
+        (set_spread.detection_mae_of, metrics.detection_mae),
+        (set_spread.centered_e_distance_of, metrics.centered_energy_distance),
+    ):
+        assert of_pair(pair) == pytest.approx(score(x, y), rel=1e-4)
+    assert set_spread.cell_cov_corr_of(x, y, y) == pytest.approx(metrics.cell_cov_corr(x, y, y))
 
 
 def test_one_profile_for_all_cells_is_scored_as_equal_cells():

@@ -173,7 +173,10 @@ def read_prediction(adata: AnnData) -> Prediction:
     """
     record = read_result(adata, PREDICT)
     if record is None:
-        msg = f"pred.uns[{UNS_KEY!r}][{PREDICT!r}] does not exist; pred must come from STTransition.predict."
+        msg = (
+            f"pred.uns[{UNS_KEY!r}][{PREDICT!r}] does not exist; pred must come from STTransition.predict. "
+            "Of another model's prediction name the column of the perturbation: pert_key=."
+        )
         raise ValueError(msg)
     pert_key = str(record["pert_key"])
     left_out = record.get("genes_left_out")

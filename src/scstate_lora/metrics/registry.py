@@ -12,6 +12,14 @@ from scstate_lora.metrics.changes import correlation_of
 from scstate_lora.metrics.differential import direction_of, overlap_of, precision_of, weighted_mse_of
 from scstate_lora.metrics.perturbation import goodness, spearman_brown
 from scstate_lora.metrics.set_pairs import e_distance_of, mae_of, mmd_of, mse_of, relative_nearest_of, variance_ratio_of
+from scstate_lora.metrics.set_spread import (
+    cell_cov_corr_of,
+    centered_e_distance_of,
+    detection_mae_of,
+    detection_r2_of,
+    sd_r2_of,
+    sd_ratio_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -124,6 +132,14 @@ METRICS: dict[str, Metric] = {
     ),
     "de_direction50": Metric("direction of the top 50 DE genes", change=partial(direction_of, n_top=50), nothing=0.0),
     "de_precision50": Metric("precision of the top 50 DE genes", change=partial(precision_of, n_top=50), nothing=0.0),
+    "e_distance_centered": _distance("E-distance around the means", pair=centered_e_distance_of, full_depth=_halved),
+    "sd_ratio": Metric("standard deviation per gene, ratio", "one", 0.0, np.inf, pair=sd_ratio_of),
+    "sd_r2": Metric("standard deviation per gene, R²", lowest=-np.inf, pair=sd_r2_of),
+    "detection_r2": Metric("detection rate per gene, R²", lowest=-np.inf, pair=detection_r2_of),
+    "detection_mae": _distance(
+        "detection rate per gene, MAE", highest=1.0, pair=detection_mae_of, full_depth=_over_root_two
+    ),
+    "cell_cov_corr": Metric("gene-gene correlation from cell to cell", lowest=-1.0, score=cell_cov_corr_of),
     "discrimination": Metric("discrimination score", headline=True),
     "knn_accuracy": Metric("kNN accuracy", headline=True),
     "probe_accuracy": Metric("probe accuracy"),

@@ -68,6 +68,11 @@ class CellSet:
         """Distances within, in a few numbers."""
         return spread_of(self.squared)
 
+    @cached_property
+    def detection(self) -> np.ndarray:
+        """Share of the cells in which each gene is above 0, ``(n_genes,)``."""
+        return np.asarray((self.cells > 0).mean(axis=0))
+
     def half(self, mask: np.ndarray, moments: Moments) -> CellSet:
         """Return some of the cells, bool ``(n,)``, with the distances that are known."""
         half = CellSet.__new__(CellSet)
@@ -79,10 +84,10 @@ class CellSet:
         return half
 
     def moved(self, by: np.ndarray, moments: Moments) -> CellSet:
-        """Return the cells moved by one vector ``(n_genes,)``, which leaves the distances within as they are."""
+        """Return the cells moved by one vector ``(n_genes,)``, with the distances within and the detection unmoved."""
         moved = CellSet.__new__(CellSet)
         moved.cells, moved.moments, moved.origin = self.cells + by.astype(self.cells.dtype), moments, self.origin
-        moved.drawn, moved.squared = self.drawn, self.squared
+        moved.drawn, moved.squared, moved.detection = self.drawn, self.squared, self.detection
         return moved
 
 

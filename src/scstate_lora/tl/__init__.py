@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scstate_lora.tl.audit import audit
 from scstate_lora.tl.comparison.compare_variants import compare
 from scstate_lora.tl.comparison.result import Comparison
 from scstate_lora.tl.covariates import covariate_information
@@ -18,6 +19,7 @@ from scstate_lora.tl.velocity import velocity_alignment
 
 __all__ = [
     "Comparison",
+    "audit",
     "compare",
     "covariate_information",
     "decode_expression",

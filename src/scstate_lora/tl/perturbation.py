@@ -60,6 +60,10 @@ def evaluate_perturbation(
     * ``nearest_distance_relative``: mean distance of a predicted cell to the nearest measured one, over that of a
       measured cell to the nearest other one. 1 is right; a prediction that collapsed to a likely profile, or copies
       measured cells, is below 1.
+    * ``e_distance_centered``: E-distance after both sets are moved to their means; ``sd_ratio``, ``sd_r2``,
+      ``detection_r2``, ``detection_mae``: standard deviation and detection rate of every gene beside the measured ones;
+      ``cell_cov_corr``: whether the genes that change most vary together as measured
+      (:func:`scstate_lora.metrics.cell_cov_corr`; at least 50 cells on either side, 500 at most).
     * ``de_overlap50``, ``de_direction50``, ``de_precision50``: the share of the 50 most changed measured genes (Welch's
       t-test, FDR under 5 %) that are among the 50 most changed predicted ones; the share of them that is predicted to
       move the same way; and the share of the 50 most changed predicted genes that change in the measured cells.
@@ -86,7 +90,7 @@ def evaluate_perturbation(
     Whether a metric can tell good from bad on these cells is said beside it. ``dynamic_range``: where an interpolated
     duplicate lies between a prediction of the average training effect, 0, and a perfect one, 1; the duplicate is one
     half of the measured cells, each gene moved towards that average by the adjusted p-value of its change, scored
-    against the other half. ``baseline_saturation``: where the yardstick lies between "no change", 0, and the ceiling, 1.
+    against the other half. ``baseline_saturation``: where the yardstick lies between "no change", 0, and ceiling, 1.
 
     Distances (of ``e_distance``, ``mmd``, ``nearest_distance_relative``) are between at most 1,000 cells a set.
 
@@ -98,7 +102,12 @@ def evaluate_perturbation(
     Parameters
     ----------
     pred
-        Cells predicted by :meth:`~scstate_lora.STTransition.predict`, for one target or many.
+        Cells predicted by :meth:`~scstate_lora.STTransition.predict`, for one target or many; or by any model, if
+        `pert_key` names the column of the perturbation, which it shares with `real`, as it shares the columns of the
+        context. Its values are log1p on the scale of `real`, or counts (with the counts over all genes in
+        ``obs["library_size"]`` unless it has all genes); its control cells are left out. If it has no
+        ``obs["control_cell"]`` with the names of the control cells that it was predicted from, its change is taken
+        against all control cells, and the noise of these, if it is in the prediction, counts as agreement.
     real
         Measured cells; those with the predicted targets are used.
     control

@@ -44,6 +44,8 @@ def pair(predicted: Cells, candidates: Mapping[str, Cells]) -> tuple[Cells, Cell
     ValueError
         If no predicted cell was predicted from a control cell of the candidates.
     """
+    if len(predicted.names) and predicted.names[0] is None:
+        return _all_controls(predicted, next(iter(candidates.items())))
     is_scored = np.zeros(len(predicted.names), dtype=bool)
     in_use: dict[str, list[np.ndarray]] = {argument: [] for argument in candidates}
     first = next(iter(candidates))
@@ -83,6 +85,22 @@ def pair(predicted: Cells, candidates: Mapping[str, Cells]) -> tuple[Cells, Cell
             n_unused,
         )
     return predicted.at(is_scored), controls
+
+
+def _all_controls(predicted: Cells, candidates: tuple[str, Cells]) -> tuple[Cells, Cells]:
+    """Take all control cells of the predicted contexts, where nobody knows which were predicted from."""
+    argument, controls = candidates
+    logger.warning(
+        "pred.obs['control_cell'] does not exist: which control cells were predicted from is unknown. The predicted "
+        "change is taken against all of %s, whose noise the prediction may share.",
+        argument,
+    )
+    has_controls = np.isin(predicted.contexts, controls.contexts)
+    if not has_controls.any():
+        contexts = [sorted(set(cells.contexts))[:10] for cells in (predicted, controls)]
+        msg = f"No context of pred has control cells in {argument}: pred has {contexts[0]}, {argument} {contexts[1]}."
+        raise ValueError(msg)
+    return predicted.at(has_controls), controls.at(np.isin(controls.contexts, predicted.contexts))
 
 
 def _mask(rows: Sequence[np.ndarray], cells: Cells) -> np.ndarray:

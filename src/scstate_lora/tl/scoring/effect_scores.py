@@ -211,9 +211,12 @@ def _means(cells: Cells, indicator: sparse.csr_matrix) -> np.ndarray:
 def _predicted_means(predicted: Cells, case: _Case, half: int) -> tuple[np.ndarray, list[str]]:
     """Mean of the cells that were predicted from one half of the controls, of every perturbation."""
     cells = predicted.at(predicted.contexts == case.control.context)
-    of_half = case.control.halves_of(cells.names)[half]
+    is_unknown = len(cells.names) > 0 and cells.names[0] is None  # the predicted change is then against all controls
+    of_half = np.ones(len(cells.names), dtype=bool) if is_unknown else case.control.halves_of(cells.names)[half]
     groups = [np.flatnonzero(of_half & (cells.perturbations == name)) for name in case.names]
     means = _means(cells, _indicator(groups, len(cells.names)))
+    if is_unknown:
+        means += case.halves[half] - case.control.whole.mean
     is_empty = [not len(group) for group in groups]
     means[is_empty] = case.halves[half]
     return means, ["no cell was predicted from one half of the controls" if empty else "" for empty in is_empty]

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scstate_lora._constants import TARGET_SUM
 from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean, warn_user
 from scstate_lora.data import Registry, log_predicted
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.contexts import join_labels
 from scstate_lora.data.log_scale import check_scales
+from scstate_lora.data.matrix import log_normalize
 from scstate_lora.data.model_split import hash_names
 from scstate_lora.data.perturbations import PerturbationTable, respelled
-from scstate_lora.data.results import is_predicted, read_prediction
+from scstate_lora.data.results import LIBRARY_SIZE, Prediction, is_predicted, read_prediction
+from scstate_lora.data.stream import read_matrix
 from scstate_lora.metrics.baselines import reference_names
 from scstate_lora.tl.scoring.cells import Cells, common_contexts
 from scstate_lora.tl.scoring.controls import pair
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from anndata import AnnData
+    from scipy import sparse
 
 
 class Inputs(NamedTuple):
@@ -82,7 +86,7 @@ def read_inputs(
         If perturbed cells of `train`, or cells that the model was trained on, are among those of `real`.
     """
     check_name(name)
-    prediction = read_prediction(pred)
+    prediction = read_prediction(pred) if is_predicted(pred) or pert_key is None else _of_any_model(real, pert_key)
     for argument, adata in (("real", real), ("control", control), ("train", train)):
         if adata is not None:
             _refuse_predicted(adata, argument)
@@ -94,7 +98,7 @@ def read_inputs(
     genes = [str(gene) for gene in pred.var_names]
     read = partial(_read_cells, genes=genes, context_keys=keys)
 
-    predicted = read(pred, "pred", registry=Registry.from_adata(real), pert_key=prediction.pert_key)
+    predicted = read(pred, "pred", registry=Registry.from_adata(real), pert_key=prediction.pert_key, is_pred=True)
     spelled = partial(respelled, names=predicted.perturbations, control=prediction.control)
 
     def read_measured(adata: AnnData, argument: str) -> Cells:
@@ -102,6 +106,8 @@ def read_inputs(
         return cells._replace(perturbations=spelled(cells.perturbations))
 
     predicted = predicted._replace(perturbations=spelled(predicted.perturbations))
+    if not is_predicted(pred):  # other models may hand back their controls, too
+        predicted = predicted.at(predicted.perturbations != prediction.control)
     # Of a prediction of several targets, pred may hold the cells of a few.
     targets = sorted(set(predicted.perturbations) - {prediction.control})
     measured = read_measured(real, "real")
@@ -204,6 +210,7 @@ def _read_cells(
     genes: Sequence[str],
     context_keys: Sequence[str],
     pert_key: str,
+    is_pred: bool = False,
 ) -> Cells:
     """Read all cells; `registry` is theirs or, of predicted cells, that of the measured cells."""
     for key in (*context_keys, pert_key):
@@ -221,8 +228,38 @@ def _read_cells(
             raise KeyError(msg)
         names = adata.obs["control_cell"].astype(str).to_numpy()
         return Cells(log_predicted(adata), contexts, bound.labels(pert_key), names)
+    if is_pred:
+        names = np.full(adata.n_obs, None, dtype=object)
+        if "control_cell" in adata.obs:
+            names = adata.obs["control_cell"].astype(str).to_numpy(dtype=object)
+        return Cells(_logged_as(adata, registry), contexts, bound.labels(pert_key), names)
     check_genes(genes, registry.var_names, argument)
     return Cells(bound.logged_genes(genes), contexts, bound.labels(pert_key), np.array(bound.names, dtype=object))
+
+
+def _of_any_model(real: AnnData, pert_key: str) -> Prediction:
+    """Describe cells that another model predicted, on the scale of the measured ones."""
+    registry = Registry.from_adata(real)
+    if registry.control is None:
+        msg = "real was set up without perturbations. Run ssl.setup_anndata(real, pert_key=..., control=...)."
+        raise ValueError(msg)
+    return Prediction("log1p", pert_key, str(registry.control), [], "genes", registry.target_sum)
+
+
+def _logged_as(adata: AnnData, registry: Registry) -> sparse.csr_matrix:
+    """Take log1p values as they are, and counts at the depth of the measured cells."""
+    matrix = read_matrix(adata)
+    is_counts = matrix.nnz > 0 and bool((matrix.data == np.round(matrix.data)).all())
+    if not is_counts:
+        return matrix
+    if adata.n_vars < len(registry.var_names) and LIBRARY_SIZE not in adata.obs:
+        msg = (
+            f"pred holds counts of {adata.n_vars} of the {len(registry.var_names)} genes: give the counts of each cell "
+            f"over all genes as pred.obs[{LIBRARY_SIZE!r}], or log1p values."
+        )
+        raise KeyError(msg)
+    totals = adata.obs[LIBRARY_SIZE].to_numpy() if LIBRARY_SIZE in adata.obs else np.asarray(matrix.sum(axis=1)).ravel()
+    return log_normalize(matrix, "counts", totals, target_sum=registry.target_sum or TARGET_SUM)
 
 
 def _refuse_predicted(adata: AnnData, argument: str) -> None:
