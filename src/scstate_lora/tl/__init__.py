@@ -15,6 +15,7 @@ from scstate_lora.tl.perturbation import evaluate_perturbation
 from scstate_lora.tl.perturbation_discrimination import discrimination
 from scstate_lora.tl.plain_embedding import embed, embed_file
 from scstate_lora.tl.training_stability import stability
+from scstate_lora.tl.trajectory_markers import trajectory_markers
 from scstate_lora.tl.velocity import velocity_alignment
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "interpolate",
     "responses",
     "stability",
+    "trajectory_markers",
     "velocity_alignment",
 ]

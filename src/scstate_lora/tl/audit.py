@@ -9,18 +9,16 @@ import numpy as np
 import pandas as pd
 
 from scstate_lora._utils import did_you_mean
-from scstate_lora.data import Registry, log_expression, log_predicted
+from scstate_lora.data import Registry
 from scstate_lora.data.contexts import join_labels
-from scstate_lora.data.matrix import log_normalize
 from scstate_lora.data.model_split import hash_names
 from scstate_lora.data.results import REGISTRY, is_predicted, read_prediction, read_result
-from scstate_lora.data.stream import read_matrix
+from scstate_lora.tl.plain_cells import logged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from anndata import AnnData
-    from scipy import sparse
 
     Severity = Literal["error", "warning", "info"]
 
@@ -253,7 +251,7 @@ def _check_scales(found: _Findings, sides: dict[str, AnnData]) -> None:
         if not len(genes):
             found.add("scale", "error", f"{first} and {name} share no gene", adata.n_obs, "give both the same names")
             continue
-        means = [float(_logged(side)[:, side.var_names.get_indexer(genes)].mean()) for side in (adata, reference)]
+        means = [float(logged(side)[:, side.var_names.get_indexer(genes)].mean()) for side in (adata, reference)]
         ratio = means[0] / means[1] if means[1] > 0 else np.inf
         if not _SAME_SCALE[0] < ratio < _SAME_SCALE[1]:
             found.add(
@@ -296,22 +294,9 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _logged(adata: AnnData) -> sparse.csr_matrix:
-    """Take log1p of counts per 10,000 where the values are counts, else the values as they are."""
-    if is_predicted(adata):
-        return log_predicted(adata)
-    if read_result(adata, REGISTRY) is not None:
-        return log_expression(adata)
-    matrix = read_matrix(adata)
-    is_counts = matrix.nnz > 0 and bool((matrix.data == np.round(matrix.data)).all())
-    if not is_counts:
-        return matrix
-    return log_normalize(matrix, "counts", np.asarray(matrix.sum(axis=1)).ravel())
-
-
 def _fingerprints(adata: AnnData, genes: pd.Index) -> np.ndarray:
     """Hash the expression of each cell over some genes, 0 for one with too few expressed genes."""
-    matrix = _logged(adata)[:, adata.var_names.get_indexer(genes)].tocsr()
+    matrix = logged(adata)[:, adata.var_names.get_indexer(genes)].tocsr()
     matrix.data = np.round(matrix.data, _DECIMALS).astype(np.float32)
     matrix.eliminate_zeros()
     matrix.sort_indices()
