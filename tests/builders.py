@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import anndata as ad
 import lightning as L
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -16,8 +17,6 @@ from scstate_lora.nn.transition import StateTransition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import numpy as np
 
     from scstate_lora.io.published.st_checkpoint import STCheckpoint
     from scstate_lora.nn.covariates import CovariateSpec
@@ -57,6 +56,12 @@ def wound(
     """Simulated wound of 200 genes as a user would bring it: counts, some columns, and nothing of the truth."""
     simulated = ssl.datasets.wound_healing(n_cells, n_genes=200, seed=seed)
     return ad.AnnData(simulated.X, obs=simulated.obs[list(obs)], var=pd.DataFrame(index=simulated.var_names))
+
+
+def expression(n_cells: int, *, n_genes: int = 30, seed: int = 0) -> ad.AnnData:
+    """Counts without any structure, and no columns: for scores of what stands in `obsm`."""
+    counts = np.random.default_rng(seed).poisson(2.0, (n_cells, n_genes)).astype(np.float32)
+    return ad.AnnData(counts, var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)]))
 
 
 def latent(model: ssl.LoRACovariateSE, adata: ad.AnnData | None = None, **kwargs: object) -> np.ndarray:

@@ -25,6 +25,8 @@ EVALUATE_PERTURBATION = "evaluate_perturbation"
 DISCRIMINATION = "discrimination"
 COMPARE = "compare"
 COVARIATE_INFORMATION = "covariate_information"
+TEMPORAL_COHERENCE = "temporal_coherence"
+DISENTANGLEMENT = "disentanglement"
 VELOCITY = "velocity"
 VELOCITY_ALIGNMENT = "velocity_alignment"
 

@@ -10,6 +10,10 @@ from scstate_lora.metrics.baselines import (
     perturbed_mean,
     shifted,
 )
+from scstate_lora.metrics.beyond_cell_type import (
+    Entanglement,
+    entanglement,
+)
 from scstate_lora.metrics.cell_sets import (
     mean_distance_between,
     mmd,
@@ -35,6 +39,9 @@ from scstate_lora.metrics.differential import (
     gene_changes,
     weighted_mse,
 )
+from scstate_lora.metrics.diffusion import (
+    kbet_per_label,
+)
 from scstate_lora.metrics.discrimination import discrimination_score
 from scstate_lora.metrics.embedding import (
     Score,
@@ -54,6 +61,21 @@ from scstate_lora.metrics.hits import (
     hit_recall_at_budget,
     hit_recall_at_fdr,
     hit_recall_at_predicted_fdr,
+)
+from scstate_lora.metrics.integration import (
+    IntegratedCells,
+    ari_kmeans,
+    bras,
+    clisi,
+    graph_connectivity,
+    ilisi,
+    isolated_labels,
+    kbet,
+    nmi_kmeans,
+    pcr_comparison,
+    silhouette_batch,
+    silhouette_label,
+    total_scores,
 )
 from scstate_lora.metrics.perturbation import (
     bootstrap_interval,
@@ -77,6 +99,11 @@ from scstate_lora.metrics.profiles import (
     pds_cosine,
     unbiased_errors,
 )
+from scstate_lora.metrics.silhouette import (
+    batch_silhouette,
+    cosine_silhouette_samples,
+    silhouette_samples,
+)
 from scstate_lora.metrics.spread import (
     cell_cov_corr,
     centered_energy_distance,
@@ -94,6 +121,14 @@ from scstate_lora.metrics.systema import (
     centroid_accuracy,
     pearson_delta_centroid,
 )
+from scstate_lora.metrics.temporal import (
+    TemporalScore,
+    gap_correlation,
+    monotonicity,
+    smoothness,
+    temporal_score,
+    time_distances,
+)
 from scstate_lora.metrics.usability import (
     baseline_saturation,
     dynamic_range_fraction,
@@ -103,20 +138,28 @@ from scstate_lora.metrics.usability import (
 __all__ = [
     "CountProfiles",
     "DETable",
+    "Entanglement",
     "GeneChanges",
     "HeldOutScore",
+    "IntegratedCells",
     "LinearEffects",
     "Score",
+    "TemporalScore",
     "UnbiasedErrors",
+    "ari_kmeans",
     "baseline_saturation",
+    "batch_silhouette",
     "bootstrap_interval",
+    "bras",
     "categorical_probe",
     "ceiling",
     "cell_cov_corr",
     "centered_energy_distance",
     "centroid_accuracy",
+    "clisi",
     "context_mean",
     "continuous_probe",
+    "cosine_silhouette_samples",
     "count_profiles",
     "de_direction",
     "de_overlap",
@@ -129,17 +172,24 @@ __all__ = [
     "discrimination_score",
     "dynamic_range_fraction",
     "energy_distance",
+    "entanglement",
+    "gap_correlation",
     "gene_changes",
     "goodness",
     "gradient_spikes",
+    "graph_connectivity",
     "held_out_categorical_probe",
     "held_out_continuous_probe",
     "held_out_knn_accuracy",
     "hit_recall_at_budget",
     "hit_recall_at_fdr",
     "hit_recall_at_predicted_fdr",
+    "ilisi",
     "in_large_class",
     "interpolated_duplicate",
+    "isolated_labels",
+    "kbet",
+    "kbet_per_label",
     "knn_accuracy",
     "lfc_nmae",
     "loss_variance",
@@ -149,10 +199,13 @@ __all__ = [
     "mean_distance_between",
     "mean_shift",
     "mmd",
+    "monotonicity",
     "mse",
     "nearest_distance",
     "nearest_distance_within",
+    "nmi_kmeans",
     "no_change",
+    "pcr_comparison",
     "pds_cosine",
     "pearson_delta",
     "pearson_delta_centroid",
@@ -163,9 +216,16 @@ __all__ = [
     "sd_ratio",
     "shifted",
     "sig_jaccard",
+    "silhouette_batch",
+    "silhouette_label",
+    "silhouette_samples",
     "skill",
+    "smoothness",
     "spearman_brown",
     "split_halves",
+    "temporal_score",
+    "time_distances",
+    "total_scores",
     "unbiased_errors",
     "validation_improvement",
     "variance_ratio",

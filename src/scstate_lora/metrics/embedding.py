@@ -73,6 +73,7 @@ def knn_accuracy(
     n_folds: int = 5,
     seed: int = 0,
     search: Literal["auto", "exact", "approximate"] = "auto",
+    neighbors: np.ndarray | None = None,
 ) -> float:
     """Held-out accuracy of the majority vote among the nearest neighbours.
 
@@ -95,6 +96,9 @@ def knn_accuracy(
     search
         ``"exact"`` compares all pairs in blocks, ``"approximate"`` uses pynndescent, ``"auto"`` is exact up to
         100,000 cells.
+    neighbors
+        Rows of the nearest of all cells in `x` ``(n_cells, n_nearest)``, nearest first, if they are known: those
+        outside the fold vote, and only the neighbours of cells that have too few of them are searched.
 
     Raises
     ------
@@ -113,10 +117,28 @@ def knn_accuracy(
         raise ValueError(msg)
     is_exact = len(cells) <= EXACT_UP_TO if search == "auto" else search == "exact"
     n_correct = 0
+    row_of = np.full(len(is_scored), -1)  # in `cells`; -1 is not scored
+    row_of[is_scored] = np.arange(len(cells))
+    known = None if neighbors is None else row_of[np.asarray(neighbors)[is_scored]]
     for fit, held_out in StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(cells, codes):
-        neighbors = nearest_cells(cells[fit], cells[held_out], n_neighbors, is_exact=is_exact, seed=seed)
-        n_correct += int(np.sum(majority_vote(codes[fit][neighbors]) == codes[held_out]))
+        voters, is_open = np.empty((len(held_out), n_neighbors), dtype=np.int64), np.ones(len(held_out), dtype=bool)
+        if known is not None:
+            is_fit = np.zeros(len(cells) + 1, dtype=bool)  # the last one for -1
+            is_fit[fit] = True
+            voters, is_open = _first_allowed(known[held_out], is_fit[known[held_out]], n_neighbors)
+        if is_open.any():
+            found = nearest_cells(cells[fit], cells[held_out[is_open]], n_neighbors, is_exact=is_exact, seed=seed)
+            voters[is_open] = fit[found]
+        n_correct += int(np.sum(majority_vote(codes[voters]) == codes[held_out]))
     return n_correct / len(cells)
+
+
+def _first_allowed(rows: np.ndarray, is_allowed: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first `n` allowed entries of each row ``(n_rows, n)``, and the mask of rows that have fewer."""
+    first = np.argsort(~is_allowed, axis=1, kind="stable")[:, :n]
+    found = np.zeros((len(rows), n), dtype=np.int64)
+    found[:, : first.shape[1]] = np.take_along_axis(rows, first, axis=1)
+    return found, is_allowed.sum(axis=1) < n
 
 
 def categorical_probe(x: ArrayLike, labels: ArrayLike, *, n_folds: int = 5, seed: int = 0) -> Score:

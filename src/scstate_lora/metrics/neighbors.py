@@ -43,6 +43,47 @@ def nearest_cells(
     return index.query(query, k=n_neighbors)[0]
 
 
+def neighbor_graph(x: np.ndarray, n_neighbors: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nearest cells of every cell, the cell itself first, by Euclidean distance.
+
+    All pairs are compared, in blocks, up to :data:`EXACT_UP_TO` cells; above, pynndescent approximates.
+
+    Parameters
+    ----------
+    x
+        Embedding of shape ``(n_cells, n_dims)``, finite.
+    n_neighbors
+        Neighbours per cell, itself among them; at most all cells.
+    seed
+        Seed of the approximate search.
+
+    Returns
+    -------
+    Rows of `x`, and their distances in single precision, both ``(n_cells, n_neighbors)`` and ascending.
+    """
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    if len(x) <= EXACT_UP_TO:
+        search = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(x)
+        distances, rows = search.kneighbors(x)
+    else:
+        from pynndescent import NNDescent
+
+        rows, distances = NNDescent(x, n_neighbors=n_neighbors, random_state=seed).neighbor_graph
+    return _itself_first(rows.astype(np.int32), distances.astype(np.float32))
+
+
+def _itself_first(rows: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Put every cell first among its neighbours: rounding, or equal cells, may have it further down or leave it out."""
+    itself = np.arange(len(rows))
+    for cell in np.flatnonzero(rows[:, 0] != itself):
+        place = np.flatnonzero(rows[cell] == cell)
+        last = place[0] if place.size else rows.shape[1] - 1
+        rows[cell, 1 : last + 1] = rows[cell, :last].copy()
+        distances[cell, 1 : last + 1] = distances[cell, :last].copy()
+    rows[:, 0], distances[:, 0] = itself, 0
+    return rows, distances
+
+
 def majority_vote(votes: np.ndarray) -> np.ndarray:
     """Return the commonest class of every row, the smallest of equals.
 

@@ -145,6 +145,30 @@ METRICS: dict[str, Metric] = {
     "probe_accuracy": Metric("probe accuracy"),
     "probe_balanced_accuracy": Metric("probe balanced accuracy", headline=True),
     "probe_r2": Metric("probe R²", lowest=-np.inf, headline=True),
+    # How embeddings keep cell types and mix batches
+    "isolated_labels": Metric("isolated cell types (silhouette)"),
+    "nmi_kmeans": Metric("NMI of k-means clusters"),
+    "ari_kmeans": Metric("ARI of k-means clusters", lowest=-0.5),
+    "silhouette_label": Metric("silhouette of cell types"),
+    "clisi": Metric("cLISI"),
+    "bras": Metric("batch silhouette, BRAS"),
+    "ilisi": Metric("iLISI"),
+    "kbet": Metric("kBET"),
+    "graph_connectivity": Metric("graph connectivity"),
+    "pcr_comparison": Metric("PCR comparison"),
+    "silhouette_batch": Metric("batch silhouette, ASW"),
+    "bio_conservation": Metric("bio conservation (scIB mean)", lowest=-0.1, headline=True),
+    "batch_correction": Metric("batch correction (scIB mean)", headline=True),
+    "scib_total": Metric("scIB total, 0.6 bio + 0.4 batch", lowest=-0.06, headline=True),
+    # How embeddings follow time
+    "gap_correlation": Metric("rank correlation of distance and time gap", lowest=-1.0),
+    "monotonicity": Metric("times in order (monotonicity)"),
+    "smoothness": Metric("direct over consecutive distance (smoothness)"),
+    # How covariates and cell type share an embedding
+    "covariate_information": Metric("information on the covariate", lowest=-np.inf),
+    "covariate_information_of_cell_type": Metric("information of the cell type on it", lowest=-np.inf),
+    "covariate_information_beyond_cell_type": Metric("information beyond the cell type", lowest=-np.inf),
+    "disentanglement": Metric("disentanglement from cell type"),
 }
 """All metrics of predictions and embeddings by name, those of predicted cells in the order of the table."""
 

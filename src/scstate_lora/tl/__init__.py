@@ -14,6 +14,8 @@ from scstate_lora.tl.interpolation import interpolate
 from scstate_lora.tl.perturbation import evaluate_perturbation
 from scstate_lora.tl.perturbation_discrimination import discrimination
 from scstate_lora.tl.plain_embedding import embed, embed_file
+from scstate_lora.tl.probes import disentanglement, linear_probe
+from scstate_lora.tl.temporal import temporal_coherence
 from scstate_lora.tl.training_stability import stability
 from scstate_lora.tl.trajectory_markers import trajectory_markers
 from scstate_lora.tl.velocity import velocity_alignment
@@ -25,14 +27,17 @@ __all__ = [
     "covariate_information",
     "decode_expression",
     "discrimination",
+    "disentanglement",
     "embed",
     "embed_file",
     "ensemble",
     "evaluate",
     "evaluate_perturbation",
     "interpolate",
+    "linear_probe",
     "responses",
     "stability",
+    "temporal_coherence",
     "trajectory_markers",
     "velocity_alignment",
 ]

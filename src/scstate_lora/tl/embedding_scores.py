@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from pandas.api import types as pdt
 
-from scstate_lora._constants import OBSM_BASE, OBSM_SE, OBSM_ST, OBSM_STATE
 from scstate_lora._utils import did_you_mean
-from scstate_lora.data import Registry, log_expression
-from scstate_lora.data.fields import MAX_NUMERIC_LEVELS, obs_column
-from scstate_lora.data.labels import as_labels
+from scstate_lora.data import Registry
+from scstate_lora.data.fields import obs_column
 from scstate_lora.data.results import EVALUATE, write_result
 from scstate_lora.metrics import (
     Score,
@@ -22,9 +19,18 @@ from scstate_lora.metrics import (
     knn_accuracy,
     majority_share,
 )
-from scstate_lora.metrics.components import sparse_pca
 from scstate_lora.metrics.embedding import PCA
+from scstate_lora.metrics.integration import BATCH, BIO, INTEGRATION, TOTAL
 from scstate_lora.metrics.registry import METRICS
+from scstate_lora.tl.embedded import (
+    embedding_keys,
+    embedding_matrices,
+    labels_with_missing,
+    may_miss,
+    probe_target,
+    scored_cells,
+)
+from scstate_lora.tl.integration_scores import IntegrationColumns, score_integration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,13 +38,19 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _N_FOLDS = 5
+_KNN, _PROBES = "knn_accuracy", ("probe_accuracy", "probe_r2")
+_QUICK = (_KNN, *_PROBES)
+_SCIB = (*INTEGRATION, BIO, BATCH, TOTAL)
+_GROUPS = {"quick": _QUICK, "scib": _SCIB, "all": (*_QUICK, *_SCIB)}
 
 
 def evaluate(
     adata: AnnData,
     embeddings: str | Sequence[str] | None = None,
     *,
+    metrics: str | Sequence[str] = "quick",
     label_key: str | None = None,
+    batch_key: str | None = None,
     covariate_keys: str | Sequence[str] | None = None,
     cells: np.ndarray | None = None,
     n_pcs: int = 50,
@@ -47,10 +59,20 @@ def evaluate(
 ) -> pd.DataFrame:
     """Score every embedding beside a PCA of log1p expression, and every score beside that of ignoring the embedding.
 
+    The quick metrics:
+
     * ``knn_accuracy``: held-out accuracy of the cell type by vote of the nearest neighbours, 5 stratified folds;
       baseline the share of the commonest type.
     * ``probe_accuracy``: cross-validated logistic regression of a categorical covariate; baseline the commonest level.
     * ``probe_r2``: cross-validated ridge regression of a continuous covariate; baseline the mean, 0.
+
+    The metrics of scIB :cite:p:`luecken2022`, with the values of scib-metrics, all from 0 to 1 where 1 is best:
+
+    * cell types kept apart: ``isolated_labels``, ``nmi_kmeans`` and ``ari_kmeans`` (k-means clusters, as many as
+      types), ``silhouette_label``, ``clisi``; their mean is ``bio_conservation``;
+    * batches mixed: ``bras``, ``ilisi``, ``kbet``, ``graph_connectivity``, ``pcr_comparison`` (against the PCA); their
+      mean is ``batch_correction``;
+    * ``scib_total``, 0.6 and 0.4 of the two means of raw values; and ``silhouette_batch``, which BRAS replaces in them.
 
     The model behind ``X_scstate_lora`` is conditioned on the covariates of every cell, so its probe of a covariate is
     high by construction: it shows that the condition can be read from the embedding, not that the expression predicts
@@ -62,10 +84,16 @@ def evaluate(
     adata
         Annotated data that was set up with :func:`scstate_lora.setup_anndata`.
     embeddings
-        Keys of ``adata.obsm``. By default all of ``X_state``, ``X_scstate_base``, ``X_scstate_lora`` and
-        ``X_scstate_st`` that exist. The PCA is always added, and not written to `adata`.
+        Keys of ``adata.obsm``, whatever wrote them. By default all of ``X_state``, ``X_scstate_base``,
+        ``X_scstate_lora`` and ``X_scstate_st`` that exist. The PCA is always added, and not written to `adata`.
+    metrics
+        ``"quick"``, ``"scib"``, ``"all"`` (both), or names of metrics. Those of scIB load jax and look at all pairs of
+        cells: seconds for thousands of cells, minutes for a hundred thousand.
     label_key
-        Column of ``adata.obs`` with the cell type; by default the registered one.
+        Column of ``adata.obs`` with the cell type; by default the registered one. Cells without a value are left out.
+    batch_key
+        Column with the batch; by default the registered one. Without a batch, types are scored and mixing is not, and
+        all types count as equally isolated.
     covariate_keys
         Columns to probe; by default the registered covariates and the perturbation.
     cells
@@ -74,15 +102,16 @@ def evaluate(
     n_pcs
         Components of the PCA, fewer if there are not as many cells or genes.
     n_neighbors
-        Neighbours that vote.
+        Neighbours that vote. The metrics of scIB have neighbour counts of their own: 90 for LISI, 50 for kBET, 15 for
+        the connectivity, the cell itself among them.
     seed
         Seed of the folds and the PCA.
 
     Returns
     -------
-    One row per embedding and metric: ``embedding``, ``metric``, ``key`` (the column of obs), ``value``, ``baseline``,
-    ``direction`` (``"higher"`` is better), ``lowest`` and ``highest`` possible value, ``n_cells`` that were scored,
-    ``reason``: why a value is NaN, or which cells were left out, else empty.
+    One row per embedding and metric: ``embedding``, ``metric``, ``key`` (the column of obs), ``value``, ``baseline``
+    (NaN for those of scIB), ``direction`` (``"higher"`` is better), ``lowest`` and ``highest`` possible value,
+    ``n_cells`` that were scored, ``reason``: why a value is NaN, or which cells were left out, else empty.
 
     Adds ``adata.uns["scstate_lora"]["evaluate"]``, the same table.
 
@@ -91,56 +120,76 @@ def evaluate(
     KeyError
         If `adata` was not set up, or a key is not in ``adata.obsm`` or ``adata.obs``.
     ValueError
-        If there is neither a cell type nor a covariate to score, or `cells` is not one bool per cell.
+        If there is nothing to score, `cells` is not one bool per cell, or a metric is unknown or lacks its column.
     """
     registry = Registry.from_adata(adata)
-    names = _embedding_keys(adata, embeddings)
-    if label_key is None:
-        label_key = registry.cell_type_key
-    probed = _covariate_keys(registry, covariate_keys)
-    if label_key is None and not probed:
+    names = embedding_keys(adata, embeddings)
+    label_key = registry.cell_type_key if label_key is None else label_key
+    batch_key = registry.batch_key if batch_key is None else batch_key
+    chosen = _chosen_metrics(metrics, label_key=label_key, batch_key=batch_key)
+    probed = _covariate_keys(registry, covariate_keys) if set(_PROBES) & set(chosen) else []
+    if not probed and not set(chosen) - set(_PROBES):
         msg = (
             "Nothing can be scored: no cell type and no covariate is registered. "
             "Give label_key= or covariate_keys=, columns of adata.obs."
         )
         raise ValueError(msg)
     for key in probed:  # all keys are checked before any work is done
-        obs_column(adata, key, allow_missing=_may_miss(registry, key))
-    if label_key is not None:
-        obs_column(adata, label_key)
+        obs_column(adata, key, allow_missing=may_miss(registry, key))
+    for grouping in (label_key, batch_key):
+        if grouping is not None:
+            obs_column(adata, grouping, allow_missing=True)
 
-    mask = np.ones(adata.n_obs, dtype=bool) if cells is None else np.asarray(cells)
-    if mask.dtype != bool or mask.shape != (adata.n_obs,):
-        msg = f"cells must be {adata.n_obs} bools, one per cell; found shape {mask.shape} of {mask.dtype}."
-        raise ValueError(msg)
-
-    matrices = {name: _embedding_matrix(adata, name) for name in names}
-    matrices[PCA] = _pca(adata, n_pcs=n_pcs, seed=seed)
+    mask = scored_cells(adata, cells)
+    matrices = embedding_matrices(adata, names, n_pcs=n_pcs, seed=seed)
     scored = adata[mask]
+    labels = None if label_key is None else labels_with_missing(scored, label_key)
+    columns = None
+    if label_key is not None and labels is not None and set(_SCIB) & set(chosen):
+        batches = None if batch_key is None else labels_with_missing(scored, batch_key)
+        columns = IntegrationColumns(label_key, labels, batch_key, batches)
     rows = []
     for name, matrix in matrices.items():
         x = matrix[mask]
-        if label_key is not None:
-            rows.append(_score_label(scored, x, label_key, n_neighbors=n_neighbors, seed=seed) | {"embedding": name})
-        rows += [_score_covariate(scored, x, key, registry=registry, seed=seed) | {"embedding": name} for key in probed]
+        integration: list[dict[str, object]] = []
+        neighbors = None
+        if columns is not None:
+            integration, neighbors = score_integration(x, columns, chosen, unintegrated=matrices[PCA][mask])
+        mine = []
+        if _KNN in chosen and label_key is not None and labels is not None:
+            mine.append(_score_label(x, label_key, labels, neighbors, n_neighbors=n_neighbors, seed=seed))
+        mine += [_score_covariate(scored, x, key, registry=registry, seed=seed) for key in probed]
+        rows += [row | {"embedding": name} for row in (*mine, *integration) if row["metric"] in chosen]
     table = pd.DataFrame(rows)
     table = table.join(pd.DataFrame([METRICS[name].columns() for name in table["metric"]]))
     table["n_cells"] = int(mask.sum())
-    columns = ["embedding", "metric", "key", "value", "baseline", "direction", "lowest", "highest", "n_cells", "reason"]
-    table = table[columns]
+    order = ["embedding", "metric", "key", "value", "baseline", "direction", "lowest", "highest", "n_cells", "reason"]
+    table = table[order]
     write_result(adata, EVALUATE, table)
     return table
 
 
-def _embedding_keys(adata: AnnData, embeddings: str | Sequence[str] | None) -> list[str]:
-    if embeddings is None:
-        return [key for key in (OBSM_STATE, OBSM_BASE, OBSM_SE, OBSM_ST) if key in adata.obsm]
-    names = [embeddings] if isinstance(embeddings, str) else list(embeddings)
+def _chosen_metrics(metrics: str | Sequence[str], *, label_key: str | None, batch_key: str | None) -> list[str]:
+    """Names of the metrics to compute; of a group, those whose columns exist."""
+    of_batches = {BATCH, TOTAL, *(name for name, metric in INTEGRATION.items() if metric.is_of_batches)}
+    needs = {
+        name: [option for option, key, is_needed in (
+            ("label_key", label_key, name not in _PROBES),
+            ("batch_key", batch_key, name in of_batches),
+        ) if is_needed and key is None]
+        for name in _GROUPS["all"]
+    }  # fmt: skip
+    if isinstance(metrics, str) and metrics in _GROUPS:
+        return [name for name in _GROUPS[metrics] if not needs[name]]
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
     for name in names:
-        if name != PCA and name not in adata.obsm:
-            msg = f"adata.obsm[{name!r}] does not exist. {did_you_mean(name, adata.obsm.keys())}"
-            raise KeyError(msg)
-    return [name for name in dict.fromkeys(names) if name != PCA]
+        if name not in needs:
+            msg = f"metrics={name!r} is not known. {did_you_mean(name, [*_GROUPS, *needs])}"
+            raise ValueError(msg)
+        if needs[name]:
+            msg = f"The metric {name!r} needs {' and '.join(needs[name])}=, a column of adata.obs; none is registered."
+            raise ValueError(msg)
+    return names
 
 
 def _covariate_keys(registry: Registry, covariate_keys: str | Sequence[str] | None) -> list[str]:
@@ -152,67 +201,41 @@ def _covariate_keys(registry: Registry, covariate_keys: str | Sequence[str] | No
     return keys if registry.pert_key is None or registry.pert_key in keys else [*keys, registry.pert_key]
 
 
-def _embedding_matrix(adata: AnnData, name: str) -> np.ndarray:
-    stored = adata.obsm[name]
-    return stored.toarray() if hasattr(stored, "toarray") else np.asarray(stored)
-
-
-def _pca(adata: AnnData, *, n_pcs: int, seed: int) -> np.ndarray:
-    """Coordinates on the first components of the centred log1p expression, ``(n_cells, n_components)``."""
-    expression = log_expression(adata)
-    if min(expression.shape) < 2:
-        return np.zeros((adata.n_obs, 1), dtype=np.float32)  # one cell or one gene has no principal direction
-    return sparse_pca(expression.shape, n_pcs, seed=seed).fit_transform(expression)
-
-
-def _score_label(adata: AnnData, x: np.ndarray, key: str, *, n_neighbors: int, seed: int) -> dict[str, object]:
-    labels = as_labels(obs_column(adata, key)).to_numpy(dtype=object)
+def _score_label(
+    x: np.ndarray, key: str, labels: np.ndarray, neighbors: np.ndarray | None, *, n_neighbors: int, seed: int
+) -> dict[str, object]:
     try:
         score = Score(
-            knn_accuracy(x, labels, n_neighbors=n_neighbors, n_folds=_N_FOLDS, seed=seed),
+            knn_accuracy(x, labels, n_neighbors=n_neighbors, n_folds=_N_FOLDS, seed=seed, neighbors=neighbors),
             majority_share(labels, n_folds=_N_FOLDS),
         )
     except ValueError as error:
-        return _row("knn_accuracy", key, Score(np.nan, np.nan), str(error))
-    return _row("knn_accuracy", key, score, _left_out(labels))
+        return _row(_KNN, key, Score(np.nan, np.nan), str(error))
+    return _row(_KNN, key, score, _left_out(labels))
 
 
 def _score_covariate(adata: AnnData, x: np.ndarray, key: str, *, registry: Registry, seed: int) -> dict[str, object]:
-    column = obs_column(adata, key, allow_missing=_may_miss(registry, key))
-    has_value = column.notna().to_numpy()
-    column, x = column[has_value], x[has_value]
-    without = "" if has_value.all() else f"left out: {(~has_value).sum()} cells without a value"
-    if _is_continuous(column, registry):
-        try:
-            values = pd.to_numeric(column.astype(object)).to_numpy(dtype=np.float64)
-            return _row("probe_r2", key, continuous_probe(x, values, n_folds=_N_FOLDS, seed=seed), without)
-        except (ValueError, np.linalg.LinAlgError) as error:
-            return _row("probe_r2", key, Score(np.nan, np.nan), str(error))
-    labels = as_labels(column, lambda value: registry.level_of(key, value)).to_numpy(dtype=object)
+    metric = "probe_accuracy"
     try:
-        score = categorical_probe(x, labels, n_folds=_N_FOLDS, seed=seed)
-        return _row("probe_accuracy", key, score, "; ".join(filter(None, (without, _left_out(labels)))))
+        target, is_number = probe_target(adata, key, registry)
+        if is_number:
+            metric = "probe_r2"
+            return _row(metric, key, continuous_probe(x, target, n_folds=_N_FOLDS, seed=seed), _missing(target))
+        return _row(metric, key, categorical_probe(x, target, n_folds=_N_FOLDS, seed=seed), _left_out(target))
     except (ValueError, np.linalg.LinAlgError) as error:
-        return _row("probe_accuracy", key, Score(np.nan, np.nan), str(error))
+        return _row(metric, key, Score(np.nan, np.nan), str(error))
 
 
-def _may_miss(registry: Registry, key: str) -> bool:
-    return any(c.name == key and c.allow_missing for c in registry.covariates)
-
-
-def _is_continuous(column: pd.Series, registry: Registry) -> bool:
-    for covariate in registry.covariates:
-        if covariate.name == column.name:
-            return covariate.kind == "continuous"
-    return pdt.is_numeric_dtype(column) and not pdt.is_bool_dtype(column) and column.nunique() > MAX_NUMERIC_LEVELS
+def _missing(values: np.ndarray) -> str:
+    n_missing = int(pd.isna(values).sum())
+    return f"left out: {n_missing} cells without a value" if n_missing else ""
 
 
 def _left_out(labels: np.ndarray) -> str:
-    rare = pd.Series(labels[~in_large_class(labels, n_folds=_N_FOLDS)]).value_counts()
-    if rare.empty:
-        return ""
+    rare = pd.Series(labels[~in_large_class(labels, n_folds=_N_FOLDS)], dtype=object).value_counts()
     sizes = ", ".join(f"{name} ({size})" for name, size in rare.items())
-    return f"left out, fewer than {_N_FOLDS} cells: {sizes}"
+    too_few = f"left out, fewer than {_N_FOLDS} cells: {sizes}" if sizes else ""
+    return "; ".join(filter(None, (_missing(labels), too_few)))
 
 
 def _row(metric: str, key: str, score: Score, reason: str) -> dict[str, object]:
