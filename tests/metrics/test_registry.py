@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from scstate_lora.metrics.registry import METRICS, headline_of
 
-OF_PREDICTIONS = {name for name, metric in METRICS.items() if metric.score or metric.change} | {"discrimination"}
+OF_PREDICTIONS = {n for n, metric in METRICS.items() if metric.score or metric.change or metric.pair} | {
+    "discrimination"
+}
 
 
 def test_the_headline_is_at_most_six_of_predictions_and_six_of_embeddings():
