@@ -30,3 +30,18 @@ def test_what_only_rounding_moves_has_not_moved():
     change = Change.of(cells[::-1] + np.float32([1e-8, 0, 0, 0, 0, 1]), cells)
     assert list(change.moved[:5]) == [0] * 5
     assert change.moved[5] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("n", [2, 3, 40])
+@pytest.mark.parametrize("effect", [0.0, 0.6, 3.0])
+def test_the_significant_genes_are_those_of_the_full_table(n, effect):
+    rng = np.random.default_rng(n)
+    control, cells = rng.normal(size=(n + 5, 600)), rng.normal(size=(n, 600))
+    cells[:, :100] += effect
+    cells[:, 100], control[:, 100] = 1, 0  # constant on both sides
+    change = Change.of(cells, control)
+    expected = np.flatnonzero(change.genes.fdr < 0.05)
+    assert 100 in expected
+    np.testing.assert_array_equal(change.significant, expected)
+    by_size = expected[np.argsort(-np.abs(change.delta[expected]), kind="stable")]
+    np.testing.assert_array_equal(change.strongest(7), by_size[:7])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scstate_lora.metrics.changes import FDR, Change, GeneChanges
+from scstate_lora.metrics.changes import Change, GeneChanges
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -108,7 +108,7 @@ def de_direction(pred: ArrayLike, real: ArrayLike, control: ArrayLike, *, n_top:
 
 def weighted_mse_of(predicted: Change, measured: Change) -> float:
     """:func:`weighted_mse` of two changes, each against controls of its own."""
-    t = np.abs(measured.genes.t)
+    t = np.abs(measured.t)
     finite = t[np.isfinite(t)]
     largest = float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
     weights = np.square(np.minimum(t, largest) / largest)
@@ -121,13 +121,13 @@ def weighted_mse_of(predicted: Change, measured: Change) -> float:
 def overlap_of(predicted: Change, measured: Change, *, n_top: int) -> float:
     """:func:`de_overlap` of two changes, each against controls of its own."""
     top = _changed(measured).strongest(n_top)
-    return len(np.intersect1d(top, predicted.genes.strongest(len(top)))) / len(top)
+    return len(np.intersect1d(top, predicted.strongest(len(top)))) / len(top)
 
 
 def precision_of(predicted: Change, measured: Change, *, n_top: int) -> float:
     """:func:`de_precision` of two changes, each against controls of its own."""
-    changed = np.flatnonzero(_changed(measured).fdr < FDR)
-    top = predicted.genes.strongest(n_top)
+    changed = _changed(measured).significant
+    top = predicted.strongest(n_top)
     if not len(top):
         msg = "No gene changes in the predicted cells (FDR under 5 %)."
         raise ValueError(msg)
@@ -144,8 +144,8 @@ def _changes(pred: ArrayLike, real: ArrayLike, control: ArrayLike) -> tuple[Chan
     return Change.of(pred, control), Change.of(real, control)
 
 
-def _changed(measured: Change) -> GeneChanges:
-    if not (measured.genes.fdr < FDR).any():
+def _changed(measured: Change) -> Change:
+    if not len(measured.significant):
         msg = "No gene changes in the measured cells (FDR under 5 %)."
         raise ValueError(msg)
-    return measured.genes
+    return measured

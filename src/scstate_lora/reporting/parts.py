@@ -96,6 +96,10 @@ def figure(axes: Axes | np.ndarray[Any, np.dtype[Any]], caption: str) -> Figure:
     """Turn the figure of some Axes into a PNG within the page, and close it."""
     drawn = np.ravel(np.asarray(axes, dtype=object))[0].figure
     buffer = io.BytesIO()
+    engine = drawn.get_layout_engine()
+    if engine is not None:
+        engine.execute(drawn)  # once: savefig lays out twice, and draws in between
+        drawn.set_layout_engine("none")
     drawn.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
     plt.close(drawn)
     return Figure(caption, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -25,7 +27,8 @@ SHOWN = 3
 _COMPARED = ("pearson_delta", "e_distance")
 
 
-class Summary(NamedTuple):
+@dataclass(frozen=True)
+class Summary:
     """What the table tells of one prediction."""
 
     target: str
@@ -38,12 +41,12 @@ class Summary(NamedTuple):
         targets = ", ".join(read_prediction(predictions).targets)
         return cls(targets, predictions.n_obs, read_result(predictions, EVALUATE_PERTURBATION))
 
-    @property
+    @cached_property
     def average(self) -> pd.DataFrame | None:
         """Scores over the contexts; of a single context, its own."""
         return None if self.scores is None else average_of(self.scores)
 
-    @property
+    @cached_property
     def effect(self) -> float:
         """Size of the measured effect: root mean square over the genes of the change, which "no change" is off by.
 
@@ -51,7 +54,7 @@ class Summary(NamedTuple):
         """
         if self.scores is None:
             return np.nan
-        off = self.scores.query("model == 'no change' and metric == 'mse'")
+        off = self.scores[(self.scores["model"] == "no change") & (self.scores["metric"] == "mse")]
         single = off[off["context"] != ALL_CONTEXTS]
         off = (single if len(single) else off).dropna(subset="value")
         if off.empty:
