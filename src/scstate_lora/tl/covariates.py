@@ -251,7 +251,7 @@ def _pca(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates on the first components of the training cells' log1p expression, ``(n, n_components)`` each."""
     expression = BoundData(se.registry, adata).logged
-    pca = sparse_pca((len(train), expression.shape[1]), n_pcs, seed=seed).fit(expression[train])
+    pca = sparse_pca(expression[train], n_pcs, seed=seed)
     return pca.transform(expression[train]), pca.transform(expression[test])
 
 

@@ -99,4 +99,4 @@ def _pca(adata: AnnData, *, n_pcs: int, seed: int) -> np.ndarray:
     expression = log_expression(adata)
     if min(expression.shape) < 2:
         return np.zeros((adata.n_obs, 1), dtype=np.float32)  # one cell or one gene has no principal direction
-    return sparse_pca(expression.shape, n_pcs, seed=seed).fit_transform(expression)
+    return sparse_pca(expression, n_pcs, seed=seed).transform(expression)

@@ -22,7 +22,6 @@ from scstate_lora.training.se.cell_batches import CellBatches
 
 if TYPE_CHECKING:
     import pandas as pd
-    from sklearn.decomposition import PCA
     from torch import Tensor
 
     from scstate_lora.config import CompactBaseConfig, TrainerOptions
@@ -84,7 +83,7 @@ def gene_tokens(logged: sparse.csr_matrix, n_components: int) -> np.ndarray:
     float32 ``(n_genes, n_components)``, components weighted by their standard deviation.
     """
     standardised = logged @ sparse.diags(1 / np.maximum(_std(logged), 1e-2))
-    pca = _pca(standardised, n_components)
+    pca = sparse_pca(sparse.csr_matrix(standardised), n_components)
     # In C order, as a saved copy is: matrix products round differently by layout.
     return np.ascontiguousarray((pca.components_ * np.sqrt(pca.explained_variance_)[:, None]).T, dtype=np.float32)
 
@@ -93,10 +92,6 @@ def _std(matrix: sparse.csr_matrix) -> np.ndarray:
     mean = np.asarray(matrix.mean(axis=0)).ravel()
     square = np.asarray(matrix.multiply(matrix).mean(axis=0)).ravel()
     return np.sqrt(np.maximum(square - mean**2, 0))
-
-
-def _pca(matrix: sparse.csr_matrix, n_components: int) -> PCA:
-    return sparse_pca(matrix.shape, n_components).fit(sparse.csr_matrix(matrix))
 
 
 def fit_compact_base(
@@ -164,7 +159,7 @@ def fit_compact_base(
     )
     tokenizer = Tokenizer.of_columns(n_genes, n_tokens=sizes.n_tokens)
     variable = np.sort(np.argsort(-_std(seen))[:_N_VARIABLE])
-    pca = _pca(seen[:, variable], config.output_dim)
+    pca = sparse_pca(seen[:, variable], config.output_dim)
     scores = pca.transform(logged[:, variable])  # (n_cells, n_components)
     targets = scores[:, :_N_COMPONENTS]
     targets = (targets / np.sqrt(np.mean(targets[train_rows] ** 2))).astype(np.float32)
