@@ -144,7 +144,7 @@ def test_losses_of_all_variants_in_one_colour_each(result):
 
 def test_criteria_say_value_level_and_what_is_missing(result):
     ax = pl.compare(result, kind="criteria")
-    assert _texts(ax) == ["not measured", "0.4", "0.05", "0.7, strong"]
+    assert _texts(ax) == ["not measured", "✗ 0.4", "✓ 0.05", "✓ 0.7, strong"]
     assert [label.get_text() for label in ax.get_yticklabels()] == [
         "late loss varies little  (< 0.1)",
         "Pearson of delta  (> 0.5)",

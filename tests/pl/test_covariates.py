@@ -51,7 +51,7 @@ def test_draws_the_numbers_of_the_table():
 
 
 def test_conditioned_embeddings_are_hollow():
-    hollow = [dot.get_markerfacecolor() == "white" for dot in dots(pl.covariate_effects(make_table())[0])]
+    hollow = [dot.get_markerfacecolor() == "#ffffff" for dot in dots(pl.covariate_effects(make_table())[0])]
     assert hollow == [False, False, False, True, True]
 
 

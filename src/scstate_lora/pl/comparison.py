@@ -14,7 +14,7 @@ from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import COMPARE, require_result
 from scstate_lora.metrics.stability import spikes
 from scstate_lora.pl.metric_panels import metrics
-from scstate_lora.pl.style import color_cycle, panels
+from scstate_lora.pl.style import ACCENT, DARK, FAINT, MUTED, color_cycle, ink, panels, paper, shade, shortened, tinted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ _CRITERIA = {
 }
 KINDS = ("scores", "losses", "gradients", "training", *_COSTS, "criteria")
 """What can be drawn; ``"training"`` is all six from ``"loss_variance"`` to ``"memory"``."""
-_MET_COLORS = {"yes": "#b7dfb9", "no": "#f2c4bc", "not measured": "#ececec"}
+_MET_MARKS = {"yes": "✓ ", "no": "✗ ", "not measured": ""}
 _SIDES = {"at least": "≥", "above": ">", "below": "<"}
 
 
@@ -203,10 +203,10 @@ def _draw_losses(
     for (name, history), width in zip(histories.items(), widths, strict=True):
         train, val = history[history["phase"] == "train"], history[history["phase"] == "val"]
         smooth = train["loss"].rolling(max(1, len(train) // 10), center=True, min_periods=1).mean()
-        panels[0].plot(train["step"], smooth, color=colors[name], linewidth=width, label=name)
+        panels[0].plot(train["step"], smooth, color=colors[name], linewidth=width, label=shortened(name))
         panels[-1].plot(
-            val["step"], val["loss"], color=colors[name], linewidth=width, label=name if ax is None else None,
-            marker="o", markersize=3 + width, linestyle="-" if ax is None else "--",
+            val["step"], val["loss"], color=colors[name], linewidth=width, marker="o", markersize=3 + width,
+            linestyle="-" if ax is None else "--", label=shortened(name) if ax is None else None,
         )  # fmt: skip
     mean = "running mean over a tenth of the steps"
     titles = [f"training loss, {mean}", "validation loss"] if ax is None else [f"training ({mean}) and validation (--)"]
@@ -215,7 +215,9 @@ def _draw_losses(
         panel.set_xlabel("optimiser step")
         panel.set_ylabel("loss")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[-1].legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    panels[-1].legend(
+        fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), labelcolor=ink(panels[-1])
+    )
     return panels[0] if ax is not None else np.array(panels, dtype=object)
 
 
@@ -226,9 +228,18 @@ def _draw_gradients(histories: dict[str, pd.DataFrame], colors: dict[str, str]) 
         step, norm = train["step"].to_numpy(), train["grad_norm"].to_numpy(dtype=float)
         ax.plot(step, norm, color=colors[name], linewidth=0.9)
         is_spike = spikes(norm) if len(norm) else np.zeros(0, dtype=bool)
-        ax.plot(step[is_spike], norm[is_spike], linestyle="", marker="o", markersize=4, color="#c0392b", zorder=3)
+        ax.plot(
+            step[is_spike],
+            norm[is_spike],
+            linestyle="",
+            marker="o",
+            markersize=4,
+            color=ink(ax),
+            markerfacecolor="none",
+            zorder=3,
+        )
         n_epochs = max(1, train["epoch"].nunique())
-        ax.set_title(f"{name}: {is_spike.sum() / n_epochs:.2g} spikes per epoch", fontsize="medium")
+        ax.set_title(f"{shortened(name)}: {is_spike.sum() / n_epochs:.2g} spikes per epoch", fontsize="medium")
         ax.set_xlabel("optimiser step")
         ax.set_ylabel("gradient norm")
         ax.label_outer()
@@ -260,11 +271,19 @@ def _draw_cost(ax: Axes, tables: Mapping[str, pd.DataFrame], cost: _Cost) -> Non
         values = values[np.isfinite(values)]
         if not len(values):
             why = _why_none(own, cost.column)
-            ax.text(0.02, i, why, transform=ax.get_yaxis_transform(), va="center", fontsize="x-small", color="#8c8c8c")
+            ax.text(
+                0.02,
+                i,
+                why,
+                transform=ax.get_yaxis_transform(),
+                va="center",
+                fontsize="x-small",
+                color=shade(ax, MUTED),
+            )
             continue
         ax.barh(i, means[model], color=color, height=0.62, alpha=0.85)
         if len(set(values)) > 1:
-            ax.plot(values, np.full(len(values), i), linestyle="", marker="o", markersize=3.5, color="#404040")
+            ax.plot(values, np.full(len(values), i), linestyle="", marker="o", markersize=3.5, color=shade(ax, DARK))
         note = f"{means[model]:,.3g}" if abs(means[model]) < 1000 else f"{means[model]:,.0f}"
         if cost.column == "trained":
             note += f" ({own['share'].mean():.0%})"
@@ -273,12 +292,12 @@ def _draw_cost(ax: Axes, tables: Mapping[str, pd.DataFrame], cost: _Cost) -> Non
         largest = max(largest, right)
     limit = _threshold(tables["criteria"], cost)
     if limit is not None:
-        ax.axvline(limit, color="#404040", linewidth=1.0, linestyle=":")
+        ax.axvline(limit, color=shade(ax, DARK), linewidth=1.0, linestyle=":")
         largest = max(largest, limit)
     lowest = min(0.0, float(np.nanmin(np.append(means.to_numpy(dtype=float), 0.0))))
     ax.set_xlim(1.05 * lowest, 1.28 * largest or 1.0)
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.set_yticks(range(len(models)), [textwrap.shorten(str(m), 28, placeholder="…") for m in models])
+    ax.set_yticks(range(len(models)), [shortened(m) for m in models])
     ax.set_ylim(len(models) - 0.5, -0.5)
     ax.set_title(cost.title, fontsize="medium")
     ax.set_xlabel(cost.label, fontsize="small")
@@ -289,6 +308,11 @@ def _draw_cost(ax: Axes, tables: Mapping[str, pd.DataFrame], cost: _Cost) -> Non
 def _why_none(own: pd.DataFrame, column: str) -> str:
     reasons = [reason.split(f"{column}: ", 1)[-1] for reason in own["reason"] if reason]
     return textwrap.shorten(reasons[0] if reasons else "not measured", 48, placeholder="…")
+
+
+def _met_color(ax: Axes, met: str) -> str:
+    """Return the pale colour of a field: blue where a criterion is met, orange where not."""
+    return shade(ax, FAINT / 3) if met == "not measured" else tinted(ax, ACCENT[0 if met == "yes" else 1], 0.3)
 
 
 def _threshold(criteria: pd.DataFrame, cost: _Cost) -> float | None:
@@ -306,14 +330,17 @@ def _draw_criteria(criteria: pd.DataFrame, ax: Axes | None) -> Axes:
     for row in criteria.to_dict("records"):
         x, y = models.index(row["model"]), names.index(row["criterion"])
         ax.add_patch(
-            plt.Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=_MET_COLORS[row["met"]], edgecolor="white", linewidth=2)
+            plt.Rectangle(
+                (x - 0.5, y - 0.5), 1, 1, facecolor=_met_color(ax, row["met"]), edgecolor=paper(ax), linewidth=2
+            )
         )
         measured = row["met"] != "not measured"
         label = (f"{row['value']:.3g}" + (f", {row['level']}" if row["level"] else "")) if measured else row["met"]
-        ax.text(x, y, label, ha="center", va="center", fontsize="small", color="black" if measured else "#8c8c8c")
+        label = _MET_MARKS[row["met"]] + label
+        ax.text(x, y, label, ha="center", va="center", fontsize="small", color=shade(ax, 1.0 if measured else MUTED))
     first = criteria.drop_duplicates("criterion").set_index("criterion")
     labels = [f"{_CRITERIA.get(n, n)}  ({_SIDES[first.loc[n, 'side']]} {first.loc[n, 'threshold']:g})" for n in names]
-    ax.set_xticks(range(len(models)), [textwrap.fill(str(m), 14) for m in models])
+    ax.set_xticks(range(len(models)), [textwrap.fill(shortened(m), 14) for m in models])
     ax.xaxis.tick_top()
     ax.set_yticks(range(len(names)), labels)
     ax.set_xlim(-0.5, len(models) - 0.5)

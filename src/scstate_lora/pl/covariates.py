@@ -11,7 +11,7 @@ import pandas as pd
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import COVARIATE_INFORMATION, require_result
 from scstate_lora.metrics.registry import metric_label
-from scstate_lora.pl.style import color_cycle, panels, require_columns
+from scstate_lora.pl.style import DARK, MUTED, color_cycle, panels, paper, require_columns, shade, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,22 +91,26 @@ def _panel(ax: Axes, part: pd.DataFrame) -> None:
         color = colors[record["embedding"]]
         if not np.isfinite(record["value"]):
             ax.text(
-                0.03, y, "not scored", transform=ax.get_yaxis_transform(), va="center", color="#8c8c8c", size="small"
+                0.03,
+                y,
+                "not scored",
+                transform=ax.get_yaxis_transform(),
+                va="center",
+                color=shade(ax, MUTED),
+                size="small",
             )
             continue
         ax.plot([record["low"], record["high"]], [y, y], color=color, linewidth=1.8, solid_capstyle="butt", zorder=2)
-        face = color if record["conditioned_on"] == "nothing" else "white"
+        face = color if record["conditioned_on"] == "nothing" else paper(ax)
         ax.plot(
             [record["value"]], [y], marker="o", markersize=6.5, color=color, markerfacecolor=face, markeredgewidth=1.5,
             linestyle="", zorder=3,
         )  # fmt: skip
     _draw_baseline(ax, part)
-    names = [
-        textwrap.shorten(_ROWS.get(key, f"{key[0]}, given {key[1]}"), _LONGEST_NAME, placeholder="…") for key in keys
-    ]
+    names = [shortened(_ROWS.get(key, f"{key[0]}, given {key[1]}"), _LONGEST_NAME) for key in keys]
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    name = textwrap.shorten(str(part["covariate"].iloc[0]), _LONGEST_NAME, placeholder="…")
+    name = shortened(part["covariate"].iloc[0], _LONGEST_NAME)
     ax.set_title(name, fontsize="medium")
     verdict = textwrap.fill(str(part["verdict"].iloc[0]), _VERDICT_WIDTH)
     metric = f"{metric_label(part['metric'].iloc[0])} (dashed: baseline)"
@@ -123,6 +127,6 @@ def _draw_baseline(ax: Axes, part: pd.DataFrame) -> None:
         return
     baselines: Sequence[float] = part["baseline"].dropna().unique().tolist()
     for value in baselines:
-        ax.axvline(value, color="#404040", linewidth=1.0, linestyle="--", zorder=1)
+        ax.axvline(value, color=shade(ax, DARK), linewidth=1.0, linestyle="--", zorder=1)
     low, high = float(np.nanmin(values)), max(1.0, float(np.nanmax(values)))
     ax.set_xlim(low - 0.08 * (high - low), high + 0.04 * (high - low))

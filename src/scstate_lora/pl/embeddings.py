@@ -9,7 +9,7 @@ import pandas as pd
 
 from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._utils import did_you_mean
-from scstate_lora.pl.style import MISSING_COLOR, category_colors, grid_shape, panels
+from scstate_lora.pl.style import FAINT, category_colors, color_bar, grid_shape, ink, panels, shade, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -172,14 +172,14 @@ def _panel(
         numbers = values.to_numpy(dtype=float, na_value=np.nan)
         known = order[np.isfinite(numbers[order])]
         unknown = order[~np.isfinite(numbers[order])]
-        ax.scatter(xy[unknown, 0], xy[unknown, 1], c=MISSING_COLOR, **style)
+        ax.scatter(xy[unknown, 0], xy[unknown, 1], color=shade(ax, FAINT), **style)
         points = ax.scatter(xy[known, 0], xy[known, 1], c=numbers[known], cmap="viridis", **style)
         if guide:
-            ax.figure.colorbar(points, ax=ax, label=key, shrink=0.8, pad=0.02)
+            color_bar(points, ax, shortened(key))
     else:
         labels = adata.obs[key].astype(str) if adata.obs[key].dtype == bool else adata.obs[key]
         full = pd.Categorical(labels)
-        colors = [*category_colors(adata, key, full.categories), MISSING_COLOR]
+        colors = [*category_colors(adata, key, full.categories), shade(ax, FAINT)]
         codes = full.codes[chosen]
         ax.scatter(xy[order, 0], xy[order, 1], c=np.asarray(colors, dtype=object)[codes[order]], **style)
         if guide:
@@ -203,12 +203,13 @@ def _legend(ax: Axes, key: str, names: Sequence[str], colors: Sequence[str], *, 
 
     names = [*names, "missing"] if has_missing else list(names)
     handles = [
-        Line2D([], [], marker="o", linestyle="", markersize=5, color=color, label=name)
+        Line2D([], [], marker="o", linestyle="", markersize=5, color=color, label=shortened(name))
         for name, color in zip(names, colors, strict=False)
     ]
     ax.legend(
         handles=handles,
-        title=key,
+        title=shortened(key),
+        labelcolor=ink(ax),
         loc="center left",
         bbox_to_anchor=(1.02, 0.5),
         ncols=-(-len(names) // _LEGEND_ROWS),

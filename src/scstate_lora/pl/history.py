@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from scstate_lora._utils import did_you_mean
 from scstate_lora.metrics.history import named_histories
-from scstate_lora.pl.style import color_cycle, panels
+from scstate_lora.pl.style import color_cycle, ink, panels, paper, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,7 +101,7 @@ def _draw(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str) -> None:
     for (name, history), color in zip(histories.items(), color_cycle(len(histories)), strict=True):
         if column not in history:
             continue
-        prefix = f"{name}, " if len(histories) > 1 else ""
+        prefix = f"{shortened(name)}, " if len(histories) > 1 else ""
         train = history.loc[(history["phase"] == "train") & history[column].notna(), ["step", column]]
         if len(train):
             smooth = train[column].rolling(max(1, len(train) // 40), center=True, min_periods=1).mean()
@@ -112,7 +112,7 @@ def _draw(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str) -> None:
         if len(val):
             ax.plot(
                 val["step"], val[column], color=color, linestyle="--", marker="o", markersize=3.5,
-                markerfacecolor="white", linewidth=1.2, label=f"{prefix}validation",
+                markerfacecolor=paper(ax), linewidth=1.2, label=f"{prefix}validation",
             )  # fmt: skip
             drawn.append(val[column].to_numpy(dtype=float))
     title = {"loss": "total loss", "grad_norm": "gradient norm"}.get(column, column.replace("_", " "))
@@ -129,4 +129,4 @@ def _draw(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str) -> None:
     ax.set_xlabel("optimiser step")
     ax.set_ylabel(title + (", log scale" if log else ""))
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize="small", frameon=False)
+    ax.legend(fontsize="small", frameon=False, labelcolor=ink(ax))

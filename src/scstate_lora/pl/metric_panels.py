@@ -14,7 +14,18 @@ from scstate_lora.data.results import DISCRIMINATION, EVALUATE, EVALUATE_PERTURB
 from scstate_lora.metrics.baselines import BASELINES, CEILING, MEAN_SHIFT
 from scstate_lora.metrics.embedding import PCA
 from scstate_lora.metrics.registry import headline_of, metric_label
-from scstate_lora.pl.style import color_cycle, grid_shape, panels, require_columns
+from scstate_lora.pl.style import (
+    BAND,
+    DARK,
+    MUTED,
+    color_cycle,
+    grid_shape,
+    ink,
+    panels,
+    require_columns,
+    shade,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +33,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-_GREY, _DARK, _BLACK = "#8c8c8c", "#404040", "#000000"
 _DIRECTIONS = {"higher": "higher is better →", "lower": "← lower is better", "one": "→ nearest to 1 is better ←"}
 _FLOOR = "baseline"  # row of the score of ignoring the embedding
 _LONGEST_LABEL = 34
@@ -63,22 +73,24 @@ def metrics(
     long = _long(table if isinstance(table, pd.DataFrame) else _find_table(table))
     names = chosen_metrics(list(dict.fromkeys(long["metric"])), metric)
     series = list(dict.fromkeys(long["series"]))
-    styles = dict(zip(series, _styles(series), strict=True))
     if ax is not None:
         if len(names) > 1:
             msg = f"One `ax` holds one metric, the table has {names}. Name one as `metric`, or give no `ax`."
             raise ValueError(msg)
+        styles = _styles(ax, series)
         _panel(ax, long, names[0], styles)
         ax.legend(
-            handles=_handles(styles), loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize="small", frameon=False
-        )
+            handles=_handles(styles), loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize="small", frameon=False,
+            labelcolor=ink(ax),
+        )  # fmt: skip
         return ax
 
     n_lanes = max(_n_rows(long, name) for name in names) * len(series)
     width = 4.6 * grid_shape(len(names), widest=3)[1]  # all sizes in inches
-    n_across = max(1, int(width / (0.085 * max(map(len, series)) + 0.6)))
+    n_across = max(1, int(width / (0.085 * min(max(map(len, series)), _LONGEST_LABEL) + 0.6)))
     legend_height = 0.3 * -(-len(series) // n_across)
     axes = panels(len(names), widest=3, size=(4.6, 1.2 + 0.1 * n_lanes), beside=(0, legend_height), h_pad=0.12)
+    styles = _styles(axes[0], series)
     for panel, name in zip(axes, names, strict=True):
         _panel(panel, long, name, styles)
     axes[0].figure.legend(
@@ -149,17 +161,17 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns={"model": "series", "context": "row", "ci_low": "low", "ci_high": "high"})
 
 
-def _reference_styles() -> dict[str, tuple[str, str]]:
-    """Marker and colour of every row of a table that is no model or embedding."""
-    baselines = {b.name: (b.marker, _DARK if b.name == MEAN_SHIFT else _GREY) for b in BASELINES.values()}
-    return {**baselines, CEILING: ("|", _BLACK), PCA: ("s", _GREY), _FLOOR: ("|", _DARK)}
+def _reference_styles() -> dict[str, tuple[str, float]]:
+    """Marker and share of ink of every row of a table that is no model or embedding."""
+    baselines = {b.name: (b.marker, DARK if b.name == MEAN_SHIFT else MUTED) for b in BASELINES.values()}
+    return {**baselines, CEILING: ("|", 1.0), PCA: ("s", MUTED), _FLOOR: ("|", DARK)}
 
 
-def _styles(series: Sequence[str]) -> list[tuple[str, str]]:
+def _styles(ax: Axes, series: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Marker and colour of each series; models are dots in scanpy's colours."""
-    references = _reference_styles()
+    references = {name: (marker, shade(ax, share)) for name, (marker, share) in _reference_styles().items()}
     colors = iter(color_cycle(sum(name not in references for name in series)))
-    return [references[name] if name in references else ("o", next(colors)) for name in series]
+    return {name: references[name] if name in references else ("o", next(colors)) for name in series}
 
 
 def _size(marker: str) -> dict[str, Any]:
@@ -170,7 +182,7 @@ def _handles(styles: dict[str, tuple[str, str]]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     return [
-        Line2D([], [], linestyle="", marker=marker, color=color, label=name, **_size(marker))
+        Line2D([], [], linestyle="", marker=marker, color=color, label=shortened(name, _LONGEST_LABEL), **_size(marker))
         for name, (marker, color) in styles.items()
     ]
 
@@ -186,7 +198,7 @@ def _panel(ax: Axes, long: pd.DataFrame, metric: str, styles: dict[str, tuple[st
     # Every series of a row has a lane of its own, so that equal values do not hide each other.
     lanes = dict(zip(styles, np.linspace(-0.32, 0.32, len(styles)) if len(styles) > 1 else [0.0], strict=True))
     for i in range(0, len(rows), 2):
-        ax.axhspan(i - 0.5, i + 0.5, color="#f3f3f3", zorder=0, linewidth=0)
+        ax.axhspan(i - 0.5, i + 0.5, color=shade(ax, BAND), zorder=0, linewidth=0)
     for record in part.to_dict("records"):
         value, y = float(record["value"]), rows.index(record["row"]) + lanes[record["series"]]
         if not np.isfinite(value):
@@ -197,10 +209,10 @@ def _panel(ax: Axes, long: pd.DataFrame, metric: str, styles: dict[str, tuple[st
             ax.plot([low, high], [y, y], color=color, linewidth=1.2, zorder=2)
         ax.plot([value], [y], marker=marker, color=color, linestyle="", zorder=3, **_size(marker))
     if part["direction"].iloc[0] == "one":
-        ax.axvline(1.0, color="#404040", linewidth=0.8, linestyle=":", zorder=1)
+        ax.axvline(1.0, color=shade(ax, DARK), linewidth=0.8, linestyle=":", zorder=1)
     _name_failures(ax, part, rows)
     ax.set_title(metric_label(metric), fontsize="medium")
-    ax.set_yticks(range(len(rows)), [textwrap.shorten(str(r), _LONGEST_LABEL, placeholder="…") for r in rows])
+    ax.set_yticks(range(len(rows)), [shortened(r, _LONGEST_LABEL) for r in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlabel(_x_label(part), fontsize="small")
     ax.margins(x=0.08)
@@ -221,7 +233,7 @@ def _name_failures(ax: Axes, part: pd.DataFrame, rows: Sequence[str]) -> None:
         # x in fractions of the axes, y in rows
         ax.text(
             0.02, i, textwrap.fill(text, 46), transform=ax.get_yaxis_transform(), va="center", fontsize="x-small",
-            color="#8c8c8c",
+            color=shade(ax, MUTED),
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import MaxNLocator
 
-from scstate_lora.pl.style import color_cycle, panels
+from scstate_lora.pl.style import color_cycle, ink, panels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -144,4 +144,4 @@ def _draw_gains(ax: Axes, table: pd.DataFrame) -> None:
     ax.set_xlabel("layer")
     ax.set_ylabel("gain, or distance from identity")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize="x-small", frameon=False, loc="upper left")
+    ax.legend(fontsize="x-small", frameon=False, loc="upper left", labelcolor=ink(ax))

@@ -1,4 +1,4 @@
-"""Shared by the plots: colours of categories, grids of panels, checks of tables."""
+"""Shared by the plots: colours for light and dark Axes, names that fit, grids of panels, checks of tables."""
 
 from __future__ import annotations
 
@@ -6,15 +6,117 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex, to_rgb, to_rgba
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    import numpy as np
     import pandas as pd
     from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colorbar import Colorbar
 
-MISSING_COLOR = "lightgray"
+MUTED, DARK, FAINT, BAND = 0.6, 0.78, 0.22, 0.05
+"""Shares of ink for :func:`shade`: of text and marks in the background, of lines, of missing cells, of a row's band."""
+ACCENT = "#0072b2", "#d55e00"
+"""Two colours that everybody can tell apart, on white and on black (Okabe and Ito 2008)."""
+
+
+def ink(ax: Axes) -> str:
+    """Return the colour of the text of these Axes, which is that of the style they were made in."""
+    return to_hex(ax.xaxis.label.get_color())
+
+
+def paper(ax: Axes) -> str:
+    """Return the colour behind what is drawn: of the Axes, of the figure, or what contrasts with the text."""
+    for color in (ax.get_facecolor(), ax.figure.get_facecolor()):
+        if to_rgba(color)[3] > 0:
+            return to_hex(color)
+    return "#ffffff" if _luminance(ink(ax)) < 0.5 else "#000000"
+
+
+def shade(ax: Axes, share: float) -> str:
+    """Mix the colours of text and background: 0 is the background, 1 the text; readable on light and dark."""
+    return tinted(ax, ink(ax), share)
+
+
+def tinted(ax: Axes, color: Any, share: float) -> str:
+    """Mix a colour into the background: 0 is the background, 1 the colour."""
+    return to_hex((1 - share) * np.array(to_rgb(paper(ax))) + share * np.array(to_rgb(color)))
+
+
+def is_dark(ax: Axes) -> bool:
+    """Whether the background of these Axes is dark."""
+    return _luminance(paper(ax)) < 0.5
+
+
+def _luminance(color: Any) -> float:
+    return float(np.dot(to_rgb(color), (0.299, 0.587, 0.114)))
+
+
+def text_on(color: Any) -> str:
+    """Return black or white, whichever is readable on a filled field."""
+    return "#000000" if _luminance(color) > 0.5 else "#ffffff"
+
+
+def diverging_map(ax: Axes) -> Colormap:
+    """Return a scale from blue over the background to red, for changes down and up; NaN is grey."""
+    ends = ("#4aa3df", "#f4745b") if is_dark(ax) else ("#2166ac", "#b2182b")
+    middles = [tinted(ax, end, 0.5) for end in ends]
+    scale = LinearSegmentedColormap.from_list("changes", [ends[0], middles[0], paper(ax), middles[1], ends[1]])
+    scale.set_bad(shade(ax, FAINT))
+    return scale
+
+
+def color_bar(mappable: ScalarMappable, ax: Axes, label: str, **how: Any) -> Colorbar:
+    """Add a colour bar in the colours of the Axes' own style."""
+    bar = ax.figure.colorbar(mappable, ax=ax, **{"shrink": 0.8, "pad": 0.02, **how})
+    bar.set_label(label, color=ink(ax), fontsize="small")
+    bar.ax.tick_params(colors=ink(ax), labelsize="small")
+    bar.outline.set_edgecolor(shade(ax, DARK))
+    return bar
+
+
+def shortened(name: object, longest: int = 28) -> str:
+    """Shorten a long name in its middle, as names often differ in their ends."""
+    text = " ".join(str(name).split())
+    if len(text) <= longest:
+        return text
+    tail = (longest - 1) // 3
+    return f"{text[: longest - 1 - tail].rstrip()}…{text[-tail:].lstrip()}"
+
+
+def readable_ticks(ax: Axes, names: Sequence[str], *, axis: str, longest: int = 28) -> None:
+    """Write category names at 0, 1, ...; across, they stand upright where they would not fit.
+
+    Parameters
+    ----------
+    ax
+        Axes, of their final size.
+    names
+        Names, in order.
+    axis
+        ``"x"`` or ``"y"``.
+    longest
+        Letters of a name at most.
+    """
+    texts = [shortened(name, longest) for name in names]
+    if axis == "y":
+        ax.set_yticks(range(len(texts)), texts)
+        return
+    ax.set_xticks(range(len(texts)), texts)
+    inches = ax.get_window_extent().width / ax.figure.dpi / max(1, len(texts))
+    if 0.085 * max(map(len, texts), default=0) > inches:
+        for label in ax.get_xticklabels():
+            label.set(rotation=90)
+
+
+def frameless(ax: Axes) -> None:
+    """Leave the left and the lower line of the frame only, and small numbers beside them."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize="small")
 
 
 def grid_shape(n_panels: int, *, widest: int) -> tuple[int, int]:

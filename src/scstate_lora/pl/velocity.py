@@ -10,7 +10,7 @@ import pandas as pd
 
 from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import VELOCITY_ALIGNMENT, require_result
-from scstate_lora.pl.style import MISSING_COLOR, color_cycle, require_columns
+from scstate_lora.pl.style import DARK, FAINT, MUTED, color_cycle, ink, require_columns, shade, shortened
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -99,11 +99,11 @@ def _draw_histogram(ax: Axes, cells: pd.DataFrame, group_key: str | None) -> Non
     if group_key is None:
         cosine = known["cosine"].to_numpy()
         ax.hist(cosine, bins=_BINS, weights=np.full(len(cosine), 1 / len(cosine)), color=color_cycle(1)[0], alpha=0.75)
-        ax.axvline(float(np.median(cosine)), color="#404040", linewidth=1.4)
+        ax.axvline(float(np.median(cosine)), color=shade(ax, DARK), linewidth=1.4)
         ax.set_ylabel("share of the cells")
     else:
         _draw_groups(ax, _groups(known, group_key))
-    ax.axvline(0, color="#8c8c8c", linewidth=0.8, linestyle=":", zorder=0)
+    ax.axvline(0, color=shade(ax, MUTED), linewidth=0.8, linestyle=":", zorder=0)
     ax.set_xlim(-1, 1)
     ax.set_xlabel("cosine of predicted shift and RNA velocity\n(−1 opposite, 0 unrelated, 1 the same way)")
     left_out = len(cells) - len(known)
@@ -127,8 +127,8 @@ def _draw_groups(ax: Axes, groups: dict[str, np.ndarray]) -> None:
         lowest, low, middle, high, highest = np.quantile(cosine, [0.05, 0.25, 0.5, 0.75, 0.95])
         ax.plot([lowest, highest], [i, i], color=color, linewidth=1.2)
         ax.plot([low, high], [i, i], color=color, linewidth=7, solid_capstyle="butt", alpha=0.6)
-        ax.plot([middle], [i], marker="o", markersize=5, color="#404040", linestyle="")
-    ax.set_yticks(range(len(groups)), [f"{name} ({len(cosine):,})" for name, cosine in groups.items()])
+        ax.plot([middle], [i], marker="o", markersize=5, color=shade(ax, DARK), linestyle="")
+    ax.set_yticks(range(len(groups)), [f"{shortened(name)} ({len(cosine):,})" for name, cosine in groups.items()])
     ax.set_ylim(len(groups) - 0.4, -0.6)
     ax.tick_params(axis="y", labelsize="small")
 
@@ -142,10 +142,10 @@ def _draw_arrows(ax: Axes, cells: pd.DataFrame) -> None:
         msg = "No cell is left that has both a shift and a velocity."
         raise ValueError(msg)
     shown = known.iloc[np.unique(np.linspace(0, len(known) - 1, _MOST_ARROWS).round().astype(int))]
-    ax.scatter(known["x"], known["y"], s=6, color=MISSING_COLOR, linewidths=0, rasterized=len(known) > 5000)
+    ax.scatter(known["x"], known["y"], s=6, color=shade(ax, FAINT), linewidths=0, rasterized=len(known) > 5000)
     extent = float(np.ptp(known[["x", "y"]].to_numpy(), axis=0).max()) or 1.0
     for name, color, label in (
-        ("velocity", "#8c8c8c", "RNA velocity"),
+        ("velocity", shade(ax, MUTED), "RNA velocity"),
         ("shift", color_cycle(1)[0], "predicted shift"),
     ):
         vectors = shown[[f"{name}_x", f"{name}_y"]].to_numpy()
@@ -158,4 +158,4 @@ def _draw_arrows(ax: Axes, cells: pd.DataFrame) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_title(f"median cosine {known['cosine'].median():.2f}", fontsize="medium")
-    ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(0, -0.02), ncols=2)
+    ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(0, -0.02), ncols=2, labelcolor=ink(ax))
