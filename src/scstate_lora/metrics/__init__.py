@@ -22,6 +22,12 @@ from scstate_lora.metrics.cell_sets import (
     relative_nearest_distance,
 )
 from scstate_lora.metrics.changes import GeneChanges
+from scstate_lora.metrics.confidence import (
+    Reliability,
+    expected_calibration_error,
+    reliability,
+    wilson_interval,
+)
 from scstate_lora.metrics.de_scores import (
     direction_fidelity_yield,
     direction_reach,
@@ -143,6 +149,7 @@ __all__ = [
     "HeldOutScore",
     "IntegratedCells",
     "LinearEffects",
+    "Reliability",
     "Score",
     "TemporalScore",
     "UnbiasedErrors",
@@ -173,6 +180,7 @@ __all__ = [
     "dynamic_range_fraction",
     "energy_distance",
     "entanglement",
+    "expected_calibration_error",
     "gap_correlation",
     "gene_changes",
     "goodness",
@@ -212,6 +220,7 @@ __all__ = [
     "pearson_delta_top",
     "perturbed_mean",
     "relative_nearest_distance",
+    "reliability",
     "sd_r2",
     "sd_ratio",
     "shifted",
@@ -230,4 +239,5 @@ __all__ = [
     "validation_improvement",
     "variance_ratio",
     "weighted_mse",
+    "wilson_interval",
 ]

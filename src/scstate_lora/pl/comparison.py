@@ -14,7 +14,7 @@ from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import COMPARE, require_result
 from scstate_lora.metrics.stability import spikes
 from scstate_lora.pl.metric_panels import metrics
-from scstate_lora.pl.style import ACCENT, DARK, FAINT, MUTED, color_cycle, ink, panels, paper, shade, shortened, tinted
+from scstate_lora.pl.style import DARK, FAINT, MUTED, accents, color_cycle, ink, panels, paper, shade, shortened, tinted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -312,7 +312,7 @@ def _why_none(own: pd.DataFrame, column: str) -> str:
 
 def _met_color(ax: Axes, met: str) -> str:
     """Return the pale colour of a field: blue where a criterion is met, orange where not."""
-    return shade(ax, FAINT / 3) if met == "not measured" else tinted(ax, ACCENT[0 if met == "yes" else 1], 0.3)
+    return shade(ax, FAINT / 3) if met == "not measured" else tinted(ax, accents(ax)[0 if met == "yes" else 1], 0.3)
 
 
 def _threshold(criteria: pd.DataFrame, cost: _Cost) -> float | None:

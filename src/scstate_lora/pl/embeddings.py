@@ -9,6 +9,7 @@ import pandas as pd
 
 from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._utils import did_you_mean
+from scstate_lora.pl.layouts import umap_layout
 from scstate_lora.pl.style import FAINT, category_colors, color_bar, grid_shape, ink, panels, shade, shortened
 
 if TYPE_CHECKING:
@@ -77,18 +78,29 @@ def embedding(
     if ax is not None:
         _panel(ax, adata, chosen, layouts[basis], key=keys[0], basis=basis, guide=True)
         return ax
-    axes = _grid(len(keys), len(bases))
+    axes = _grid(len(keys), len(bases), legend=max(_legend_width(adata.obs[key]) for key in keys))
     for i, key in enumerate(keys):
         for j, name in enumerate(bases):
             _panel(axes[i, j], adata, chosen, layouts[name], key=key, basis=name, guide=j == len(bases) - 1)
     return axes
 
 
-def _grid(n_colors: int, n_bases: int) -> np.ndarray[Any, np.dtype[Any]]:
+def _legend_width(values: pd.Series) -> float:
+    """Inches that the legend or the colour bar of a column needs."""
+    if pd.api.types.is_numeric_dtype(values):
+        return 1.0
+    names = pd.Categorical(values).categories
+    longest = max((len(shortened(name)) for name in names), default=0)
+    return -(-(len(names) + 1) // _LEGEND_ROWS) * (0.5 + 0.085 * longest) + 0.3
+
+
+def _grid(n_colors: int, n_bases: int, *, legend: float) -> np.ndarray[Any, np.dtype[Any]]:
     """Axes of shape ``(n_colors, n_bases)``; of a single embedding they are wrapped into two columns."""
     n_columns = n_bases if n_bases > 1 else grid_shape(n_colors, widest=2)[1]
     n_legends = n_columns if n_bases == 1 else 1
-    axes = panels(n_colors * n_bases, widest=n_columns, size=(3.6, 3.4), beside=(2.0 * n_legends, 0), h_pad=0.1)
+    axes = panels(
+        n_colors * n_bases, widest=n_columns, size=(3.6, 3.4), beside=(max(2.0, legend) * n_legends, 0), h_pad=0.1
+    )
     return axes.reshape(n_colors, n_bases)
 
 
@@ -136,15 +148,7 @@ def _layout(adata: AnnData, basis: str, chosen: NDArray[np.int64]) -> NDArray[np
     array = np.asarray(adata.obsm[basis], dtype=np.float32)[chosen]
     if array.shape[1] == 2:
         return array
-    import anndata
-    import scanpy as sc
-
-    bare = anndata.AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(array)).astype(str)), obsm={"X_basis": array})
-    sc.pp.neighbors(bare, n_neighbors=min(15, len(array) - 1), use_rep="X_basis", random_state=0)
-    # Spectral initialisation needs many more cells than dimensions; for fewer, a seeded random one does as well.
-    # 200 rounds converge; the default of 500 for small data only takes longer.
-    sc.tl.umap(bare, random_state=0, init_pos="spectral" if len(array) > 50 else "random", maxiter=200)
-    return np.asarray(bare.obsm["X_umap"], dtype=np.float32)
+    return umap_layout(array)
 
 
 def _panel(

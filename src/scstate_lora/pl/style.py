@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 MUTED, DARK, FAINT, BAND = 0.6, 0.78, 0.22, 0.05
 """Shares of ink for :func:`shade`: of text and marks in the background, of lines, of missing cells, of a row's band."""
-ACCENT = "#0072b2", "#d55e00"
-"""Two colours that everybody can tell apart, on white and on black (Okabe and Ito 2008)."""
 
 
 def ink(ax: Axes) -> str:
@@ -56,6 +54,11 @@ def _luminance(color: Any) -> float:
     return float(np.dot(to_rgb(color), (0.299, 0.587, 0.114)))
 
 
+def accents(ax: Axes) -> tuple[str, str]:
+    """Return a blue and an orange that everybody can tell apart and that stand out here (Okabe and Ito 2008)."""
+    return ("#56b4e9", "#e69f00") if is_dark(ax) else ("#0072b2", "#d55e00")
+
+
 def text_on(color: Any) -> str:
     """Return black or white, whichever is readable on a filled field."""
     return "#000000" if _luminance(color) > 0.5 else "#ffffff"
@@ -66,8 +69,7 @@ def diverging_map(ax: Axes) -> Colormap:
     ends = ("#4aa3df", "#f4745b") if is_dark(ax) else ("#2166ac", "#b2182b")
     middles = [tinted(ax, end, 0.5) for end in ends]
     scale = LinearSegmentedColormap.from_list("changes", [ends[0], middles[0], paper(ax), middles[1], ends[1]])
-    scale.set_bad(shade(ax, FAINT))
-    return scale
+    return scale.with_extremes(bad=shade(ax, FAINT))
 
 
 def color_bar(mappable: ScalarMappable, ax: Axes, label: str, **how: Any) -> Colorbar:
