@@ -22,7 +22,7 @@ NEWEST = .venv-newest-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.vers
 PRE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-lowest test-newest docs tutorials clean
+.PHONY: help demo test test-fast test-lowest test-newest docs gallery tutorials clean
 
 help:
 	@echo "make demo         install, run the main job on simulated and on real cells, leave $(DEMO_OUT)/ with h5ad and HTML report"
@@ -31,6 +31,7 @@ help:
 	@echo "make test-lowest  the tests on Python 3.11 with every dependency at its lower bound; downloads several GB"
 	@echo "make test-newest  the tests with the newest version of everything; PYTHON=python3.13, PRE=--pre; several GB"
 	@echo "make docs         install, then build the documentation in docs/_build/html"
+	@echo "make gallery      install, train small models and draw the pictures of docs/gallery.md from them; minutes"
 	@echo "make tutorials    install, then execute the notebooks in tutorials/ and keep their outputs"
 	@echo "make clean        remove the environments, $(DEMO_OUT) and build outputs"
 
@@ -82,6 +83,9 @@ test-newest:
 docs: $(DOCS_STAMP)
 	@$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 	@echo "== Open docs/_build/html/index.html"
+
+gallery: $(STAMP)
+	@$(BIN)/python docs/make_gallery.py
 
 tutorials: $(DOCS_STAMP)
 	@$(BIN)/jupyter execute --inplace tutorials/*.ipynb
