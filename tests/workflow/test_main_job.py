@@ -121,7 +121,7 @@ def test_tables_hold_the_scores_and_histories(finished):
     np.testing.assert_array_equal(
         read["embeddings"]["value"], done.adata.uns["scstate_lora"]["evaluate"]["value"].to_numpy()
     )
-    assert set(read["perturbation"]["target"]) == {"burn"}
+    assert set(read["perturbation"]["perturbation"]) == {"burn"}
 
 
 def test_configuration_reads_back_the_same(finished):
@@ -255,18 +255,21 @@ def test_several_targets_of_which_one_cannot_be_scored(wound, tmp_path, monkeypa
     held_out = [{"cell_type": name, "arm": target} for name in ("macrophage", "fibroblast") for target in set(arm)]
     held_out = [condition for condition in held_out if condition["arm"] != "sham"]
 
-    score = HeldOutCells.score
+    cells_of = HeldOutCells.cells_of
 
-    def fail_for_scald(self, target, *args, **kwargs):
+    def fail_for_scald(self, predicted, controls, *, target=""):
         if target == "scald":
             raise ValueError("too few cells.")
-        return score(self, target, *args, **kwargs)
+        return cells_of(self, predicted, controls, target=target)
 
-    monkeypatch.setattr(HeldOutCells, "score", fail_for_scald)
+    monkeypatch.setattr(HeldOutCells, "cells_of", fail_for_scald)
     done = workflow.run(
         logged, _config({"covariate_keys": ["timepoint"], "pert_key": "arm", "holdout": held_out}), tmp_path
     )
-    assert "The prediction of 'scald' is not scored: too few cells." in caplog.text
+    own = read_csv(tmp_path / "tables" / "perturbation.csv").query("model == 'STTransition'")
+    assert set(own.loc[own["perturbation"] == "scald", "reason"]) >= {"too few cells."}
+    assert own.loc[own["perturbation"] == "scald", "value"].isna().all()
+    assert own.loc[own["perturbation"] == "burn", "value"].notna().any()
     assert "adata.X is treated as log1p" in caplog.text
     tested = done.adata.obs.loc[done.adata.obs["scstate_split"] == "test"]
     assert set(tested["cell_type"]) == {"macrophage", "fibroblast"}
@@ -278,9 +281,12 @@ def test_several_targets_of_which_one_cannot_be_scored(wound, tmp_path, monkeypa
     }
     assert predictions.obs_names.is_unique
     assert predictions.uns["scstate_lora"]["predict"]["target"].tolist() == ["burn", "scald"]
-    assert "evaluate_perturbation" not in predictions.uns["scstate_lora"]
+    stored = predictions.uns["scstate_lora"]["evaluate_perturbation"]
+    assert set(stored["perturbation"]) == {"burn", "scald", "all"}
     scores = pd.read_csv(tmp_path / "tables" / "perturbation.csv")
-    assert set(scores["target"]) == {"burn"}
+    assert len(scores) == len(stored)
+    (single,) = set(done.predictions[0].uns["scstate_lora"]["evaluate_perturbation"]["perturbation"])
+    assert single == "burn"
     assert set(scores["context"]) == {"macrophage", "fibroblast", "all"}
 
 
@@ -304,7 +310,7 @@ def test_a_perturbation_that_was_held_out_is_predicted_by_its_features(arms, tmp
     done = workflow.run(cells, config, tmp_path / "out")
     assert [set(p.obs["arm"]) for p in done.predictions] == [{"acid"}, {"burn"}, {"scald"}]
     scores = pd.read_csv(tmp_path / "out" / "tables" / "perturbation.csv")
-    assert set(scores["target"]) == {"acid"}  # no cell of the others was held out
+    assert set(scores["perturbation"]) == {"acid"}  # no cell of the others was held out
     linear = scores[(scores["model"] == "linear") & (scores["metric"] == "mae")]
     assert linear["value"].notna().all()  # by the features: training has no acid
 
@@ -324,7 +330,7 @@ def test_embedding_without_decoder_is_predicted_and_not_scored(wound, tmp_path, 
     embedded.obsm["X_own"] = np.random.default_rng(0).normal(size=(wound.n_obs, 6)).astype(np.float32)
     st = {**SMALL["st"], "model": {**SMALL["st"]["model"], "space": "embedding", "gene_decoder": False}}
     done = workflow.run(embedded, _config({"embed_key": "X_own"}, st=st), tmp_path)
-    assert "'burn' is not scored: it is an embedding without a gene decoder" in caplog.text
+    assert "not scored: they are embeddings without a gene decoder" in caplog.text
     assert ad.read_h5ad(tmp_path / "predictions.h5ad").obsm["X_own"].shape == (done.predictions[0].n_obs, 6)
     report(done.adata, done.models, tmp_path / "report.html", predictions=done.predictions)
 

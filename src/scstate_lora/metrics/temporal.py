@@ -123,7 +123,7 @@ def temporal_score(
     Parameters
     ----------
     name
-        A score of :data:`TEMPORAL`.
+        ``"gap_correlation"``, ``"monotonicity"`` or ``"smoothness"``.
     distances
         Of every group, distances between all times, ``(n_times, n_times)``; NaN for times that it lacks.
     times

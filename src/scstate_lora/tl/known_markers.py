@@ -52,7 +52,7 @@ def trajectory_markers(
         Column with the time or dose: numbers, or labels that hold one, for instance ``"day10"``.
     markers
         Genes by programme, with the expected direction of each: 1 rises, -1 falls. A list of genes means that they
-        rise. By default :data:`WOUND_MARKERS`, the trends of undisturbed healing that
+        rise. By default the trends of undisturbed healing that
         :func:`scstate_lora.datasets.wound_healing` simulates.
     cell_type_key
         Column with the cell type.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pandas as pd
 from threadpoolctl import ThreadpoolController
 
 from scstate_lora import tl
@@ -15,9 +14,7 @@ from scstate_lora._utils import progress_bar
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.results import (
     EVALUATE,
-    EVALUATE_PERTURBATION,
     read_result,
-    write_result,
 )
 from scstate_lora.model import Models
 from scstate_lora.reporting import report
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
 
@@ -109,10 +107,12 @@ def run(
         path = config.st.pert_features if config.st is not None else None
         features = None if path is None else read_features(path)
         file = place.path / "predictions.h5ad"
-        scores = write_predictions(file, _predict_and_score(st, adata, features), n_targets=len(st.targets))
-        predictions = StoredPredictions(file, scores)
-        tables = [table.assign(target=target) for target, table in scores.items()]
-        place.write_table("perturbation", pd.concat(tables) if tables else None)
+        write_predictions(file, _predicted(st), n_targets=len(st.targets))
+        predictions = StoredPredictions(file)
+        table = _scores_of(predictions, st, adata, features)
+        if table is not None:
+            predictions.add_scores(table)
+        place.write_table("perturbation", table)
     _score_embeddings(adata)
 
     place.write_table("embeddings", read_result(adata, EVALUATE))
@@ -127,29 +127,42 @@ def run(
     return Run(adata, models, predictions)
 
 
-def _predict_and_score(st: STTransition, adata: AnnData, features: pd.DataFrame | None) -> Iterator[AnnData]:
-    """Predict every target for all controls, and score the predictions with held-out cells, one after the other."""
+def _predicted(st: STTransition) -> Iterator[AnnData]:
+    """Predict every target for all controls, one after the other."""
+    for name, why in st.perts.untrained.items():
+        logger.warning("%r is not predicted: %s", name, why)
+    for target in progress_bar(st.targets, desc="Predicting", unit="target", disable=len(st.targets) < _MANY):
+        yield st.predict(target=target)
+
+
+def _scores_of(
+    predictions: StoredPredictions, st: STTransition, adata: AnnData, features: pd.DataFrame | None
+) -> pd.DataFrame | None:
+    """Score the predictions with held-out cells; None, and a warning that says why, where nothing can be scored."""
     registry = st.registry
     # Few held-out cells share all of a context's keys; the cell type alone makes groups large enough to score.
     keys = [registry.cell_type_key] if registry.cell_type_key is not None else registry.context_keys
+    if not predictions.n_vars:
+        logger.warning("The predictions are not scored: they are embeddings without a gene decoder.")
+        return None
     cells = HeldOutCells(BoundData(registry, adata), genes=st.genes, context_keys=keys, pert_features=features)
-    for name, why in st.perts.untrained.items():
-        logger.warning("%r is not predicted: %s", name, why)
-    is_screen = len(st.targets) >= _MANY
-    threads = ThreadpoolController()
-    for target in progress_bar(st.targets, desc="Predicting", unit="target", disable=not is_screen):
-        predicted = st.predict(target=target)
-        try:
-            if not predicted.n_vars:
-                msg = "it is an embedding without a gene decoder, and scores are of genes."
-                raise ValueError(msg)
-            # The sets of a screen are small: threads cost more than they give, and far more beside other programs.
-            with threads.limit(limits=1 if is_screen else None, user_api="blas"):
-                table = cells.score(target, predicted, name="STTransition")
-            write_result(predicted, EVALUATE_PERTURBATION, table)
-        except (ValueError, KeyError) as error:  # hours of training must not end here
-            logger.warning("The prediction of %r is not scored: %s", target, error.args[0])
-        yield predicted
+    held_out = [target for target in predictions.targets if cells.is_held_out(target).any()]
+    table = None
+    if held_out:
+        # The sets of a screen are small: threads cost more than they give, and far more beside other programs.
+        with ThreadpoolController().limit(limits=1 if len(held_out) >= _MANY else None, user_api="blas"):
+            try:
+                table = cells.score_all(held_out, predictions.of, name="STTransition")
+            except (ValueError, KeyError) as error:  # hours of training must not end here
+                logger.warning("The predictions are not scored: %s", error.args[0])
+                return None
+    scored = set() if table is None else set(table["perturbation"])
+    for target in predictions.targets:
+        if target not in held_out:
+            logger.warning("The prediction of %r is not scored: no cell of it was held out.", target)
+        elif target not in scored:
+            logger.warning("The prediction of %r is not scored: its held-out cells have no control cells.", target)
+    return table
 
 
 def _score_embeddings(adata: AnnData) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from scstate_lora._utils import progress_bar
-from scstate_lora.data.results import EVALUATE_PERTURBATION, PREDICT, joined, read_prediction, read_result, write_result
+from scstate_lora.data.results import EVALUATE_PERTURBATION, PREDICT, joined, read_prediction, write_result
 from scstate_lora.io.atomic import in_place
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def predict_to_file(
     return first.n_obs * len(targets), first.n_vars
 
 
-def write_predictions(out: Path, predictions: Iterator[AnnData], *, n_targets: int) -> dict[str, pd.DataFrame]:
+def write_predictions(out: Path, predictions: Iterator[AnnData], *, n_targets: int) -> None:
     """Write predictions of single targets for the same control cells as they come, completely or not at all.
 
     Parameters
@@ -82,19 +82,14 @@ def write_predictions(out: Path, predictions: Iterator[AnnData], *, n_targets: i
     out
         An ``.h5ad``; an existing file is replaced.
     predictions
-        One AnnData per target; the scores of a single one are written, too.
+        One AnnData per target.
     n_targets
         Their number.
-
-    Returns
-    -------
-    Scores by target, of those that have any.
     """
     import h5py
     from anndata.io import sparse_dataset, write_elem
 
     tables, described = [], []
-    scores: dict[str, pd.DataFrame] = {}
     with in_place(out) as temporary, h5py.File(temporary, "w") as file:
         for i, predicted in enumerate(predictions):
             n = predicted.n_obs
@@ -111,17 +106,11 @@ def write_predictions(out: Path, predictions: Iterator[AnnData], *, n_targets: i
                     file[name][i * n : (i + 1) * n] = values
             tables.append(predicted.obs)
             described.append(read_prediction(predicted))
-            table = read_result(predicted, EVALUATE_PERTURBATION)
-            if table is not None:
-                scores[described[-1].targets[0]] = table
         cells = ad.AnnData(obs=pd.concat(tables))
         cells.strings_to_categoricals()
         write_elem(file, "obs", cells.obs)
-        if n_targets == 1 and scores:
-            write_result(cells, EVALUATE_PERTURBATION, next(iter(scores.values())))
         write_result(cells, PREDICT, joined(described).record())
         write_elem(file, "uns", dict(cells.uns))
-    return scores
 
 
 class StoredPredictions(Sequence["AnnData"]):
@@ -131,29 +120,53 @@ class StoredPredictions(Sequence["AnnData"]):
     ----------
     path
         The file.
-    scores
-        Scores by target, which :func:`write_predictions` returned.
     """
 
-    def __init__(self, path: Path, scores: Mapping[str, pd.DataFrame]) -> None:
+    def __init__(self, path: Path) -> None:
         import h5py
         from anndata.io import read_elem
 
         self.path = path
-        self.scores = scores
         with h5py.File(path) as file:
-            self._obs, self._var = read_elem(file["obs"]), read_elem(file["var"])
-            self._description = read_prediction(ad.AnnData(obs=self._obs, uns=read_elem(file["uns"])))
+            self._obs, self._var, self._uns = (read_elem(file[name]) for name in ("obs", "var", "uns"))
+        self._description = read_prediction(ad.AnnData(obs=self._obs, uns=self._uns))
+        self._scores: dict[Any, pd.DataFrame] = {}
+
+    @property
+    def targets(self) -> list[str]:
+        """Predicted perturbations, in the order of the predictions."""
+        return self._description.targets
+
+    @property
+    def n_vars(self) -> int:
+        """Number of genes; 0 if embeddings were predicted."""
+        return len(self._var)
+
+    def of(self, target: str) -> AnnData:
+        """Read the prediction of a perturbation."""
+        predicted: AnnData = self[self.targets.index(target)]
+        return predicted
+
+    def add_scores(self, table: pd.DataFrame) -> None:
+        """Store the scores of all targets in the file, and those of each with its prediction."""
+        import h5py
+        from anndata.io import write_elem
+
+        cells = ad.AnnData(obs=self._obs, uns=self._uns)
+        write_result(cells, EVALUATE_PERTURBATION, table)
+        with h5py.File(self.path, "r+") as file:
+            write_elem(file, "uns", dict(cells.uns))
+        self._scores = dict(iter(table.groupby("perturbation", sort=False)))
 
     def __len__(self) -> int:
-        return len(self._description.targets)
+        return len(self.targets)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         import h5py
 
-        target = self._description.targets[index]
+        target = self.targets[index]
         n = len(self._obs) // len(self)
         first = range(len(self))[index] * n
         with h5py.File(self.path) as file:
@@ -161,8 +174,8 @@ class StoredPredictions(Sequence["AnnData"]):
             obsm = {key: file["obsm"][key][first : first + n] for key in file.get("obsm", {})}
         predicted = ad.AnnData(x, obs=self._obs.iloc[first : first + n].copy(), var=self._var.copy(), obsm=obsm)
         write_result(predicted, PREDICT, self._description._replace(targets=[target]).record())
-        if target in self.scores:
-            write_result(predicted, EVALUATE_PERTURBATION, self.scores[target])
+        if target in self._scores:
+            write_result(predicted, EVALUATE_PERTURBATION, self._scores[target])
         return predicted
 
 

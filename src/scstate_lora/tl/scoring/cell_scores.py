@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scstate_lora._utils import progress_bar
 from scstate_lora.metrics.baselines import CEILING, MEAN_EFFECT, MEAN_SHIFT
 from scstate_lora.tl.scoring.case import MeasuredCase, Score, Scores, absent, scored_metrics
 from scstate_lora.tl.scoring.cells import GroupedCells
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 DUPLICATE = "interpolated duplicate"
 """A replicate that is as right as its own tests are sure: the positive control of a metric, in no table."""
+_SHOW_PROGRESS = 20  # from so many sets of cells on
 
 
 def score_cells(
@@ -81,6 +83,8 @@ def score_cells(
         scored |= {MEAN_EFFECT: mean_predictor(training)}
     scores = Scores([*shown, MEAN_EFFECT, DUPLICATE], list(scored_metrics()), targets, contexts)
     counts = np.zeros((len(targets), len(contexts), 2), dtype=int)
+    n_sets = sum(map(len, pairs.values()))
+    bar = progress_bar(total=n_sets, desc="Scoring", unit="set", disable=n_sets < _SHOW_PROGRESS)
     for c, (context, names) in enumerate(pairs.items()):
         control = split.pop(context)  # its dense cells are not kept
         for target in names:
@@ -100,6 +104,8 @@ def score_cells(
                 scores.put(CEILING, target, context, case.ceiling())
             if mean is not None:
                 scores.put(DUPLICATE, target, context, case.nearly_right(mean))
+            bar.update()
+    bar.close()
     yardstick = None
     if yardsticks is not None:
         yardstick = yardsticks.of((target, context) for context, names in pairs.items() for target in names)

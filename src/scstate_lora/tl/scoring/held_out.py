@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,13 +19,14 @@ from scstate_lora.tl.scoring.training import Training
 from scstate_lora.tl.scoring.yardstick import Yardsticks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
     from anndata import AnnData
 
     from scstate_lora.data.bound import BoundData
-    from scstate_lora.tl.scoring.predictors import Predictor
+    from scstate_lora.tl.scoring.controls import ContextControls
+    from scstate_lora.tl.scoring.predictors import Predicted, Predictor
 
 _ENOUGH_UNSEEN = 20
 
@@ -156,27 +157,86 @@ class HeldOutCells:
         KeyError
             If a scored gene is missing from the cells.
         """
+        read = None if predicted is None else lambda _: predicted
+        return self.score_all(
+            [target], read, name=name, with_baselines=with_baselines, counting=counting, n_boot=n_boot
+        )
+
+    def score_all(
+        self,
+        targets: Sequence[str],
+        read: Callable[[str], AnnData] | None,
+        *,
+        name: str = "model",
+        with_baselines: bool = True,
+        counting: Counting = EQUAL,
+        n_boot: int = 1000,
+    ) -> pd.DataFrame:
+        """Score predicted cells of many perturbations, as :meth:`score`, with one prediction in memory at a time.
+
+        Parameters
+        ----------
+        targets
+            The perturbations, each with test cells.
+        read
+            Returns the cells predicted for a perturbation, from the same control cells for all; None scores the
+            baselines alone.
+        name, with_baselines, counting, n_boot
+            As for :meth:`score`.
+
+        Returns
+        -------
+        Table as :func:`scstate_lora.tl.evaluate_perturbation` returns it. A perturbation whose contexts have no control
+        cells has no rows.
+
+        Raises
+        ------
+        KeyError, ValueError
+            As :meth:`score`.
+        """
         check_name(name)
-        if not self.is_held_out(target).any():
+        if not all(self.is_held_out(target).any() for target in targets):
             msg = "no cell of it was held out."
             raise ValueError(msg)
-        measured = self.cells.at(self.is_held_out(target))
-        controls = self.cells.at(self.is_control(target))
+        measured = self.cells.at(np.logical_or.reduce([self.is_held_out(target) for target in targets]))
+        controls = self.cells.at(np.logical_or.reduce([self.is_control(target) for target in targets]))
         predictors: dict[str, Predictor] = {}
-        if predicted is not None:
-            part = self.scored_part(predicted, target)
-            own = self.rows_of(part)
-            perturbations = np.full(part.n_obs, target, dtype=object)
-            cells = Cells(log_expression(part), self.contexts[own], perturbations, self.cells.names[own])
-            cells, controls = pair(cells, {"adata": controls})
-            predictors[name] = PredictedCells(GroupedCells(cells))
+        if read is not None:
+            _, controls = pair(self.cells_of(read(targets[0]), controls.names), {"adata": controls})
+            predictors[name] = _PredictedForControls(self, read)
+        groups = measured.groups()
+        pairs = {
+            context: [target for target in sorted(targets) if (target, context) in groups]
+            for context in common_contexts(controls, measured)
+        }
         return score_cells(
             predictors,
             measured,
             controls,
-            {context: [target] for context in common_contexts(controls, measured)},
+            pairs,
             training=self.training if with_baselines else None,
             yardsticks=self.yardsticks if with_baselines else None,
             counting=counting,
             n_boot=n_boot,
         )
+
+    def cells_of(self, predicted: AnnData, controls: np.ndarray, *, target: str = "") -> Cells:
+        """Take the scored genes of the cells that were predicted from some control cells, by name."""
+        rows = self.rows_of(predicted)
+        is_scored = np.isin(self.cells.names[rows], controls)
+        own = rows[is_scored]
+        perturbations = np.full(len(own), target, dtype=object)
+        expression = log_expression(predicted[is_scored, self.genes])
+        return Cells(expression, self.contexts[own], perturbations, self.cells.names[own])
+
+
+class _PredictedForControls(NamedTuple):
+    """Predictions of one or more perturbations for the control cells, each read when it is asked for."""
+
+    cells: HeldOutCells
+    read: Callable[[str], AnnData]
+
+    def predict(self, target: str, control: ContextControls, hidden: Sequence[frozenset[str]]) -> Predicted:
+        """Take the cells that were predicted from the control cells of a context."""
+        cells = self.cells.cells_of(self.read(target), control.names, target=target)
+        return PredictedCells(GroupedCells(cells)).predict(target, control, hidden)
