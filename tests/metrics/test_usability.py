@@ -35,3 +35,7 @@ def test_saturation_by_hand():
     np.testing.assert_allclose(baseline_saturation([0.6, 0.0, 1.0], control=0.2, replicate=0.8), [2 / 3, -1 / 3, 4 / 3])
     assert np.isnan(baseline_saturation(0.5, control=0.8, replicate=0.8))
     assert baseline_saturation(-0.2, control=-0.5, replicate=0.0) == pytest.approx(0.6)  # minus an error
+
+
+def test_without_a_perfect_score_there_is_no_dynamic_range():
+    assert np.isnan(dynamic_range_fraction([0.5], [0.2], perfect=np.inf)).all()

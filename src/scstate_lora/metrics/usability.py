@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scstate_lora.metrics.perturbation import skill
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
@@ -64,7 +66,7 @@ def dynamic_range_fraction(duplicate: ArrayLike, baseline: ArrayLike, *, perfect
 
     Returns
     -------
-    float64 of the common shape; NaN where the baseline is perfect.
+    float64 of the common shape; NaN where the baseline is perfect, or no score is.
 
     References
     ----------
@@ -72,7 +74,7 @@ def dynamic_range_fraction(duplicate: ArrayLike, baseline: ArrayLike, *, perfect
     """
     good, low = np.asarray(duplicate, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     span = perfect - low
-    return np.clip((good - low) / np.where(span != 0, span, np.nan), -1.0, 1.0)
+    return np.clip((good - low) / np.where(np.isfinite(span) & (span != 0), span, np.nan), -1.0, 1.0)
 
 
 def baseline_saturation(baseline: ArrayLike, *, control: ArrayLike, replicate: ArrayLike) -> np.ndarray:
@@ -95,6 +97,4 @@ def baseline_saturation(baseline: ArrayLike, *, control: ArrayLike, replicate: A
     ----------
     After the baseline saturation of "When do deep perturbation models beat simple baselines?" (OpenReview U5Gq071xcI).
     """
-    best, low, high = (np.asarray(a, dtype=np.float64) for a in (baseline, control, replicate))
-    span = high - low
-    return (best - low) / np.where(span > 0, span, np.nan)
+    return skill(baseline, floor=control, ceiling=replicate)

@@ -163,12 +163,12 @@ def _check_test(found: _Findings, test: _Side) -> None:
 
 def _check_split(found: _Findings, train: _Side, test: _Side, batch_key: str | None) -> None:
     shared = np.isin(test.names, train.names)
-    for which, severity in ((~test.is_control, "error"), (test.is_control, "info")):
-        n = int((shared & which).sum())
-        kind = "control" if severity == "info" else "perturbed"
+    severities: dict[str, Severity] = {"perturbed": "error", "control": "info"}
+    for kind, severity in severities.items():
+        n = int((shared & (test.is_control == (kind == "control"))).sum())
         if n:
             found.add(
-                "same cells", severity, f"{n} {kind} cells are in both train and test, by name", n,  # type: ignore[arg-type]
+                "same cells", severity, f"{n} {kind} cells are in both train and test, by name", n,
                 "leave them out of train, and train again",
             )  # fmt: skip
     genes = train.adata.var_names.intersection(test.adata.var_names)

@@ -11,6 +11,7 @@ from scstate_lora import metrics
 from scstate_lora.metrics.changes import Change, Moments, moments
 from scstate_lora.metrics.registry import METRICS
 from scstate_lora.metrics.set_pairs import CellSet, SetPair
+from scstate_lora.metrics.usability import interpolated_duplicate
 from scstate_lora.tl.scoring.controls import FEWEST, other
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class MeasuredCase:
         for i in (0, 1):
             half, control = self._halves[i], self.control.moments[i]
             try:
-                by = Change(half, control).genes.fdr * (mean - half.mean)
+                by = interpolated_duplicate(half.mean, mean, Change(half, control).genes.fdr) - half.mean
             except ValueError as error:
                 return absent(str(error))
             moved = Moments(half.n_cells, half.mean + by, half.variance)

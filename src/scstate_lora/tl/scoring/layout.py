@@ -286,9 +286,7 @@ class Layout:
             (single, overall), (nothing, nothing), self._marks(CEILING, k, name)
         )
         mean, duplicate = self._marks(MEAN_EFFECT, k, name).good, self._marks(self.duplicate, k, name).good
-        with np.errstate(invalid="ignore", divide="ignore"):
-            gap = METRICS[name].perfect - mean
-            dynamic = np.clip((duplicate - mean) / np.where(np.isfinite(gap) & (gap > 0), gap, np.nan), -1, 1)
+        dynamic = metrics.dynamic_range_fraction(duplicate, mean, perfect=METRICS[name].perfect)
         shares = self._shares(np.isfinite(dynamic) & (self.weights > 0))
         columns["dynamic_range"] = np.concatenate([dynamic[self._single], self._average(dynamic, shares)])
         return _Calibration(single, overall, columns)
