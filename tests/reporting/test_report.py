@@ -256,6 +256,13 @@ def test_verdict_compares_with_the_best_baseline_of_each_metric():
     assert (headline.mark, headline.text[-39:]) == ("bad", " A naive baseline predicts better here.")
 
 
+def test_verdict_does_not_call_best_what_only_training_cells_chose():
+    table = _with_baseline(perturbation_table(model=0.9), "linear", 0.95).assign(yardstick="mean shift")
+    _, detail = perturbation_verdicts(table, target="stim")
+    assert "better than the baseline that training cells chose, mean shift, with 0.8" in detail.text
+    assert "linear 0.95, the best on these cells" in detail.text
+
+
 def test_verdict_calls_equal_what_is_shown_equal():
     headline, detail = perturbation_verdicts(perturbation_table(model=0.80012, spread=0.0), target="stim")
     assert detail.mark == "even"

@@ -209,8 +209,9 @@ def perturbation_section(predictions: AnnData, *, brief: bool = False) -> Sectio
     contexts = [c for c in dict.fromkeys(scores["context"]) if c != ALL_CONTEXTS]
     scope = "average over contexts" if len(contexts) > 1 else "".join(contexts) or "all cells"
     skill = (
-        "Skill: 0 is the mean shift, 1 the replicate ceiling; under 0 is worse than the mean shift. Clipped to -1 and "
-        "1; n/a where the ceiling is not above the mean shift by more than twice the noise of both."
+        "Skill: 0 is the baseline that was best on training cells which were left out, 1 the replicate ceiling; under "
+        "0 is worse than that baseline. Clipped to -1 and 1; n/a where the ceiling is not above the baseline by more "
+        "than twice the noise of both."
     )
     section.blocks += [
         table(

@@ -82,7 +82,8 @@ def targets_section(summaries: Sequence[Summary]) -> Section:
     )
     rows = [_row(summary, model) for summary in summaries for model in _models(summary)]
     frame = pd.DataFrame(rows).sort_values("effect", ascending=False, kind="stable", na_position="last")
-    section.blocks.append(table(frame, "All targets, by the size of the effect; the best baseline of each score."))
+    caption = "All targets, by the size of the effect, each beside the baseline that training cells chose."
+    section.blocks.append(table(frame, caption))
     for metric in _COMPARED:
         label = metric_label(metric)
         for model in dict.fromkeys(row["model"] for row in rows):

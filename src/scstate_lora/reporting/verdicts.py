@@ -168,11 +168,12 @@ def _against_best(table: pd.DataFrame, model: str, metric: str) -> _Result:
         return _Result(
             metric, "not compared", f"{sentence}; no baseline has a score, so it cannot be compared{others}."
         )
+    which = "the best baseline" if best == best_here else "the baseline that training cells chose"
     if text(value) == text(values[best]):
-        return _Result(metric, "equal", f"{sentence}, equal to the best baseline, {best}{others}.", best)
+        return _Result(metric, "equal", f"{sentence}, equal to {which}, {best}{others}.", best)
     gain = float(np.subtract(*goodness([value, values[best]], direction=direction)))
     relation = "better" if gain > 0 else "worse"
-    sentence += f", {relation} than the best baseline, {best}, with {text(values[best])}"
+    sentence += f", {relation} than {which}, {best}, with {text(values[best])}"
     gains, weights = _gains(part, model, best, direction)
     if len(gains) < _FEWEST_CONTEXTS:
         n = f"{len(gains)} contexts" if len(gains) > 1 else "one context"
