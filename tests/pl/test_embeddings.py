@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from concurrent.futures.process import BrokenProcessPool
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
 from scstate_lora import pl
+from scstate_lora.pl import layouts
+from scstate_lora.pl.embeddings import begin_layouts
 
 
 def test_before_and_after_by_covariate(cells):
@@ -31,6 +35,47 @@ def test_adata_is_only_read(cells):
 def test_same_picture_every_time(cells):
     first, second = (pl.embedding(cells, color="cell_type", compare=None)[0, 0] for _ in range(2))
     np.testing.assert_array_equal(first.collections[0].get_offsets(), second.collections[0].get_offsets())
+
+
+def test_another_colour_takes_the_same_layout(cells, monkeypatch):
+    first = pl.embedding(cells, color="cell_type", compare=None)[0, 0]
+    monkeypatch.setattr(layouts, "_compute", pytest.fail)
+    second = pl.embedding(cells, color="days", compare=None)[0, 0]
+    np.testing.assert_array_equal(first.collections[0].get_offsets(), second.collections[-1].get_offsets())
+
+
+@pytest.mark.slow  # another process compiles UMAP
+def test_layouts_of_another_process_are_those_of_this_one(cells, monkeypatch):
+    here = {key: layouts.umap_layout(cells.obsm[key]) for key in ("X_scstate_lora", "X_scstate_base")}
+    layouts._known.clear()
+    begin_layouts(cells, ["X_scstate_lora", "X_flat", "X_scstate_base"], n_cells=None)
+    monkeypatch.setattr(layouts, "_compute", pytest.fail)
+    for key in reversed(here):  # in another order than they were begun
+        np.testing.assert_array_equal(layouts.umap_layout(cells.obsm[key]), here[key])
+    assert not layouts._begun
+
+
+def test_layouts_are_computed_here_if_the_other_process_dies(monkeypatch):
+    array = np.random.default_rng(3).normal(size=(60, 4)).astype(np.float32)
+    here = layouts.umap_layout(array)
+    layouts._known.clear()
+
+    def dies():
+        raise BrokenProcessPool("killed")
+        yield
+
+    monkeypatch.setattr(layouts, "_begun", {layouts._content(array): dies()})
+    np.testing.assert_array_equal(layouts.umap_layout(array), here)
+    assert not layouts._begun
+
+
+def test_few_layouts_are_kept(monkeypatch):
+    monkeypatch.setattr(layouts, "_known", layouts.OrderedDict())
+    monkeypatch.setattr(layouts, "_compute", lambda array: array[:, :2])
+    arrays = [np.full((6, 3), i, dtype=np.float32) for i in range(12)]
+    for array in arrays:
+        assert layouts.umap_layout(array)[0, 0] == array[0, 0]
+    assert len(layouts._known) == 8
 
 
 def test_two_dimensions_are_drawn_as_they_are(cells):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from scstate_lora._constants import OBSM_BASE, OBSM_SE
 from scstate_lora._utils import did_you_mean
-from scstate_lora.pl.layouts import umap_layout
+from scstate_lora.pl.layouts import begin_umap_layouts, umap_layout
 from scstate_lora.pl.style import FAINT, category_colors, color_bar, grid_shape, ink, panels, shade, shortened
 
 if TYPE_CHECKING:
@@ -70,9 +70,7 @@ def embedding(
     bases = _bases(adata, basis, compare, single=ax is not None)
     _check(adata, bases, keys, single=ax is not None)
 
-    chosen = np.arange(adata.n_obs)
-    if n_cells is not None and adata.n_obs > n_cells:
-        chosen = np.sort(np.random.default_rng(0).choice(adata.n_obs, n_cells, replace=False))
+    chosen = _chosen(adata.n_obs, n_cells)
     layouts = {key: _layout(adata, key, chosen) for key in bases}
 
     if ax is not None:
@@ -83,6 +81,28 @@ def embedding(
         for j, name in enumerate(bases):
             _panel(axes[i, j], adata, chosen, layouts[name], key=key, basis=name, guide=j == len(bases) - 1)
     return axes
+
+
+def begin_layouts(adata: AnnData, bases: Sequence[str], *, n_cells: int | None) -> None:
+    """Begin to lay out embeddings in another process, so that :func:`embedding` need not wait for them.
+
+    Parameters
+    ----------
+    adata, n_cells
+        As for :func:`embedding`.
+    bases
+        Keys in ``adata.obsm``; those that need no layout are passed over.
+    """
+    chosen = _chosen(adata.n_obs, n_cells)
+    arrays = [np.asarray(adata.obsm[key], dtype=np.float32)[chosen] for key in bases]
+    begin_umap_layouts([array for array in arrays if array.shape[1] > 2 and len(array) >= _FEWEST_CELLS])
+
+
+def _chosen(n_obs: int, n_cells: int | None) -> NDArray[np.int64]:
+    """Positions of the cells that are laid out and drawn."""
+    if n_cells is None or n_obs <= n_cells:
+        return np.arange(n_obs)
+    return np.sort(np.random.default_rng(0).choice(n_obs, n_cells, replace=False))
 
 
 def _legend_width(values: pd.Series) -> float:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from scstate_lora.reporting.page import experiment_sections, report, write_page
+from scstate_lora.reporting.page import begin_report, experiment_sections, report, write_page
 
-__all__ = ["experiment_sections", "report", "write_page"]
+__all__ = ["begin_report", "experiment_sections", "report", "write_page"]

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scstate_lora.data import Registry
+from scstate_lora.pl.embeddings import begin_layouts
 from scstate_lora.reporting.parts import Section
 from scstate_lora.reporting.sections import (
+    EMBEDDINGS,
+    MAX_DRAWN_CELLS,
     data_section,
     embedding_section,
     model_sections,
@@ -65,6 +68,11 @@ def report(
         If `path` is a folder, or `predictions` holds cells that no model predicted.
     """
     return write_page(path, experiment_sections(adata, models, predictions), title=title)
+
+
+def begin_report(adata: AnnData) -> None:
+    """Begin in another process what :func:`report` will have to wait for: the layouts of the embeddings."""
+    begin_layouts(adata, [key for key in EMBEDDINGS if key in adata.obsm], n_cells=MAX_DRAWN_CELLS)
 
 
 def experiment_sections(

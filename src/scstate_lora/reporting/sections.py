@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from scstate_lora.data import Registry
 
-_MAX_DRAWN_CELLS = 4_000
+MAX_DRAWN_CELLS = 4_000
+EMBEDDINGS = (OBSM_SE, OBSM_BASE, OBSM_ST)
 _PACKAGES = ("scstate-lora", "anndata", "scanpy", "numpy", "pandas", "scikit-learn", "torch", "lightning", "peft")
 _MOST_NAMED = 12
 # Metrics of the table to draw context by context; the averages of all are drawn.
@@ -158,16 +159,16 @@ def embedding_section(adata: AnnData, registry: Registry) -> Section:
     keys = [c.name for c in registry.covariates]
     keys += [k for k in (registry.cell_type_key, registry.batch_key) if k is not None and k not in keys]
     keys = [k for k in keys if k in adata.obs] or ([registry.pert_key] if registry.pert_key else [])
-    present = [k for k in (OBSM_SE, OBSM_BASE, OBSM_ST) if k in adata.obsm]
+    present = [k for k in EMBEDDINGS if k in adata.obsm]
     if not present:
         section.paragraphs.append("No embedding is stored in adata.obsm: call `get_latent_representation()` first.")
     elif keys:
         basis, compare = present[0], OBSM_BASE if OBSM_BASE in present else None
-        axes = pl.embedding(adata, basis, color=keys, compare=compare, n_cells=_MAX_DRAWN_CELLS)
+        axes = pl.embedding(adata, basis, color=keys, compare=compare, n_cells=MAX_DRAWN_CELLS)
         before = f" (right) beside the plain base {OBSM_BASE} (left)" if compare not in (None, basis) else ""
         section.blocks.append(figure(axes, f"UMAP of {basis}{before}. Positions between clusters mean little."))
         if OBSM_ST in present and basis != OBSM_ST:
-            axes = pl.embedding(adata, OBSM_ST, color=keys, compare=None, n_cells=_MAX_DRAWN_CELLS)
+            axes = pl.embedding(adata, OBSM_ST, color=keys, compare=None, n_cells=MAX_DRAWN_CELLS)
             section.blocks.append(
                 figure(axes, f"UMAP of {OBSM_ST}, the transition model's representation of the cells.")
             )

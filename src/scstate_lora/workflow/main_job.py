@@ -17,7 +17,7 @@ from scstate_lora.data.results import (
     read_result,
 )
 from scstate_lora.model import Models
-from scstate_lora.reporting import report
+from scstate_lora.reporting import begin_report, report
 from scstate_lora.tl.scoring.held_out import HeldOutCells
 from scstate_lora.workflow.features import read_features
 from scstate_lora.workflow.folder import PARTS, ResultsFolder, is_first_process
@@ -102,14 +102,17 @@ def run(
     trained = train_models(data, config, place, resume=resume)
     adata, se, st = trained.adata, trained.se, trained.st
     assert se is not None  # config.se is not
-    predictions: Sequence[AnnData] = []
+    heading = title if is_first_process() else None
+    predictions: StoredPredictions | None = None
     if st is not None and st.targets and is_first_process():
-        path = config.st.pert_features if config.st is not None else None
-        features = None if path is None else read_features(path)
         file = place.path / "predictions.h5ad"
         write_predictions(file, _predicted(st), n_targets=len(st.targets))
         predictions = StoredPredictions(file)
-        table = _scores_of(predictions, st, adata, features)
+    if heading is not None:
+        begin_report(adata)  # on the core that scoring leaves free
+    if st is not None and predictions is not None:
+        path = config.st.pert_features if config.st is not None else None
+        table = _scores_of(predictions, st, adata, None if path is None else read_features(path))
         if table is not None:
             predictions.add_scores(table)
         place.write_table("perturbation", table)
@@ -119,12 +122,12 @@ def run(
     place.write_cells("adata", adata)
     place.drop(*(path for part in PARTS for path in place.logs(part).glob("**/checkpoints")))  # the models are saved
     models = Models(se, st)
-    if title is not None and is_first_process():
-        report(adata, models, place.path / "report.html", predictions=predictions, title=title)
+    if heading is not None:
+        report(adata, models, place.path / "report.html", predictions=predictions, title=heading)
     place.finish()
-    if isinstance(predictions, StoredPredictions):
+    if predictions is not None:
         predictions.path = place.path / predictions.path.name
-    return Run(adata, models, predictions)
+    return Run(adata, models, [] if predictions is None else predictions)
 
 
 def _predicted(st: STTransition) -> Iterator[AnnData]:
