@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import scstate_lora as ssl
 from scstate_lora.cli import app
 from scstate_lora.config import DataConfig, EmbedOptions, RunConfig, TrainConfig, TrainerOptions, TrainOptions
+from scstate_lora.config.evaluate import EvaluateEmbeddingsOptions, EvaluateOptions
 from scstate_lora.config.training import SharedTraining, TrainArguments, TrainerArguments
 
 ONLY_IN_PYTHON = {"logger", "callbacks", "progress_bar"}
@@ -79,6 +80,27 @@ def test_help_lists_the_options_of_the_data():
 )
 def test_arguments_of_embed_are_its_options(function, others):
     assert _keywords(function, but=others) == _defaults(EmbedOptions)
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "others"),
+    [
+        (ssl.tl.evaluate_perturbation, EvaluateOptions, {"context_key", "pert_key", "pert_features", "control"}),
+        (ssl.tl.evaluate, EvaluateEmbeddingsOptions, {"label_key", "batch_key", "metrics"}),
+    ],
+)
+def test_options_of_evaluate_have_the_defaults_of_the_functions(function, options, others):
+    arguments, own = _keywords(function, but=others), _defaults(options)
+    shared = set(arguments) & set(own)
+    assert {"seed"} < shared
+    assert {name: own[name] for name in shared} == {name: arguments[name] for name in shared}
+
+
+@pytest.mark.parametrize(
+    ("command", "options"), [("evaluate", EvaluateOptions), ("evaluate-embeddings", EvaluateEmbeddingsOptions)]
+)
+def test_help_lists_the_options_of_evaluate(command, options):
+    assert {name.replace("_", "-") for name in options.model_fields} <= _flags(_help(command))
 
 
 def test_help_lists_the_options_of_embed():

@@ -23,6 +23,8 @@ from scstate_lora.reporting import report
 from scstate_lora.tl.scoring.held_out import HeldOutCells
 from scstate_lora.workflow.features import read_features
 from scstate_lora.workflow.folder import TABLES
+from scstate_lora.workflow.repetition import replay
+from scstate_lora.workflow.results_file import Results
 from tests.builders import SMALL_ST
 from tests.builders import wound as simulate
 
@@ -122,6 +124,42 @@ def test_tables_hold_the_scores_and_histories(finished):
         read["embeddings"]["value"], done.adata.uns["scstate_lora"]["evaluate"]["value"].to_numpy()
     )
     assert set(read["perturbation"]["perturbation"]) == {"burn"}
+
+
+def test_results_hold_options_files_split_and_tables(finished):
+    done, folder = finished
+    results = Results.read(folder / "results.json")
+    assert results.command == "run"
+    assert results.settings == _config().model_dump(mode="json")
+    assert results.files["pred"]["path"] == "predictions.h5ad"
+    assert results.files["real"]["bytes"] == (folder / "adata.h5ad").stat().st_size
+    assert results.split["fingerprint"] == done.models.st._fingerprint
+    assert sum(results.split[part] for part in ("train", "val", "test")) == done.adata.n_obs
+    assert set(results.tables) == set(TABLES)
+    for name in ("perturbation", "embeddings"):
+        written = read_csv(folder / "tables" / f"{name}.csv")
+        np.testing.assert_array_equal(results.tables[name]["value"], written["value"])
+
+
+def test_replay_scores_the_stored_predictions_again(finished, tmp_path, no_training):
+    _, folder = finished
+    outcome = replay(folder, read=ad.read_h5ad)
+    assert outcome.numbers.is_same, outcome.numbers
+    recorded = Results.read(folder / "results.json").tables
+    numbers = [recorded[name].select_dtypes("number") for name in ("perturbation", "embeddings")]
+    assert outcome.numbers.same == sum(table.notna().to_numpy().sum() for table in numbers)
+    assert outcome.files == outcome.versions == []
+
+    for name in ("predictions.h5ad", "adata.h5ad", "results.json"):
+        shutil.copy(folder / name, tmp_path)
+    cells = ad.read_h5ad(tmp_path / "adata.h5ad")
+    cells.obsm["X_scstate_lora"] = cells.obsm["X_scstate_lora"][::-1].copy()
+    cells.write_h5ad(tmp_path / "adata.h5ad")
+    outcome = replay(tmp_path, read=ad.read_h5ad)
+    assert not outcome.numbers.is_same
+    assert set(outcome.numbers.different["table"]) == {"embeddings"}
+    assert all(row.startswith("X_scstate_lora, ") for row in outcome.numbers.different["row"])
+    assert [text.partition(",")[0] for text in outcome.files] == ["real"]
 
 
 def test_configuration_reads_back_the_same(finished):

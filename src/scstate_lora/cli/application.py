@@ -18,9 +18,11 @@ from scstate_lora.cli.checkpoints import convert, inspect
 from scstate_lora.cli.compare import compare
 from scstate_lora.cli.configurations import config
 from scstate_lora.cli.embed import embed
+from scstate_lora.cli.evaluate import evaluate, evaluate_embeddings
 from scstate_lora.cli.experiment import demo, run, train
 from scstate_lora.cli.predict import predict
 from scstate_lora.config import DataConfig, TrainConfig
+from scstate_lora.config.evaluate import EvaluateEmbeddingsOptions, EvaluateOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +43,12 @@ _DATA = _listed(DataConfig, heading="Options of the data, as data.NAME=VALUE:")
 
 _WITHHELD_BY = {"embed": "--covariates", "predict": "--covariate"}
 """Commands that read new cells, and their option for values of covariates."""
+_FLAGS: dict[str, type[Options]] = {
+    "run": DataConfig,
+    "evaluate": EvaluateOptions,
+    "evaluate-embeddings": EvaluateEmbeddingsOptions,
+}
+"""Commands that have an option for each of these; all others take options of the data as ``data.pert_key=``."""
 
 app = typer.Typer(
     add_completion=False,
@@ -76,7 +84,8 @@ def _common(
 
 app.command(epilog=_TRAINING)(run)
 app.command(epilog=f"{_DATA}\n\n{_TRAINING}")(train)
-for _command in (embed, predict, compare, config, inspect, convert, demo):
+app.command("evaluate-embeddings")(evaluate_embeddings)
+for _command in (embed, predict, evaluate, compare, config, inspect, convert, demo):
     app.command()(_command)
 
 
@@ -106,15 +115,15 @@ def in_options(message: str, command: str) -> str:
     message
         A message about the set-up of data, or about the covariates of new cells.
     command
-        The command. Only ``run`` has options of the data, and all that set data up take them as ``data.pert_key=``.
+        The command.
     """
     if command in _WITHHELD_BY:
         return _with_covariates(message, _WITHHELD_BY[command])
-    names = "|".join(DataConfig.model_fields)
+    names = "|".join(_FLAGS.get(command, DataConfig).model_fields)
 
     def option(found: re.Match[str]) -> str:
         name, value = found["name"], found["value"]
-        if command != "run" or value == "[]":  # an option of a command cannot be an empty list
+        if command not in _FLAGS or value == "[]":  # an option of a command cannot be an empty list
             return f"data.{name}={value or ''}"
         flag = "--covariates" if name == "covariate_keys" else f"--{name.replace('_', '-')}"
         if value is None:

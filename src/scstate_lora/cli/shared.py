@@ -28,6 +28,7 @@ RESULTS = {
     "adata.h5ad": "the cells with their embeddings and the split",
     "predictions.h5ad": "the predicted cells",
     "tables": "scores and losses, CSV",
+    "results.json": "options, files, versions and all tables; scstate-lora evaluate --replay {path}",
     "models/se": "the embedding model: ssl.LoRACovariateSE.load('{path}')",
     "models/st": "the perturbation model: ssl.STTransition.load('{path}')",
     "logs": "the losses during training: tensorboard --logdir {path}",

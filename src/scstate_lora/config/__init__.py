@@ -5,6 +5,7 @@ from __future__ import annotations
 from scstate_lora.config.compare import CompareConfig, CompareRunConfig, Thresholds, VariantConfig
 from scstate_lora.config.data import ContinuousEncoderConfig, CovariateConfig, DataConfig
 from scstate_lora.config.embed import ComputeOptions, EmbedOptions
+from scstate_lora.config.evaluate import EvaluateEmbeddingsOptions, EvaluateOptions
 from scstate_lora.config.load import load_run, to_yaml, with_overrides
 from scstate_lora.config.lora import SELoraConfig, STLoraConfig
 from scstate_lora.config.mhc import MHCConfig
@@ -23,6 +24,8 @@ __all__ = [
     "CovariateConfig",
     "DataConfig",
     "EmbedOptions",
+    "EvaluateEmbeddingsOptions",
+    "EvaluateOptions",
     "MHCConfig",
     "RunConfig",
     "SELoraConfig",

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from scstate_lora.workflow.evaluation import Evaluated, evaluate_cells, evaluate_embeddings
 from scstate_lora.workflow.folder import is_first_process
 from scstate_lora.workflow.main_job import Run, run
 from scstate_lora.workflow.one_model import Trained, train
 from scstate_lora.workflow.prediction import predict_to_file
+from scstate_lora.workflow.repetition import Replay, replay
+from scstate_lora.workflow.results_file import Results
 
-__all__ = ["Run", "Trained", "is_first_process", "predict_to_file", "run", "train"]
+__all__ = [
+    "Evaluated",
+    "Replay",
+    "Results",
+    "Run",
+    "Trained",
+    "evaluate_cells",
+    "evaluate_embeddings",
+    "is_first_process",
+    "predict_to_file",
+    "replay",
+    "run",
+    "train",
+]

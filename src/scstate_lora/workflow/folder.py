@@ -26,6 +26,7 @@ RESULTS = (
     "adata.h5ad",
     "predictions.h5ad",
     "report.html",
+    "results.json",
     *(f"models/{part}" for part in PARTS),
     *(f"tables/{name}.csv" for name in TABLES),
 )
@@ -70,6 +71,8 @@ class ResultsFolder:
         self.overwrite = overwrite
         self.earlier: RunConfig | None = None
         """Options of the interrupted run that is resumed."""
+        self.tables: dict[str, pd.DataFrame] = {}
+        """The tables written, by name."""
 
     def model(self, part: str) -> Path:
         """Folder of a saved model."""
@@ -176,7 +179,7 @@ class ResultsFolder:
         else:
             logger.info("Resuming the run in %s.", self.path)
             begun = [self.logs(part) for part in PARTS if self.checkpoint(part) is None]
-            _remove([self.path / name for name in ("adata.h5ad", "predictions.h5ad", "report.html")] + begun)
+            _remove([self.path / name for name in RESULTS if "/" not in name and name != "config.yaml"] + begun)
         for name in ("tables", "models", "logs"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         text = f"{_MARK} {version('scstate-lora')}.\n{to_yaml(config)}"
@@ -186,6 +189,7 @@ class ResultsFolder:
         """Write a table that is not empty."""
         if is_first_process() and table is not None and len(table):
             table.to_csv(self.table(name), index=False)
+            self.tables[name] = table
 
     def write_cells(self, name: str, adata: AnnData) -> None:
         """Write an h5ad."""

@@ -11,6 +11,7 @@ from scstate_lora import tl
 from scstate_lora._constants import OBS_SPLIT
 from scstate_lora._logging import logger
 from scstate_lora._utils import progress_bar
+from scstate_lora.data import Registry
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.results import (
     EVALUATE,
@@ -23,6 +24,7 @@ from scstate_lora.workflow.features import read_features
 from scstate_lora.workflow.folder import PARTS, ResultsFolder, is_first_process
 from scstate_lora.workflow.one_model import train_models
 from scstate_lora.workflow.prediction import StoredPredictions, write_predictions
+from scstate_lora.workflow.results_file import write_run_results
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,8 +79,9 @@ def run(
     config
         All options. Without a perturbation, or with ``st`` None, nothing is predicted.
     folder
-        Folder of the results: ``adata.h5ad``, ``predictions.h5ad``, ``config.yaml``, ``tables/*.csv``,
-        ``models/se`` and ``models/st``, ``logs/base``, ``logs/se`` and ``logs/st`` (``metrics.csv`` and TensorBoard).
+        Folder of the results: ``adata.h5ad``, ``predictions.h5ad``, ``config.yaml``, ``results.json``,
+        ``tables/*.csv``, ``models/se`` and ``models/st``, ``logs/base``, ``logs/se`` and ``logs/st`` (``metrics.csv``
+        and TensorBoard).
     resume, overwrite
         Continue, or replace, the run in this folder, see :func:`train`.
     title
@@ -112,11 +115,11 @@ def run(
         begin_report(adata)  # on the core that scoring leaves free
     if st is not None and predictions is not None:
         path = config.st.pert_features if config.st is not None else None
-        table = _scores_of(predictions, st, adata, None if path is None else read_features(path))
+        table = score_predictions(predictions, adata, None if path is None else read_features(path))
         if table is not None:
             predictions.add_scores(table)
         place.write_table("perturbation", table)
-    _score_embeddings(adata)
+    score_embeddings(adata)
 
     place.write_table("embeddings", read_result(adata, EVALUATE))
     place.write_cells("adata", adata)
@@ -124,6 +127,8 @@ def run(
     models = Models(se, st)
     if heading is not None:
         report(adata, models, place.path / "report.html", predictions=predictions, title=heading)
+    if is_first_process():
+        write_run_results(place, config, adata)
     place.finish()
     if predictions is not None:
         predictions.path = place.path / predictions.path.name
@@ -138,17 +143,17 @@ def _predicted(st: STTransition) -> Iterator[AnnData]:
         yield st.predict(target=target)
 
 
-def _scores_of(
-    predictions: StoredPredictions, st: STTransition, adata: AnnData, features: pd.DataFrame | None
+def score_predictions(
+    predictions: StoredPredictions, adata: AnnData, features: pd.DataFrame | None
 ) -> pd.DataFrame | None:
     """Score the predictions with held-out cells; None, and a warning that says why, where nothing can be scored."""
-    registry = st.registry
+    registry = Registry.from_adata(adata)
     # Few held-out cells share all of a context's keys; the cell type alone makes groups large enough to score.
     keys = [registry.cell_type_key] if registry.cell_type_key is not None else registry.context_keys
     if not predictions.n_vars:
         logger.warning("The predictions are not scored: they are embeddings without a gene decoder.")
         return None
-    cells = HeldOutCells(BoundData(registry, adata), genes=st.genes, context_keys=keys, pert_features=features)
+    cells = HeldOutCells(BoundData(registry, adata), genes=predictions.genes, context_keys=keys, pert_features=features)
     held_out = [target for target in predictions.targets if cells.is_held_out(target).any()]
     table = None
     if held_out:
@@ -168,7 +173,7 @@ def _scores_of(
     return table
 
 
-def _score_embeddings(adata: AnnData) -> None:
+def score_embeddings(adata: AnnData) -> None:
     """Score the embeddings on cells that no model was trained on, or on all cells if these are too few."""
     unseen = (adata.obs[OBS_SPLIT] != "train").to_numpy()
     n_unseen = int(unseen.sum())

@@ -138,6 +138,11 @@ class StoredPredictions(Sequence["AnnData"]):
         return self._description.targets
 
     @property
+    def genes(self) -> list[str]:
+        """Names of the predicted genes; none if embeddings were predicted."""
+        return [str(gene) for gene in self._var.index]
+
+    @property
     def n_vars(self) -> int:
         """Number of genes; 0 if embeddings were predicted."""
         return len(self._var)
