@@ -117,3 +117,14 @@ def test_of_discrimination_scores_the_averages_over_perturbations_are_drawn():
     assert ax.get_title() == "discrimination score"
     assert points(ax, "o") == [0.7, 0.75]  # and not that of one perturbation
     assert points(ax, "s") == [0.5]
+
+
+def test_temporal_coherence_has_a_row_for_each_cell_type():
+    rows = [
+        {"embedding": e, "metric": "temporal_monotonicity", "key": "day", "cell_type": t, "value": 0.5, "baseline": 0.0,
+         "direction": "higher", "lowest": -1.0, "highest": 1.0, "reason": ""}
+        for e in ("PCA", "X_scstate_lora") for t in ("all", "B", "T")
+    ]  # fmt: skip
+    (ax,) = pl.metrics(pd.DataFrame(rows))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["all", "B", "T"]
+    assert len({round(line.get_ydata()[0], 2) for line in ax.get_lines()}) == 9  # two embeddings and the floor

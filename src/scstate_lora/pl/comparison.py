@@ -192,33 +192,33 @@ def _draw_losses(
     histories: dict[str, pd.DataFrame], colors: dict[str, str], ax: Axes | None
 ) -> Axes | np.ndarray[Any, np.dtype[Any]]:
     """Draw the training and the validation loss, on two panels or both on `ax`."""
-    panels: list[Axes]
-    if ax is None:
-        _, axes = plt.subplots(1, 2, figsize=(10.5, 3.4), layout="constrained")
-        panels = list(axes)
+    labels = {name: shortened(name) for name in histories}
+    if ax is None:  # all sizes in inches
+        beside = 0.6 + 0.085 * max(map(len, labels.values()))
+        drawn = list(panels(2, widest=2, size=(4.6, max(3.4, 0.21 * len(labels))), beside=(beside, 0)))
     else:
-        panels = [ax]
+        drawn = [ax]
     # Losses of variants may coincide: later lines are thinner, so that all are visible.
     widths = np.linspace(3.6, 1.2, len(histories)) if len(histories) > 1 else [1.6]
     for (name, history), width in zip(histories.items(), widths, strict=True):
         train, val = history[history["phase"] == "train"], history[history["phase"] == "val"]
         smooth = train["loss"].rolling(max(1, len(train) // 10), center=True, min_periods=1).mean()
-        panels[0].plot(train["step"], smooth, color=colors[name], linewidth=width, label=shortened(name))
-        panels[-1].plot(
+        drawn[0].plot(train["step"], smooth, color=colors[name], linewidth=width, label=labels[name])
+        drawn[-1].plot(
             val["step"], val["loss"], color=colors[name], linewidth=width, marker="o", markersize=3 + width,
-            linestyle="-" if ax is None else "--", label=shortened(name) if ax is None else None,
+            linestyle="-" if ax is None else "--", label=labels[name] if ax is None else None,
         )  # fmt: skip
     mean = "running mean over a tenth of the steps"
     titles = [f"training loss, {mean}", "validation loss"] if ax is None else [f"training ({mean}) and validation (--)"]
-    for panel, title in zip(panels, titles, strict=True):
+    for panel, title in zip(drawn, titles, strict=True):
         panel.set_title(title, fontsize="medium")
         panel.set_xlabel("optimiser step")
         panel.set_ylabel("loss")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[-1].legend(
-        fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), labelcolor=ink(panels[-1])
+    drawn[-1].legend(
+        fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), labelcolor=ink(drawn[-1])
     )
-    return panels[0] if ax is not None else np.array(panels, dtype=object)
+    return drawn[0] if ax is not None else np.array(drawn, dtype=object)
 
 
 def _draw_gradients(histories: dict[str, pd.DataFrame], colors: dict[str, str]) -> np.ndarray[Any, np.dtype[Any]]:

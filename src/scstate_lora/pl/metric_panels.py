@@ -44,6 +44,8 @@ def metrics(
 ) -> Axes | np.ndarray[Any, np.dtype[Any]]:
     """Draw the table of :func:`~scstate_lora.tl.evaluate`, ``tl.evaluate_perturbation`` or ``tl.discrimination``.
 
+    That of ``tl.temporal_coherence`` can be drawn as well, with a row per cell type.
+
     One panel per metric. A row is a column of ``obs`` or a context ("all" is the average over contexts, with its
     bootstrap interval); a marker is an embedding or model. Models are coloured dots, references grey or black: the
     naive baselines and, for perturbations, the replicate ceiling (``|``). The arrow below the panel points to the
@@ -151,7 +153,8 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
     """Bring any of the tables to one form: ``row`` is the column or context, ``series`` the embedding or model."""
     if "embedding" in table:
         require_columns(table, ["embedding", "metric", "key", "value", "baseline", "direction"], tools=_TOOLS)
-        long = table.rename(columns={"embedding": "series", "key": "row"}).assign(low=np.nan, high=np.nan)
+        row = "cell_type" if "cell_type" in table else "key"
+        long = table.rename(columns={"embedding": "series", row: "row"}).assign(low=np.nan, high=np.nan)
         floor = long[long["baseline"].notna() & long["value"].notna()].drop_duplicates(["metric", "row"])
         floor = floor.assign(series=_FLOOR, value=floor["baseline"], reason="")
         return pd.concat([long, floor], ignore_index=True)

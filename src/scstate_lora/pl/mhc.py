@@ -139,7 +139,8 @@ def _draw_gains(ax: Axes, table: pd.DataFrame) -> None:
         )  # fmt: skip
     highest = table[list(_LINES)].to_numpy(dtype=float).max()
     ax.set_ylim(0, 1.8 * max(1.0, highest))  # room for the legend, and no trend out of rounding
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlim(table["layer"].min() - 0.5, table["layer"].max() + 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_title("gains", fontsize="medium")
     ax.set_xlabel("layer")
     ax.set_ylabel("gain, or distance from identity")
