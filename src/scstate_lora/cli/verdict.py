@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scstate_lora.metrics import goodness
-from scstate_lora.metrics.baselines import CEILING
-from scstate_lora.metrics.registry import headline_of, metric_label
-from scstate_lora.reporting.verdicts import average_of, baseline_to_beat, direction_of
+from scstate_lora.metrics.baselines import CEILING, NO_CHANGE
+from scstate_lora.metrics.registry import METRICS, headline_of, metric_label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,18 +38,20 @@ def score_lines(scores: pd.DataFrame, *, name: str) -> list[str]:
     lines = [f"{name}: {_counted(n_targets, 'perturbation')} in {_counted(n_contexts, 'context')}, averages:"]
     is_few = (n_targets if n_targets > 1 else n_contexts) < _FEWEST
     rows, relations = [("", name, "baseline to beat", "replicate", "skill", "")], []
+    averages = scores[_is_average(scores["context"]) & _is_average(scores["perturbation"])]
     for metric in headline_of(dict.fromkeys(scores["metric"])):
-        average = average_of(scores[scores["metric"] == metric])
-        by_model = average.set_index("model").to_dict("index")
+        by_model = averages[averages["metric"] == metric].set_index("model").to_dict("index")
+        if name not in by_model:  # a score that has no average
+            continue
         own = by_model[name]
         if np.isnan(own["value"]):
             rows.append((metric_label(metric), "-", "", "", "", str(own["reason"])))
             continue
-        baseline = baseline_to_beat(average, direction_of(average))
-        relation = "" if baseline is None else _relation(own, by_model[baseline]["value"], direction_of(average))
-        relation = _UNDECIDED if relation and is_few else relation
+        baseline = str(own["yardstick"]) or NO_CHANGE
+        to_beat = float(by_model[baseline]["value"]) if baseline in by_model else np.nan
+        relation = "" if np.isnan(to_beat) else _UNDECIDED if is_few else _relation(own, to_beat, metric)
         relations += [relation] if relation else []
-        beaten = "-" if baseline is None else f"{_text(by_model[baseline]['value'])} ({baseline})"
+        beaten = "-" if np.isnan(to_beat) else f"{_text(to_beat)} ({baseline})"
         replicate = _text(by_model[CEILING]["value"]) if CEILING in by_model else "-"
         rows.append((metric_label(metric), _with_interval(own), beaten, replicate, _text(own["skill"]), relation))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -62,8 +63,9 @@ def score_lines(scores: pd.DataFrame, *, name: str) -> list[str]:
         return [*lines, f"Of {of_few} no interval can be made, so that it is not decided whether {name} is better."]
     better, worse, undecided = (relations.count(relation) for relation in ("better", "worse", _UNDECIDED))
     of_all = f"of {_counted(len(relations), 'headline metric')}"
+    chosen = ", which training cells chose," if averages["yardstick"].any() else ""
     told = f"{name} is better in {better} {of_all} and worse in {worse}; {undecided} are not decided"
-    return [*lines, f"Against the baseline, which training cells chose, {told}."]
+    return [*lines, f"Against the baseline{chosen} {told}."]
 
 
 def audit_lines(findings: pd.DataFrame) -> list[str]:
@@ -114,11 +116,16 @@ def _versions(changes: Sequence[str]) -> list[str]:
     return [f"Changed versions: {'; '.join(changes)}."] if changes else []
 
 
-def _relation(own: Mapping[Any, Any], baseline: float, direction: str) -> str:
+def _is_average(column: pd.Series) -> pd.Series:
+    """Rows of the average; of a single context or perturbation, its own."""
+    return (column == "all") | (column.nunique() == 1)
+
+
+def _relation(own: Mapping[Any, Any], baseline: float, metric: str) -> str:
     """Whether a score is better than a baseline; not decided where its interval holds the baseline."""
     if own["ci_low"] <= baseline <= own["ci_high"]:
         return _UNDECIDED
-    gain = float(np.subtract(*goodness([own["value"], baseline], direction=direction)))  # type: ignore[arg-type]
+    gain = float(np.subtract(*goodness([own["value"], baseline], direction=METRICS[metric].direction)))
     return "better" if gain > 0 else "worse" if gain < 0 else _UNDECIDED
 
 
