@@ -60,6 +60,9 @@ def test_quiet_and_verbose_exclude_each_other(call):
         ),
         ("run", "covariate_keys=['a'] or split_key=", "--covariates a or --split-key"),
         ("train", "Use context_keys=['type'].", "Use data.context_keys=['type']."),
+        ("evaluate", "control='x' is not in the column.", "--control 'x' is not in the column."),
+        ("evaluate", "name='linear' is that of a baseline.", "--name 'linear' is that of a baseline."),
+        ("evaluate-embeddings", "metrics='knn' is not known.", "--metrics 'knn' is not known."),
         ("run", "adata.obs['control'] == 'x' and my_control='x'", "adata.obs['control'] == 'x' and my_control='x'"),
     ],
 )

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import yaml
+from threadpoolctl import threadpool_info
 
 import scstate_lora as ssl
 from scstate_lora import workflow
@@ -160,6 +161,22 @@ def test_replay_scores_the_stored_predictions_again(finished, tmp_path, no_train
     assert set(outcome.numbers.different["table"]) == {"embeddings"}
     assert all(row.startswith("X_scstate_lora, ") for row in outcome.numbers.different["row"])
     assert [text.partition(",")[0] for text in outcome.files] == ["real"]
+
+
+def test_replay_shares_sums_out_as_recorded(finished, tmp_path):
+    _, folder = finished
+    for name in ("predictions.h5ad", "adata.h5ad"):
+        shutil.copy(folder / name, tmp_path)
+    recorded, seen = Results.read(folder / "results.json"), []
+    recorded.versions["threads"] = "2"  # the tests have one
+    recorded.write(tmp_path / "results.json")
+
+    def read(path):
+        seen.append({pool["num_threads"] for pool in threadpool_info()})
+        return ad.read_h5ad(path)
+
+    assert replay(tmp_path, read=read).versions == []
+    assert seen == [{2}]
 
 
 def test_configuration_reads_back_the_same(finished):

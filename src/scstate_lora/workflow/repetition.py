@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numba
+from threadpoolctl import ThreadpoolController
 
 from scstate_lora.config.evaluate import EvaluateEmbeddingsOptions, EvaluateOptions
 from scstate_lora.data.results import EVALUATE, drop_result, read_result
@@ -21,7 +25,7 @@ from scstate_lora.workflow.results_file import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import pandas as pd
@@ -50,7 +54,7 @@ class Replay:
 
 
 def replay(path: Path, *, read: Read, moved: Mapping[str, Path] | None = None) -> Replay:
-    """Repeat the scores that a file of results holds. Nothing is trained, and nothing is written.
+    """Repeat the scores that a file of results holds, with as many threads. Nothing is trained or written.
 
     Of a run, its stored predictions are scored with its stored cells again, and its embeddings.
 
@@ -86,16 +90,29 @@ def replay(path: Path, *, read: Read, moved: Mapping[str, Path] | None = None) -
         for role, file in files.items()
         if describe_file(file, path.parent)["sha256"] != results.files[role]["sha256"]
     ]
-    now = package_versions()
+    with _threads(int(results.versions["threads"])):
+        now = package_versions()
+        tables = _COMMANDS[results.command](results.settings, files, read)
     changes = {name: then for name, then in results.versions.items() if now.get(name) != then}
     versions = [f"{name} {then} then, {now.get(name)} now" for name, then in changes.items()]
-    tables = _COMMANDS[results.command](results.settings, files, read)
     recorded = {name: table for name, table in results.tables.items() if name in _SCORES}
     return Replay(compare(recorded, tables), changed, versions)
 
 
 _SCORES = ("perturbation", "audit", "embeddings")
 """Tables that are computed again: all but those of splits and trainings."""
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Within this context so many threads share a sum; numba's, too, as more of them would raise the others' number."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(number, numba.config.NUMBA_NUM_THREADS))
+    try:
+        with ThreadpoolController().limit(limits=number):
+            yield
+    finally:
+        numba.set_num_threads(before)
 
 
 def _find(role: str, described: Mapping[str, Any], path: Path, moved: Mapping[str, Path]) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import pandas as pd
 from pandas.api import types as pdt
+from threadpoolctl import threadpool_info
 
 from scstate_lora.data import Registry
 from scstate_lora.data.bound import BoundData
@@ -58,7 +59,7 @@ class Results:
     files
         Its files by their role, each as :func:`describe_file` describes it.
     versions
-        Versions of the packages.
+        Versions of the packages, and the number of threads, see :func:`package_versions`.
     tables
         The tables, by name.
     split
@@ -190,8 +191,16 @@ def describe_file(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that compute, and the kind of machine."""
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    """Versions of Python and of the packages that compute, the kind of machine, and how many threads share a sum.
+
+    Sums in another order differ in the last digits, and in more of them where a skill is the ratio of two tiny numbers.
+    """
+    threads = max((pool["num_threads"] for pool in threadpool_info()), default=1)
+    found = {
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": str(threads),
+    }
     for name in _PACKAGES:
         try:
             found[name] = version(name)
