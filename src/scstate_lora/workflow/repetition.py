@@ -84,17 +84,16 @@ def replay(path: Path, *, read: Read, moved: Mapping[str, Path] | None = None) -
         for role, described in results.files.items()
         if role != "input"  # trained on, and not read here
     }
-    changed = [
-        f"{role}, {file}: the content is not the recorded one ({results.files[role]['bytes']:,} bytes then, "
-        f"{file.stat().st_size:,} now)"
-        for role, file in files.items()
-        if describe_file(file, path.parent)["sha256"] != results.files[role]["sha256"]
-    ]
+    changed = []
+    for role, file in files.items():
+        then, now = (d["sha256"][:12] for d in (results.files[role], describe_file(file, path.parent)))
+        if now != then:
+            changed.append(f"{role}, {file}: the content is not the recorded one (SHA-256 {then}… then, {now}… now)")
     with _threads(int(results.versions["threads"])):
-        now = package_versions()
+        found = package_versions()
         tables = _COMMANDS[results.command](results.settings, files, read)
-    changes = {name: then for name, then in results.versions.items() if now.get(name) != then}
-    versions = [f"{name} {then} then, {now.get(name)} now" for name, then in changes.items()]
+    changes = {name: then for name, then in results.versions.items() if found.get(name) != then}
+    versions = [f"{name} {then} then, {found.get(name)} now" for name, then in changes.items()]
     recorded = {name: table for name, table in results.tables.items() if name in _SCORES}
     return Replay(compare(recorded, tables), changed, versions)
 
