@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from scstate_lora.config.compare import CompareConfig, Thresholds, load_compare
 from scstate_lora.config.load import shipped
+from scstate_lora.workflow.results_file import Results
 from tests.builders import wound as simulate
 
 SHIPPED = shipped()["compare"]
@@ -53,6 +55,12 @@ def test_shipped_configuration_compares_the_simulated_wound(call, wound, tmp_pat
     assert page.count("data:image/png;base64") == 5
     assert "ST-LoRA-mHC meets" in page
     assert (folder / "logs" / "worse" / "seed3" / "metrics.csv").exists()
+    results = Results.read(folder / "results.json")
+    assert results.command == "compare"
+    assert results.settings["compare"]["seeds"] == [3]
+    assert results.files["input"]["bytes"] == wound.stat().st_size
+    assert list(results.tables) == ["scores", "by_seed", "training", "criteria", "histories"]
+    np.testing.assert_array_equal(results.tables["training"]["seed"], pd.read_csv(folder / "training.csv")["seed"])
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import yaml
 import scstate_lora as ssl
 from scstate_lora.cli.shared import split_file
 from scstate_lora.training.checkpoints import Checkpoints
+from scstate_lora.workflow.results_file import Results
 from tests.builders import SMALL_ST, wound
 
 CONFIG = """
@@ -107,6 +108,18 @@ def test_train_leaves_the_model_its_cells_tables_logs_and_options(finished):
     assert out.strip().startswith(f"Results in {folder}:")
     assert f"ssl.LoRACovariateSE.load('{folder / 'models' / 'se'}')" in out
     assert "models/st" not in out
+
+
+def test_results_hold_options_and_losses_and_no_scores_to_repeat(call, finished):
+    folder, *_ = finished
+    results = Results.read(folder / "results.json")
+    assert results.command == "train"
+    assert results.files["real"]["path"] == "adata.h5ad"
+    assert "input" in results.files
+    assert {"split", "history_se"} <= set(results.tables)
+    code, _, err = call("evaluate", "--replay", folder)
+    assert code == 2
+    assert "numbers come from training" in err
 
 
 def test_covariates_of_the_file_are_inputs_with_the_sizes_asked(finished):

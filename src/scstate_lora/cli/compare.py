@@ -11,6 +11,8 @@ from scstate_lora.cli.shared import Config, Out, Overrides, Overwrite, Traceback
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from anndata import AnnData
+
     from scstate_lora.config.compare import CompareRunConfig
     from scstate_lora.tl import Comparison
 
@@ -37,38 +39,40 @@ def compare(
     file, overrides = split_file(file, overrides)
     options = load_compare(config, arguments={} if file is None else {"file": file}, overrides=overrides)
     path, folder = check_paths(options, out)
+    if options.data.pert_key is None:
+        msg = "A comparison needs a perturbation: data.pert_key=... data.control=..., or a section data in a --config."
+        raise ValueError(msg)
     cells = read_cells(path, options.data.modality)
 
     import matplotlib as mpl
 
     mpl.use("agg")
+    from scstate_lora.data.register import register
     from scstate_lora.reporting.comparison import write_comparison
     from scstate_lora.workflow import is_first_process
+    from scstate_lora.workflow.results_file import write_comparison_results
 
-    result = _compare(cells, options, folder / _FOLDER, overwrite=overwrite)
+    adata = register(cells, options.data, seed=options.seed).adata
+    result = _compare(adata, options, folder / _FOLDER, overwrite=overwrite)
     if not is_first_process():  # of several that train together
         return
     _draw(result, folder / _FOLDER)
     write_comparison(result, folder / _FOLDER / "compare.html", title=f"{path.name}: variants compared")
+    write_comparison_results(folder / _FOLDER, options, path, adata, result)
     _show(result, folder / _FOLDER)
 
 
-def _compare(cells: Any, options: CompareRunConfig, folder: Path, *, overwrite: bool) -> Comparison:
-    """Set the cells up and compare."""
+def _compare(adata: AnnData, options: CompareRunConfig, folder: Path, *, overwrite: bool) -> Comparison:
+    """Compare on cells that were set up."""
     from scstate_lora import tl
     from scstate_lora._logging import logger
     from scstate_lora.config import STRunConfig
     from scstate_lora.config.training import SharedTraining
-    from scstate_lora.data.register import register
     from scstate_lora.workflow.features import read_features
 
-    if options.data.pert_key is None:
-        msg = "A comparison needs a perturbation: data.pert_key=... data.control=..., or a section data in a --config."
-        raise ValueError(msg)
     st = options.st or STRunConfig()
     if st.finetune is not None or st.train.mhc is not None:
         logger.info("st.finetune and st.train.mhc are not used: the usual variants differ in them.")
-    adata = register(cells, options.data, seed=options.seed).adata
     shared = options.model_dump(include=set(SharedTraining.model_fields))
     chosen = options.compare
     return tl.compare(
@@ -138,4 +142,4 @@ def _show(result: Comparison, folder: Path) -> None:
     without = shown[shown["met"] == "not measured"].drop_duplicates(["criterion", "reason"])
     for row in without.to_dict("records"):
         typer.echo(f"  {row['criterion']} is not measured ({row['model']}): {row['reason']}")
-    typer.echo(f"\nResults in {folder}: compare.html, tables as CSV, pictures as PNG, logs.")
+    typer.echo(f"\nResults in {folder}: compare.html, results.json, tables as CSV, pictures as PNG, logs.")

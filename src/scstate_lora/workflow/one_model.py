@@ -20,6 +20,7 @@ from scstate_lora.inference.devices import check_accelerator
 from scstate_lora.model import LoRACovariateSE, SEBase, STTransition
 from scstate_lora.workflow.features import read_features
 from scstate_lora.workflow.folder import ResultsFolder, is_first_process
+from scstate_lora.workflow.results_file import write_run_results
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,9 +64,9 @@ def train(
     config
         All options. The models whose sections are given are trained.
     folder
-        Where the results are written: ``adata.h5ad``, ``config.yaml``, ``tables/*.csv``, ``models/se`` and
-        ``models/st``, and in ``logs/base``, ``logs/se`` and ``logs/st`` TensorBoard's files, ``metrics.csv`` and
-        ``checkpoints``.
+        Where the results are written: ``adata.h5ad``, ``config.yaml``, ``results.json``, ``tables/*.csv``,
+        ``models/se`` and ``models/st``, and in ``logs/base``, ``logs/se`` and ``logs/st`` TensorBoard's files,
+        ``metrics.csv`` and ``checkpoints``.
     resume
         Resume the run that was interrupted in this folder, with the same cells and options; ``max_epochs`` may be
         larger. If there is none, one is started.
@@ -90,6 +91,8 @@ def train(
     place = ResultsFolder(folder, overwrite=overwrite)
     trained = train_models(data, config, place, resume=resume)
     place.write_cells("adata", trained.adata)
+    if is_first_process():
+        write_run_results(place, config, trained.adata, command="train")
     place.finish()
     return trained
 

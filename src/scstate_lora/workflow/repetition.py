@@ -77,7 +77,10 @@ def replay(path: Path, *, read: Read, moved: Mapping[str, Path] | None = None) -
     path = path / FILE_NAME if path.is_dir() else path
     results = Results.read(path)
     if results.command not in _COMMANDS:
-        msg = f"{path} is of the command {results.command!r}, which this version of scstate_lora does not repeat."
+        msg = (
+            f"{path} is of the command {results.command!r}, whose numbers come from training: to repeat them, run that "
+            f"command with the recorded settings. Scores are repeated of {', '.join(_COMMANDS)}."
+        )
         raise ValueError(msg)
     files = {
         role: _find(role, described, path, moved or {})

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scstate_lora.config import RunConfig
+    from scstate_lora.config import CompareRunConfig, RunConfig
+    from scstate_lora.tl import Comparison
     from scstate_lora.workflow.folder import ResultsFolder
 
 FILE_NAME = "results.json"
@@ -53,7 +54,8 @@ class Results:
     Parameters
     ----------
     command
-        The command that computed them: ``"run"``, ``"evaluate"`` or ``"evaluate-embeddings"``.
+        The command that computed them: ``"run"``, ``"train"``, ``"compare"``, ``"evaluate"`` or
+        ``"evaluate-embeddings"``.
     settings
         All its options, seeds among them.
     files
@@ -133,8 +135,8 @@ class Results:
         return cls(**{name: content[name] for name in _PARTS[:-1]}, tables=tables)
 
 
-def write_run_results(place: ResultsFolder, config: RunConfig, adata: AnnData) -> None:
-    """Write the results of a run beside its report.
+def write_run_results(place: ResultsFolder, config: RunConfig, adata: AnnData, *, command: str = "run") -> None:
+    """Write the results of a run, or of its training alone, into its folder.
 
     Parameters
     ----------
@@ -144,8 +146,42 @@ def write_run_results(place: ResultsFolder, config: RunConfig, adata: AnnData) -
         Options of the run.
     adata
         The cells, with registry and split.
+    command
+        ``"run"`` or ``"train"``.
     """
     files = {"pred": place.path / "predictions.h5ad", "real": place.path / "adata.h5ad"}
+    _write_trained(place.path, command, config, files, adata, place.tables)
+
+
+def write_comparison_results(
+    folder: Path, config: CompareRunConfig, file: Path, adata: AnnData, comparison: Comparison
+) -> None:
+    """Write the results of a comparison of variants into its folder.
+
+    Parameters
+    ----------
+    folder
+        Folder of the comparison.
+    config, file
+        Its options, and the file of its cells.
+    adata
+        The cells, with registry and split.
+    comparison
+        Its tables.
+    """
+    config = config.model_copy(update={"file": str(file)})
+    _write_trained(folder, "compare", config, {}, adata, comparison.tables())
+
+
+def _write_trained(
+    folder: Path,
+    command: str,
+    config: RunConfig,
+    files: dict[str, Path],
+    adata: AnnData,
+    tables: dict[str, pd.DataFrame],
+) -> None:
+    """Write results of what was trained, with the files that exist."""
     if config.file is not None:
         files["input"] = Path(config.file)
     if config.st is not None and config.st.pert_features is not None:
@@ -153,13 +189,13 @@ def write_run_results(place: ResultsFolder, config: RunConfig, adata: AnnData) -
     present = {role: path.expanduser() for role, path in files.items() if path.expanduser().is_file()}
     split = ModelSplit.of(BoundData(Registry.from_adata(adata), adata))
     Results(
-        command="run",
+        command=command,
         settings=config.model_dump(mode="json"),
-        files={role: describe_file(path, place.path) for role, path in present.items()},
+        files={role: describe_file(path, folder) for role, path in present.items()},
         split=split_record(split, str(read_result(adata, SPLIT)["source"])),
         versions=package_versions(),
-        tables=place.tables,
-    ).write(place.path / FILE_NAME)
+        tables=tables,
+    ).write(folder / FILE_NAME)
 
 
 def split_record(split: ModelSplit, source: str) -> dict[str, Any]:
