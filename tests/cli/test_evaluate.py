@@ -21,7 +21,8 @@ from scstate_lora.data import Registry, log_expression
 from scstate_lora.data.results import PREDICT, Prediction, write_result
 from scstate_lora.workflow.results_file import Results
 
-ROLES = ("--pert-key", "arm", "--control", "none", "--context-key", "type", "--n-boot", "10")
+NAMED = ("--pert-key", "arm", "--control", "none", "--context-key", "type")
+ROLES = (*NAMED, "--n-boot", "10", "--no-report")
 SPLIT = ("--split-key", "part")
 
 
@@ -127,7 +128,7 @@ def test_the_verdict_is_printed(done, folder):
     assert "Of 2 perturbations no interval can be made, so that it is not decided whether model is better." in printed
     for row in findings[findings["severity"] != "info"].to_dict("records"):
         assert f"Audit, {row['severity']}: {row['finding']}." in printed
-    assert f"Results in {out}: tables/perturbation.csv, tables/audit.csv, results.json." in printed
+    assert f"Results in {out}: tables/audit.csv, tables/perturbation.csv, results.json." in printed
 
 
 def test_results_hold_settings_files_and_the_split(done, folder):
@@ -152,7 +153,7 @@ def test_equal_calls_write_equal_bytes(call, done, folder, tmp_path):
 
 
 def _scores(call, out, *arguments):
-    code, printed, err = call("evaluate", *arguments, "--n-boot", "10", "--out", out)
+    code, printed, err = call("evaluate", *arguments, "--n-boot", "10", "--no-report", "--out", out)
     assert code == 0, err
     return Results.read(out / "results.json").tables["perturbation"], printed, err
 
@@ -225,6 +226,25 @@ def test_shared_genes_of_counts_are_scored_at_their_full_depth(call, folder, tmp
     )
     perfect = table[(table["model"] == "model") & (table["metric"] == "mae")]
     np.testing.assert_allclose(perfect["value"], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["log1p", "counts", "without control cells"])
+def test_a_report_is_written_of_any_prediction(call, folder, tmp_path, kind):
+    pred = ad.read_h5ad(folder / "pred.h5ad")
+    if kind == "counts":
+        pred.X = np.round(np.expm1(pred.X) / 100)
+    elif kind == "without control cells":
+        del pred.obs["control_cell"]
+    pred.write_h5ad(tmp_path / "pred.h5ad")
+    files = (tmp_path / "pred.h5ad", folder / "real.h5ad")
+    code, out, err = call(
+        "evaluate", *files, *NAMED, *SPLIT, "--n-boot", "10", "--name", "mine", "--out", tmp_path / "a"
+    )
+    assert code == 0, err
+    page = (tmp_path / "a" / "report.html").read_text()
+    for text in ("pred.h5ad: mine", "drug", "dye", "mean shift"):
+        assert text in page, text
+    assert "report.html" in out
 
 
 # Repeated

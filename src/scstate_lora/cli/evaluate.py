@@ -54,6 +54,7 @@ def evaluate(
             "are the same (exit status 0) or what differs (1). PRED and REAL then say where these files are now."
         ),
     ] = None,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html, too.")] = True,
     overwrite: Overwrite = False,
     traceback: Traceback = False,
 ) -> None:
@@ -78,7 +79,8 @@ def evaluate(
     if "holdout" in options:
         options["holdout"] = [column_values(text, option="--holdout") for text in options["holdout"]]
     chosen = EvaluateOptions.parse(options, name="evaluate")
-    folder = _folder(out, pred, ("perturbation", "audit"), overwrite=overwrite)
+    written = ("tables/perturbation.csv", "tables/audit.csv", *(("report.html",) if report else ()))
+    folder = _folder(out, pred, written, overwrite=overwrite)
     cells = {"pred": read_cells(pred, formats=(".h5ad",)), "real": read_cells(real, formats=(".h5ad",))}
     if train is not None:
         cells["train"] = read_cells(train, formats=(".h5ad",))
@@ -106,8 +108,14 @@ def evaluate(
         "pert_features": None if chosen.pert_features is None else Path(chosen.pert_features),
     }
     _write(folder, "evaluate", chosen, files, found.tables, found.split)
-    _say(score_lines(found.tables["perturbation"], name=chosen.name), audit_lines(found.tables["audit"]))
-    typer.echo(f"Results in {folder}: tables/perturbation.csv, tables/audit.csv, results.json.")
+    scores = found.tables["perturbation"]
+    if report:
+        from scstate_lora.workflow.evaluation_report import write_evaluation_report
+
+        page, title = folder / "report.html", f"{pred.name}: {chosen.name}"
+        write_evaluation_report(page, found.scored, cells["real"], scores, chosen, title=title)
+    _say(score_lines(scores, name=chosen.name), audit_lines(found.tables["audit"]))
+    typer.echo(f"Results in {folder}: {', '.join(sorted(written))}, results.json.")
 
 
 @takes(EvaluateEmbeddingsOptions, into="options", several=("embedding", "covariate", "metrics"))
@@ -121,7 +129,7 @@ def evaluate_embeddings(
 ) -> None:
     """Score the embeddings in a file, each beside a PCA of the same cells; evaluate --replay repeats it."""
     chosen = EvaluateEmbeddingsOptions.parse(options, name="evaluate-embeddings")
-    folder = _folder(out, file, ("embeddings",), overwrite=overwrite)
+    folder = _folder(out, file, ("tables/embeddings.csv",), overwrite=overwrite)
     cells = read_cells(file, formats=(".h5ad",))
     for key in chosen.embedding:
         if key not in cells.obsm:
@@ -150,14 +158,14 @@ def _repeat(path: Path, places: Mapping[str, Path | None]) -> None:
         raise typer.Exit(_DIFFERENT)
 
 
-def _folder(out: Path | None, file: Path, tables: Iterable[str], *, overwrite: bool) -> Path:
+def _folder(out: Path | None, file: Path, names: Iterable[str], *, overwrite: bool) -> Path:
     """Folder of the results; refuse one that cannot be used."""
     folder = file.with_name(f"{file.stem}_scores") if out is None else out
     check_folder(folder)
     if (folder / "config.yaml").exists():
         msg = f"{folder} is the folder of a run, which has tables and results of its own. Name another one by --out."
         raise FileExistsError(msg)
-    for name in ("results.json", *(f"tables/{table}.csv" for table in tables)):
+    for name in ("results.json", *names):
         refuse_existing(folder / name, overwrite=overwrite)
     return folder
 

@@ -42,6 +42,8 @@ class Evaluated(NamedTuple):
     """Tables by name."""
     split: dict[str, Any]
     """Description of the split, see :func:`scstate_lora.workflow.results_file.split_record`."""
+    scored: AnnData
+    """The cells that were scored: predicted ones with the genes that were chosen, or those with embeddings."""
 
 
 class _Measured(NamedTuple):
@@ -117,7 +119,7 @@ def evaluate_cells(
         context_key=options.context_key,
         batch_key=options.batch_key,
     )
-    return Evaluated({"perturbation": scores, "audit": findings}, measured.split)
+    return Evaluated({"perturbation": scores, "audit": findings}, measured.split, pred)
 
 
 def evaluate_embeddings(cells: AnnData, options: EvaluateEmbeddingsOptions) -> Evaluated:
@@ -152,7 +154,7 @@ def evaluate_embeddings(cells: AnnData, options: EvaluateEmbeddingsOptions) -> E
         n_neighbors=options.n_neighbors,
         seed=options.seed,
     )
-    return Evaluated({"embeddings": table}, {})
+    return Evaluated({"embeddings": table}, {}, cells)
 
 
 def read_genes(path: Path) -> list[str]:
