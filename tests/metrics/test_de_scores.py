@@ -103,3 +103,14 @@ def test_tables_that_do_not_fit_raise(score, pred, real):
         score(pred._replace(genes=pred.genes + 1), real)
     with pytest.raises(ValueError, match="one gene position for each of the 1 perturbations"):
         score(pred, real, targets=[1, 2])
+
+
+def test_a_combination_hides_the_genes_of_all_its_parts():
+    rng = np.random.default_rng(0)
+    tables = [DETable(np.arange(20), rng.normal(size=(3, 20)), *rng.random((2, 3, 20)) ** 4) for _ in range(2)]
+    several = np.array([[2, -1], [3, 4], [-1, -1]])
+    found = lfc_nmae(*tables, targets=several, min_genes=1)
+    kept = np.setdiff1d(np.arange(20), [3, 4])
+    parts = [DETable(table.genes[kept], *(column[1:2, kept] for column in table[1:])) for table in tables]
+    assert found[1] == pytest.approx(lfc_nmae(*parts, min_genes=1)[0])
+    assert found[0] == lfc_nmae(*tables, targets=np.array([2, -1, -1]), min_genes=1)[0]

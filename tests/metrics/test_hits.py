@@ -5,7 +5,13 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from scstate_lora.metrics import hit_recall_at_budget, hit_recall_at_fdr, hit_recall_at_predicted_fdr
+from scstate_lora.metrics import (
+    hit_recall_at_budget,
+    hit_recall_at_fdr,
+    hit_recall_at_predicted_fdr,
+    hits_found_at_budget,
+    hits_found_at_fdr,
+)
 
 HITS = np.array([True, False, True, True, False, False])
 
@@ -74,3 +80,17 @@ def test_what_does_not_fit_raises():
             score(np.array([0, 1, 2, 3, 4, np.nan]), HITS)
         with pytest.raises(ValueError, match="one True or False"):
             score(scores, HITS.astype(int))
+
+
+def test_which_hits_are_found_adds_up_to_the_recall():
+    rng = np.random.default_rng(0)
+    hits = rng.random(40) < 0.3
+    for scores in (rng.normal(size=40), rng.integers(4, size=40).astype(float), np.ones(40)):
+        found = hits_found_at_budget(scores, hits, n_tested=10)
+        np.testing.assert_array_equal(np.isnan(found), ~hits)
+        assert np.nanmean(found) == hit_recall_at_budget(scores, hits, n_tested=10)
+        found = hits_found_at_fdr(scores, hits, fdr=0.4)
+        np.testing.assert_array_equal(np.isnan(found), ~hits)
+        assert np.nanmean(found) == hit_recall_at_fdr(scores, hits, fdr=0.4)
+    np.testing.assert_array_equal(hits_found_at_budget([3, 2, 1, 1, 1, 1], HITS, n_tested=3)[HITS], [1, 0.25, 0.25])
+    np.testing.assert_array_equal(hits_found_at_fdr([6, 1, 5, 2, 4, 3], HITS, fdr=0)[HITS], [1, 1, 0])

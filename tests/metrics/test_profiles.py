@@ -121,3 +121,17 @@ def test_profiles_and_effects_that_do_not_fit_raise():
         unbiased_errors(one, one, CountProfiles(real[:2], np.ones(2)))
     with pytest.raises(ValueError, match="only gene"):
         unbiased_errors(*[CountProfiles(np.ones((1, 1)), np.ones(1))] * 3, targets=[0])
+
+
+def test_a_combination_is_scored_without_the_genes_of_all_its_parts():
+    pred, real = _effects()
+    one, several = np.full(12, -1), np.full((12, 2), -1)
+    one[:3], several[:3, 0], several[4] = [5, 6, 7], [5, 6, 7], [8, 9]
+    kept = np.setdiff1d(np.arange(40), [5, 6, 7, 8, 9])
+    np.testing.assert_array_equal(pds_cosine(pred, real, targets=several), pds_cosine(pred[:, kept], real[:, kept]))
+    sides = [CountProfiles(values, np.zeros(12)) for values in (pred, real)]
+    base = CountProfiles(np.zeros((1, 40)), np.zeros(1))
+    errors = unbiased_errors(*sides, base, targets=several).error
+    np.testing.assert_array_equal(errors[:4], unbiased_errors(*sides, base, targets=one).error[:4])
+    rest = np.setdiff1d(np.arange(40), [8, 9])
+    assert errors[4] == pytest.approx(np.square(pred[4, rest] - real[4, rest]).mean())

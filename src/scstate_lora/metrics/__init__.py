@@ -67,6 +67,8 @@ from scstate_lora.metrics.hits import (
     hit_recall_at_budget,
     hit_recall_at_fdr,
     hit_recall_at_predicted_fdr,
+    hits_found_at_budget,
+    hits_found_at_fdr,
 )
 from scstate_lora.metrics.integration import (
     IntegratedCells,
@@ -192,6 +194,8 @@ __all__ = [
     "hit_recall_at_budget",
     "hit_recall_at_fdr",
     "hit_recall_at_predicted_fdr",
+    "hits_found_at_budget",
+    "hits_found_at_fdr",
     "ilisi",
     "in_large_class",
     "interpolated_duplicate",

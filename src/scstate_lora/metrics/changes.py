@@ -160,7 +160,24 @@ class Change:
 
     def strongest(self, n_top: int) -> np.ndarray:
         """Positions of at most `n_top` significant genes (FDR under 5 %), the largest absolute change first."""
-        return self.significant[np.argsort(-np.abs(self.delta[self.significant]), kind="stable")][:n_top]
+        return self._by_strength[:n_top]
+
+    @cached_property
+    def _by_strength(self) -> np.ndarray:
+        """All of :meth:`strongest`."""
+        return self.significant[np.argsort(-np.abs(self.delta[self.significant]), kind="stable")]
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Weight of every gene by its evidence of a change, squared |t| up to 1; a ValueError without any."""
+        t = np.abs(self.t)
+        finite = t[np.isfinite(t)]
+        largest = float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
+        weights = np.square(np.minimum(t, largest) / largest)
+        if not weights.sum() > 0:
+            msg = "No gene differs between the measured and the control cells: no gene has a weight."
+            raise ValueError(msg)
+        return weights
 
     def _p_values(self, genes: np.ndarray | slice) -> np.ndarray:
         """Two-sided p-values of Welch's test of some genes."""

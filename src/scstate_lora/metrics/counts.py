@@ -122,18 +122,34 @@ def same_genes(*groups: tuple[str, sparse.csr_matrix]) -> None:
 
 
 def checked_targets(targets: ArrayLike | None, n_perturbations: int, n_genes: int) -> np.ndarray:
-    """Return the gene that each perturbation acts on, -1 for none, ``(n_perturbations,)``; None has none anywhere."""
+    """Return the genes that each perturbation acts on, ``(n_perturbations, n_positions)``, -1 for none.
+
+    Parameters
+    ----------
+    targets
+        Positions of the genes, ``(n_perturbations,)`` or ``(n_perturbations, n_positions)``; None has none anywhere.
+    n_perturbations, n_genes
+        Numbers of either.
+
+    Raises
+    ------
+    ValueError
+        If there is not a position, or a row of them, for each perturbation, or one is no gene.
+    """
     if targets is None:
-        return np.full(n_perturbations, -1)
+        return np.full((n_perturbations, 1), -1)
     positions = np.asarray(targets)
+    if positions.ndim == 1:
+        positions = positions[:, None]
     if (
-        positions.shape != (n_perturbations,)
+        positions.ndim != 2
+        or len(positions) != n_perturbations
         or not np.issubdtype(positions.dtype, np.integer)
-        or (len(positions) and not -1 <= positions.min() <= positions.max() < n_genes)
+        or (positions.size and not -1 <= positions.min() <= positions.max() < n_genes)
     ):
         msg = (
             f"targets must hold, for each of the {n_perturbations} perturbations, the position among the {n_genes} "
-            f"genes of the one that it acts on, or -1; found {positions.dtype} of shape {positions.shape}."
+            f"genes of the one that it acts on, or -1; found {positions.dtype} of shape {np.shape(targets)}."
         )
         raise ValueError(msg)
     return positions

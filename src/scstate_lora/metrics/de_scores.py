@@ -26,9 +26,9 @@ def sig_jaccard(pred: DETable, real: DETable, *, targets: ArrayLike | None = Non
         Tables of the predicted and the measured cells, the same perturbation in the same row, against the same controls
         (:func:`de_table`).
     targets
-        For every perturbation the position of the gene that it acts on among all genes, or -1, ``(n_perturbations,)``:
-        this gene is left out of the perturbation's score, as its change is what the experiment did. None leaves out no
-        gene.
+        For every perturbation the position of the gene that it acts on among all genes, or -1, ``(n_perturbations,)``
+        or, of combinations, ``(n_perturbations, n_positions)``: these genes are left out of the perturbation's score,
+        as their change is what the experiment did. None leaves out no gene.
     fdr
         Genes below this FDR are called.
 
@@ -176,10 +176,11 @@ def _scored(pred: DETable, real: DETable, targets: ArrayLike | None) -> np.ndarr
     scored = np.ones(real.fdr.shape, dtype=bool)
     if targets is not None:
         own = np.asarray(targets)
-        if own.shape != (len(scored),):
+        if own.ndim not in (1, 2) or len(own) != len(scored):
             msg = f"targets must hold one gene position for each of the {len(scored)} perturbations; found {own.shape}."
             raise ValueError(msg)
-        scored &= real.genes[None, :] != own[:, None]
+        for column in own.reshape(len(scored), -1).T:
+            scored &= real.genes[None, :] != column[:, None]
     return scored
 
 

@@ -108,14 +108,7 @@ def de_direction(pred: ArrayLike, real: ArrayLike, control: ArrayLike, *, n_top:
 
 def weighted_mse_of(predicted: Change, measured: Change) -> float:
     """:func:`weighted_mse` of two changes, each against controls of its own."""
-    t = np.abs(measured.t)
-    finite = t[np.isfinite(t)]
-    largest = float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
-    weights = np.square(np.minimum(t, largest) / largest)
-    if not weights.sum() > 0:
-        msg = "No gene differs between the measured and the control cells: no gene has a weight."
-        raise ValueError(msg)
-    return float(np.average(np.square(predicted.cells.mean - measured.cells.mean), weights=weights))
+    return float(np.average(np.square(predicted.cells.mean - measured.cells.mean), weights=measured.weights))
 
 
 def overlap_of(predicted: Change, measured: Change, *, n_top: int) -> float:

@@ -33,13 +33,35 @@ def hit_recall_at_budget(scores: ArrayLike, hits: ArrayLike, *, n_tested: int) -
     ----------
     Bereket and Leskovec (2026), PerturbHD, hit prioritization.
     """
+    return float(np.nanmean(hits_found_at_budget(scores, hits, n_tested=n_tested)))
+
+
+def hits_found_at_budget(scores: ArrayLike, hits: ArrayLike, *, n_tested: int) -> np.ndarray:
+    """Chance of every hit to be among the `n_tested` perturbations with the highest scores, ``(n_perturbations,)``.
+
+    The mean over hits is :func:`hit_recall_at_budget`.
+
+    Parameters
+    ----------
+    scores, hits, n_tested
+        As in :func:`hit_recall_at_budget`.
+
+    Returns
+    -------
+    float64 ``(n_perturbations,)``; NaN for those that are no hits.
+
+    Raises
+    ------
+    ValueError
+        As in :func:`hit_recall_at_budget`.
+    """
     values, is_hit = _checked(scores, hits)
     if not 1 <= n_tested <= len(values):
         msg = f"n_tested={n_tested} is not between 1 and the {len(values)} perturbations."
         raise ValueError(msg)
     _, group, size = np.unique(-values, return_inverse=True, return_counts=True)
-    share = np.bincount(group, weights=is_hit) / size
-    return float(share[np.sort(group)][:n_tested].sum() / is_hit.sum())
+    before = np.cumsum(size) - size
+    return np.where(is_hit, np.clip((n_tested - before) / size, 0, 1)[group], np.nan)
 
 
 def hit_recall_at_fdr(
@@ -69,17 +91,44 @@ def hit_recall_at_fdr(
     ----------
     Bereket and Leskovec (2026), PerturbHD, hit simulation.
     """
+    return float(np.nanmean(hits_found_at_fdr(scores, hits, fdr=fdr, n_draws=n_draws, seed=seed)))
+
+
+def hits_found_at_fdr(
+    scores: ArrayLike, hits: ArrayLike, *, fdr: float = 0.1, n_draws: int = 100, seed: int = 0
+) -> np.ndarray:
+    """Share of the random orders of equal scores in which each hit is above the best threshold, ``(n_perturbations,)``.
+
+    The mean over hits is :func:`hit_recall_at_fdr`.
+
+    Parameters
+    ----------
+    scores, hits, fdr, n_draws, seed
+        As in :func:`hit_recall_at_fdr`.
+
+    Returns
+    -------
+    float64 ``(n_perturbations,)``; NaN for those that are no hits.
+
+    Raises
+    ------
+    ValueError
+        As in :func:`hit_recall_at_fdr`.
+    """
     values, is_hit = _checked(scores, hits)
     _checked_share(fdr)
     rng = np.random.default_rng(seed)
     n_draws = n_draws if len(np.unique(values)) < len(values) else 1
-    recalls = []
+    found = np.zeros(len(values))
+    depth = np.arange(1, len(values) + 1)
     for _ in range(n_draws):
         order = rng.permutation(len(values))
-        found = np.cumsum(is_hit[order[np.argsort(-values[order], kind="stable")]])
-        depth = np.arange(1, len(found) + 1)
-        recalls.append(np.max(np.where(depth - found <= fdr * depth, found, 0)) / is_hit.sum())
-    return float(np.mean(recalls))
+        order = order[np.argsort(-values[order], kind="stable")]
+        n_hits = np.cumsum(is_hit[order])
+        best = int(np.argmax(np.where(depth - n_hits <= fdr * depth, n_hits, 0)))
+        if depth[best] - n_hits[best] <= fdr * depth[best]:
+            found[order[: best + 1]] += 1
+    return np.where(is_hit, found / n_draws, np.nan)
 
 
 def hit_recall_at_predicted_fdr(q_values: ArrayLike, hits: ArrayLike, *, fdr: float = 0.1) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 from scstate_lora.metrics.counts import CountGroups, checked_targets, in_threads
+from scstate_lora.metrics.set_pairs import is_one_profile
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 DEPTH = 5e4
 """Counts that the sum over a perturbation's cells is scaled to."""
 _TIE = 1e-9  # cosines that differ by less count as equal
+_LARGE = 0.01  # relative change above which the short series of log1p is not exact
 _ZERO = 1e-10  # length of an effect that is rounding
 
 
@@ -60,9 +62,18 @@ def count_profiles(cells: Counts, perturbation: ArrayLike | None = None) -> Coun
 
     def noise(group: int) -> float:
         rows = groups.order[groups.starts[group] : groups.starts[group + 1]]
-        return _jackknife(matrix.data, matrix.indices, matrix.indptr, rows, sums[group], expression[group], DEPTH)
+        return _jackknife(matrix.data, matrix.indices, matrix.indptr, rows, sums[group], np.exp(-expression[group]))
 
     return CountProfiles(expression, np.array(in_threads(noise, range(len(sums)))))
+
+
+def profile_of(cells: np.ndarray) -> CountProfiles:
+    """Profile of one set of cells, dense counts ``(n, n_genes)``, as :func:`count_profiles`: one row."""
+    sums, libraries = cells.sum(axis=0, dtype=np.float64), cells.sum(axis=1, dtype=np.float64)
+    total = float(sums.sum())
+    expression = np.log1p(DEPTH * sums / (total if total > 0 else 1.0))
+    noise = 0.0 if is_one_profile(cells) else _dense_jackknife(cells, libraries, sums, np.exp(-expression))
+    return CountProfiles(expression[None], np.array([noise]))
 
 
 def pds_cosine(pred_effects: ArrayLike, real_effects: ArrayLike, *, targets: ArrayLike | None = None) -> np.ndarray:
@@ -78,7 +89,8 @@ def pds_cosine(pred_effects: ArrayLike, real_effects: ArrayLike, *, targets: Arr
         Change of every perturbation against the measured controls, for instance the difference of
         :attr:`CountProfiles.expression`, ``(n_perturbations, n_genes)``, the same perturbation in the same row.
     targets
-        For every perturbation the position of the gene that it acts on, or -1; None leaves out no gene.
+        For every perturbation the position of the gene that it acts on, or -1, ``(n_perturbations,)`` or, of
+        combinations, ``(n_perturbations, n_positions)``; None leaves out no gene.
 
     Returns
     -------
@@ -140,7 +152,7 @@ def unbiased_errors(
     control
         Profile of the measured control cells, one row.
     targets
-        For every perturbation the position of the gene that it acts on, or -1; None leaves out no gene.
+        As in :func:`pds_cosine`.
 
     Returns
     -------
@@ -165,10 +177,10 @@ def unbiased_errors(
     n, n_genes = real.expression.shape
     own = checked_targets(targets, n, n_genes)
     kept = np.ones((n, n_genes))
-    kept[np.flatnonzero(own >= 0), own[own >= 0]] = 0
+    kept[np.nonzero(own >= 0)[0], own[own >= 0]] = 0
     n_kept = kept.sum(axis=1)
     if not n_kept.all():
-        msg = "The only gene is a perturbation's target: none is left to compare."
+        msg = "The only genes are targets of one perturbation: none is left to compare."
         raise ValueError(msg)
     claimed = np.minimum(pred.noise, real.noise)
     total = float((claimed / n_kept).sum())
@@ -206,30 +218,63 @@ def _directions(effects: np.ndarray, smallest: float) -> np.ndarray:
     return np.where(length > smallest, effects / np.maximum(length, smallest), 0.0)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _jackknife(
-    data: Any, indices: Any, indptr: Any, rows: Any, sums: Any, expression: Any, depth: Any
+    data: Any, indices: Any, indptr: Any, rows: Any, sums: Any, inverse: Any
 ) -> Any:  # pragma: no cover  (compiled)
-    n, total = len(rows), sums.sum()
-    genes = np.flatnonzero(sums > 0)
-    if n < 2 or len(genes) == 0:
-        return 0.0
     cell = np.zeros(len(sums))
-    first, second = np.zeros(len(genes)), np.zeros(len(genes))
+    first, second = np.zeros(len(sums)), np.zeros(len(sums))
+    total, r = sums.sum(), np.empty(len(sums))
+    if total <= 0:
+        return 0.0
     for row in rows:
         start, stop = indptr[row], indptr[row + 1]
         library = 0.0
         for k in range(start, stop):
             cell[indices[k]] = data[k]
             library += data[k]
-        left = total - library
-        scale = depth / left if left > 0 else 0.0
-        for i in range(len(genes)):
-            gene = genes[i]
-            # Differences from the whole: they are small, so that their squares lose no digits.
-            shift = np.log(1.0 + scale * (sums[gene] - cell[gene])) - expression[gene]
-            first[i] += shift
-            second[i] += shift * shift
+        _leave_out(cell, library, sums, total, inverse, r, first, second)
         for k in range(start, stop):
             cell[indices[k]] = 0.0
+    return _variance(first, second, len(rows))
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _dense_jackknife(cells: Any, libraries: Any, sums: Any, inverse: Any) -> Any:  # pragma: no cover  (compiled)
+    first, second = np.zeros(len(sums)), np.zeros(len(sums))
+    total, r = sums.sum(), np.empty(len(sums))
+    if total <= 0:
+        return 0.0
+    for i in range(len(cells)):
+        _leave_out(cells[i], libraries[i], sums, total, inverse, r, first, second)
+    return _variance(first, second, len(cells))
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _leave_out(
+    cell: Any, library: Any, sums: Any, total: Any, inverse: Any, r: Any, first: Any, second: Any
+) -> None:  # pragma: no cover  (compiled)
+    # log1p(a) - log1p(b) = log1p(r) with r = (a - b) / (1 + b), which is small: no digits are lost, and a series does.
+    left = total - library
+    scale = DEPTH / left if left > 0 else 0.0
+    change = scale - DEPTH / total
+    for gene in range(len(sums)):
+        r[gene] = (change * sums[gene] - scale * cell[gene]) * inverse[gene]
+    for gene in range(len(sums)):
+        if abs(r[gene]) >= _LARGE:
+            shift = np.log1p(r[gene])
+            first[gene] += shift
+            second[gene] += shift * shift
+            r[gene] = 0.0
+    for gene in range(len(sums)):
+        x = r[gene]
+        shift = x * (1 + x * (-1 / 2 + x * (1 / 3 + x * (-1 / 4 + x * (1 / 5 - x / 6)))))
+        first[gene] += shift
+        second[gene] += shift * shift
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _variance(first: Any, second: Any, n: Any) -> Any:  # pragma: no cover  (compiled)
+    if n < 2:
+        return 0.0
     return max((n - 1) / n * (second - first * first / n).sum(), 0.0)
