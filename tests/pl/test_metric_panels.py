@@ -17,7 +17,7 @@ def points(ax, marker: str) -> list[float]:
 
 def test_perturbation_table(perturbation_table):
     axes = pl.metrics(perturbation_table)
-    assert [ax.get_title() for ax in axes] == ["Pearson of delta", "E-distance", "MAE of means"]
+    assert [ax.get_title() for ax in axes] == ["Pearson of delta", "E-distance"]
     assert "higher is better" in axes[0].get_xlabel()
     assert axes[1].get_xlabel() == "← lower is better (range from 0)"
     assert axes[0].get_yticklabels()[0].get_text() == "all"
@@ -42,7 +42,7 @@ def test_draws_the_numbers_of_the_table(perturbation_table):
 def test_by_default_the_headline_and_everything_by_choice(perturbation_table, evaluate_table):
     mae = perturbation_table[perturbation_table["metric"] == "mae"]
     wide = pd.concat([perturbation_table, mae.assign(metric="mmd"), mae.assign(metric="my_own")])
-    assert [ax.get_title() for ax in pl.metrics(wide)] == ["Pearson of delta", "E-distance", "MAE of means"]
+    assert [ax.get_title() for ax in pl.metrics(wide)] == ["Pearson of delta", "E-distance"]
     assert len(pl.metrics(wide, metric="all")) == 5
     assert [ax.get_title() for ax in pl.metrics(wide, metric=["my_own", "mmd"])] == ["my own", "MMD"]
     # of a table without any headline metric all are drawn
@@ -66,7 +66,7 @@ def test_ax_and_adata(evaluate_table, perturbation_table):
     assert pl.metrics(adata, metric="knn_accuracy", ax=ax) is ax
     assert len(ax.get_legend().get_texts()) == 4
     adata = ad.AnnData(np.zeros((1, 1)), uns={"scstate_lora": {"evaluate_perturbation": perturbation_table}})
-    assert len(pl.metrics(adata)) == 3
+    assert len(pl.metrics(adata)) == 2
 
 
 def test_row_labels_do_not_overlap(perturbation_table):

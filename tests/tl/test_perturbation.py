@@ -36,7 +36,7 @@ COLUMNS = [
     "baseline_saturation",
 ]
 BASELINES = ["no change", "mean shift", "perturbed mean", "context mean", "linear"]
-N_METRICS = 19
+N_METRICS = 29
 TYPES = ["B", "NK", "T"]
 HELD_OUT = "T"
 

@@ -10,6 +10,18 @@ import numpy as np
 
 from scstate_lora.metrics.changes import correlation_of
 from scstate_lora.metrics.differential import direction_of, overlap_of, precision_of, weighted_mse_of
+from scstate_lora.metrics.effect_panels import (
+    centroid_accuracy_of,
+    direction_fidelity_yield_of,
+    direction_reach_of,
+    found_at_budget_of,
+    found_at_fdr_of,
+    lfc_nmae_of,
+    pds_cosine_of,
+    pearson_delta_centroid_of,
+    sig_jaccard_of,
+    unbiased_error_of,
+)
 from scstate_lora.metrics.perturbation import goodness, spearman_brown
 from scstate_lora.metrics.set_pairs import e_distance_of, mae_of, mmd_of, mse_of, relative_nearest_of, variance_ratio_of
 from scstate_lora.metrics.set_spread import (
@@ -25,12 +37,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from scstate_lora.metrics.changes import Change
+    from scstate_lora.metrics.de_tables import DETable
+    from scstate_lora.metrics.effect_panels import EffectPanel, PanelScores
     from scstate_lora.metrics.perturbation import Direction
     from scstate_lora.metrics.set_pairs import SetPair
 
     CellScore = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
     PairScore = Callable[[SetPair], float]
     ChangeScore = Callable[[Change, Change], float]
+    TableScore = Callable[[DETable, DETable], float]
+    PanelScore = Callable[[EffectPanel], PanelScores]
     Correction = Callable[[np.ndarray], np.ndarray]
 
 
@@ -39,7 +55,7 @@ class Metric:
     """A metric, as tables, plots and reports show it.
 
     A metric of predicted cells, which :func:`scstate_lora.tl.evaluate_perturbation` computes, has one of `score`,
-    `change` and `pair`.
+    `change`, `pair`, `table` and `panel`.
 
     Parameters
     ----------
@@ -63,6 +79,10 @@ class Metric:
         Score of predicted and measured cells whose moments and distances are computed once for all metrics.
     nothing
         Score of a prediction without any change where the metric does not define it: of no correlation, 0.
+    table
+        Score of predicted and measured differential expression of one perturbation, tables of one row.
+    panel
+        Score of all perturbations of a context together.
     """
 
     label: str
@@ -75,11 +95,19 @@ class Metric:
     headline: bool = False
     pair: PairScore | None = None
     nothing: float = np.nan
+    table: TableScore | None = None
+    panel: PanelScore | None = None
+
+    @property
+    def is_of_cells(self) -> bool:
+        """Whether predicted cells get it."""
+        return (self.score, self.change, self.pair, self.table, self.panel) != (None,) * 5
 
     @property
     def perfect(self) -> float:
         """Goodness of a perfect prediction, as :func:`scstate_lora.metrics.goodness`; infinite where there is none."""
-        best = {"higher": self.highest, "lower": self.lowest, "one": 1.0}[self.direction]
+        least = self.lowest if np.isfinite(self.lowest) else 0.0  # an error without its noise may fall below 0
+        best = {"higher": self.highest, "lower": least, "one": 1.0}[self.direction]
         return float(goodness(best, direction=self.direction))
 
     def columns(self) -> dict[str, str | float]:
@@ -91,7 +119,9 @@ def _correlation(label: str, change: ChangeScore, *, headline: bool = False) -> 
     return Metric(label, "higher", -1.0, 1.0, change=change, full_depth=spearman_brown, headline=headline, nothing=0.0)
 
 
-def _distance(label: str, *, highest: float = np.inf, **how: PairScore | ChangeScore | Correction | bool) -> Metric:
+def _distance(
+    label: str, *, highest: float = np.inf, **how: PairScore | ChangeScore | TableScore | Correction | bool
+) -> Metric:
     return Metric(label, "lower", 0.0, highest, **how)  # type: ignore[arg-type]  # each is of its field's type
 
 
@@ -113,7 +143,6 @@ METRICS: dict[str, Metric] = {
         "MAE of means",
         pair=mae_of,
         full_depth=_over_root_two,
-        headline=True,
     ),
     "mse": _distance("MSE of means", pair=mse_of, full_depth=_halved),
     "e_distance": _distance("E-distance", pair=e_distance_of, full_depth=_halved, headline=True),
@@ -139,8 +168,29 @@ METRICS: dict[str, Metric] = {
     "detection_mae": _distance(
         "detection rate per gene, MAE", highest=1.0, pair=detection_mae_of, full_depth=_over_root_two
     ),
+    # The Virtual Cell Challenge of 2026, as cell-eval2 computes it
+    "pds_cosine": Metric("perturbation discrimination, cosine", panel=pds_cosine_of, headline=True),
+    "expr_mse_unbiased_capped_norm": Metric(
+        "unbiased MSE over effect", "lower", -np.inf, np.inf, panel=unbiased_error_of, headline=True
+    ),
+    "direction_fidelity_yield": Metric("direction of the called genes", table=direction_fidelity_yield_of),
+    "direction_reach": Metric("depth to which directions are right", table=direction_reach_of),
+    "sig_jaccard": Metric("Jaccard index of the called genes", table=sig_jaccard_of),
+    "lfc_nmae": _distance("error of the log fold changes", table=lfc_nmae_of),
+    # Systema
+    "pearson_delta_centroid": Metric(
+        "Pearson of delta against the mean perturbation",
+        lowest=-1.0,
+        panel=pearson_delta_centroid_of,
+        full_depth=spearman_brown,
+        nothing=0.0,
+    ),
+    "centroid_accuracy": Metric("centroid accuracy", panel=centroid_accuracy_of),
+    # PerturbHD
+    "hit_recall_budget": Metric("hits found at a budget", panel=found_at_budget_of),
+    "hit_recall_fdr10": Metric("hits found at an FDR of 10 %", panel=found_at_fdr_of),
     "cell_cov_corr": Metric("gene-gene correlation from cell to cell", lowest=-1.0, score=cell_cov_corr_of),
-    "discrimination": Metric("discrimination score", headline=True),
+    "discrimination": Metric("discrimination score"),
     "knn_accuracy": Metric("kNN accuracy", headline=True),
     "probe_accuracy": Metric("probe accuracy"),
     "probe_balanced_accuracy": Metric("probe balanced accuracy", headline=True),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from scstate_lora.data.results import EVALUATE_PERTURBATION, write_result
 from scstate_lora.tl.scoring.cell_scores import score_cells
 from scstate_lora.tl.scoring.cells import GroupedCells
-from scstate_lora.tl.scoring.inputs import read_inputs
+from scstate_lora.tl.scoring.inputs import own_genes, read_inputs
 from scstate_lora.tl.scoring.predictors import PredictedCells
 from scstate_lora.tl.scoring.table import MIN_CELLS, Counting
 from scstate_lora.tl.scoring.yardstick import Yardsticks
@@ -68,9 +68,26 @@ def evaluate_perturbation(
       t-test, FDR under 5 %) that are among the 50 most changed predicted ones; the share of them that is predicted to
       move the same way; and the share of the 50 most changed predicted genes that change in the measured cells.
 
+    Further ones are of counts: those of `pred` if it has counts and the measured cells, too, else expm1 of the log1p
+    values. They take all control cells on both sides, and leave out the genes that a perturbation is named after:
+
+    * ``sig_jaccard``, ``direction_fidelity_yield``, ``direction_reach``, ``lfc_nmae``: which genes are called by
+      Wilcoxon's test (:func:`scstate_lora.metrics.de_table`), their direction, and their log fold change. Of a
+      prediction with more cells than were measured as many as were measured are tested;
+    * ``pds_cosine``: how well perturbations of a context are told apart, 0.5 by chance;
+    * ``expr_mse_unbiased_capped_norm``: squared error over squared effect, without noise
+      (:func:`scstate_lora.metrics.unbiased_errors`); its averages are ratios of sums;
+    * ``hit_recall_budget``, ``hit_recall_fdr10``: of the perturbations with a measured effect (10 called genes) the
+      share among the quarter, 20 at most, with the largest predicted effect, and above the best threshold with at most
+      10 % false ones.
+
+    And of the perturbations of a context together: ``pearson_delta_centroid`` (changes against the mean of the training
+    perturbations there, or without two of them of the measured ones) and ``centroid_accuracy``
+    (:func:`scstate_lora.metrics.centroid_accuracy`).
+
     Rows of ``model``: the model (`name`) and
 
-    * ``"no change"``: the control cells;
+    * ``"no change"``: the control cells, of more than 1,000 of a context so many, as for all baselines;
     * ``"mean shift"``: the control cells plus the average delta of the training contexts, clipped at 0;
     * ``"perturbed mean"``: the average perturbed profile of the training contexts;
     * ``"context mean"``: the average training cell of the context, whatever its perturbation;
@@ -80,8 +97,8 @@ def evaluate_perturbation(
     * ``"ceiling"``: a replicate: one random half of the measured cells against the other, each with a half of the
       controls of its own, the mean of 5 splits. Halves have more noise than the whole, so this is corrected to full
       depth: correlations by Spearman and Brown, ``2 r / (1 + r)``; squared errors, E-distance and MMD are halved; the
-      absolute error is divided by the root of 2. For ``de_*`` no correction is known, and ``variance_ratio`` and
-      ``nearest_distance_relative`` need none.
+      absolute error is divided by the root of 2. For ``de_*`` and the scores of counts, which take 2 of the splits, no
+      correction is known, and ``variance_ratio``, ``nearest_distance_relative`` and the unbiased error need none.
 
     The skill is 0 for the baseline that was best at a metric on training cells which were left out: whole contexts
     where the scored ones have no training cells of the perturbation, perturbations where training lacks them, else
@@ -178,6 +195,7 @@ def evaluate_perturbation(
         pert_features=pert_features,
         name=name,
     )
+    trained_on = own_genes(sorted({target for target, _ in inputs.training.pairs}), inputs.genes)
     predictors: dict[str, Predictor] = {name: PredictedCells(GroupedCells(inputs.predicted))}
     table = score_cells(
         predictors,
@@ -185,8 +203,9 @@ def evaluate_perturbation(
         inputs.controls,
         inputs.pairs,
         training=inputs.training,
-        yardsticks=None if train is None else Yardsticks(inputs.training, seed=seed),
+        yardsticks=None if train is None else Yardsticks(inputs.training, trained_on, seed=seed),
         counting=counting,
+        hidden_genes=own_genes(inputs.targets, inputs.genes),
         n_boot=n_boot,
         seed=seed,
     )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from scstate_lora.data.perturbations import parts_of
 from scstate_lora.data.results import DISCRIMINATION, write_result
 from scstate_lora.tl.scoring.cells import shared_targets
 from scstate_lora.tl.scoring.effect_scores import score_effects
-from scstate_lora.tl.scoring.inputs import read_inputs
+from scstate_lora.tl.scoring.inputs import own_genes, read_inputs
 from scstate_lora.tl.scoring.table import MIN_CELLS, Counting
 
 if TYPE_CHECKING:
@@ -123,7 +122,6 @@ def discrimination(
         pert_features=pert_features,
         name=name,
     )
-    position = {gene: i for i, gene in enumerate(inputs.genes)}
     table = score_effects(
         inputs.predicted,
         inputs.measured,
@@ -131,9 +129,7 @@ def discrimination(
         shared_targets(inputs.predicted, inputs.measured, inputs.contexts),
         name=name,
         training=inputs.training,
-        hidden_genes={
-            target: [position[gene] for gene in parts_of(target) if gene in position] for target in inputs.targets
-        },
+        hidden_genes=own_genes(inputs.targets, inputs.genes),
         counting=counting,
         n_boot=n_boot,
         seed=seed,

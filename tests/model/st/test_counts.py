@@ -143,7 +143,9 @@ def test_scores_of_counts_are_those_of_their_log_expression(model):
     tables = [
         ssl.tl.evaluate_perturbation(pred, test, model.adata, context_key="type", n_boot=5) for pred in (counts, logged)
     ]
-    np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], rtol=1e-4)
+    same = tables[0]["metric"] != "expr_mse_unbiased_capped_norm"  # in sums of counts deep cells weigh more
+    np.testing.assert_allclose(tables[0]["value"][same], tables[1]["value"][same], rtol=1e-4)
+    np.testing.assert_allclose(tables[0]["value"][~same], tables[1]["value"][~same], atol=0.3)
 
 
 def test_subset_of_genes_still_has_the_whole_depth(model):

@@ -32,6 +32,11 @@ class Score(NamedTuple):
 
 def scored_metrics() -> dict[str, Metric]:
     """Metrics of predicted cells, by name."""
+    return {name: metric for name, metric in METRICS.items() if metric.is_of_cells}
+
+
+def set_metrics() -> dict[str, Metric]:
+    """Metrics of predicted cells that are computed from the cells of one perturbation, by name."""
     return {name: m for name, m in METRICS.items() if (m.score, m.change, m.pair) != (None, None, None)}
 
 
@@ -60,19 +65,19 @@ class MeasuredCase:
         self._origin = control.whole.mean.astype(np.float32)
         self._too_few = ""
         try:
-            self._sets = metrics.split_halves(len(real), seed=seed, n_splits=max(1, len(control.halves) // 2))
+            self.sets = metrics.split_halves(len(real), seed=seed, n_splits=max(1, len(control.halves) // 2))
         except ValueError as error:
-            self._sets, self._too_few = np.zeros((0, len(real)), dtype=bool), str(error)
-        whole, *self._halves = moments(real, np.vstack([np.ones((1, len(real)), dtype=bool), self._sets]))
-        self._measured = [Change(whole, half) for half in control.moments]
-        self._set = CellSet(real, whole, origin=self._origin)
+            self.sets, self._too_few = np.zeros((0, len(real)), dtype=bool), str(error)
+        self.whole, *self.halves = moments(real, np.vstack([np.ones((1, len(real)), dtype=bool), self.sets]))
+        self._measured = [Change(self.whole, half) for half in control.moments]
+        self._set = CellSet(real, self.whole, origin=self._origin)
 
     def score(self, predicted: Predicted) -> dict[str, Score]:
         """Score a prediction: its cells, and its change from one half of the controls against the other half's."""
         pair = SetPair(CellSet(predicted.cells, predicted.moments, origin=self._origin), self._set)
         against = [self._measured[other(half)] for half in range(len(self._measured))]
         scores = {}
-        for name, metric in scored_metrics().items():
+        for name, metric in set_metrics().items():
             if metric.change is not None:
                 scores[name] = self._of_halves(metric, predicted.changes, against)
             else:
@@ -83,12 +88,12 @@ class MeasuredCase:
         """Score one half of the measured cells against the other, each with a half of the controls of its own."""
         if self._too_few:
             return absent(self._too_few)
-        changes = [Change(half, control) for half, control in zip(self._halves, self.control.moments, strict=False)]
+        changes = [Change(half, control) for half, control in zip(self.halves, self.control.moments, strict=False)]
         against = [changes[other(half)] for half in range(len(changes))]
-        sets = [self._set.half(mask, half) for mask, half in zip(self._sets, self._halves, strict=True)]
-        pairs = [SetPair.of_halves(self._set, self._sets[i], (sets[i], sets[other(i)])) for i in range(0, len(sets), 2)]
+        sets = [self._set.half(mask, half) for mask, half in zip(self.sets, self.halves, strict=True)]
+        pairs = [SetPair.of_halves(self._set, self.sets[i], (sets[i], sets[other(i)])) for i in range(0, len(sets), 2)]
         scores = {}
-        for name, metric in scored_metrics().items():
+        for name, metric in set_metrics().items():
             if metric.change is not None:
                 scores[name] = self._of_halves(metric, changes, against, at_full_depth=True)
             else:
@@ -106,24 +111,37 @@ class MeasuredCase:
         if not len(self.control.halves):
             return absent(self._few_controls())
         duplicates, against, pairs = [], [], []
-        sets = [self._set.half(self._sets[i], self._halves[i]) for i in (0, 1)]
-        for i in (0, 1):
-            half, control = self._halves[i], self.control.moments[i]
-            try:
-                by = interpolated_duplicate(half.mean, mean, Change(half, control).genes.fdr) - half.mean
-            except ValueError as error:
-                return absent(str(error))
+        sets = [self._set.half(self.sets[i], self.halves[i]) for i in (0, 1)]
+        try:
+            moves = self.moves(mean)
+        except ValueError as error:
+            return absent(str(error))
+        for i, by in enumerate(moves):
+            half, control = self.halves[i], self.control.moments[i]
             moved = Moments(half.n_cells, half.mean + by, half.variance)
             duplicates.append(Change(moved, control))
-            against.append(Change(self._halves[other(i)], self.control.moments[other(i)]))
+            against.append(Change(self.halves[other(i)], self.control.moments[other(i)]))
             pairs.append(SetPair(sets[i].moved(by, moved), sets[other(i)]))
         scores = {}
-        for name, metric in scored_metrics().items():
+        for name, metric in set_metrics().items():
             if metric.change is not None:
                 scores[name] = self._of_halves(metric, duplicates, against)
             else:
                 scores[name] = over_splits([self._of_cells(metric, pair) for pair in pairs], None)
         return scores
+
+    def moves(self, mean: np.ndarray) -> list[np.ndarray]:
+        """Change of the mean that makes interpolated duplicates of the first two halves, ``(n_genes,)`` each.
+
+        Raises
+        ------
+        ValueError
+            If a half has fewer than two measured or control cells.
+        """
+        return [
+            interpolated_duplicate(half.mean, mean, Change(half, control).genes.fdr) - half.mean
+            for half, control in zip(self.halves[:2], self.control.moments[:2], strict=False)
+        ]
 
     def _of_cells(self, metric: Metric, pair: SetPair) -> Score:
         if metric.pair is not None:
@@ -181,20 +199,28 @@ class Scores:
         shape = len(self.models), len(self.metrics), len(self.targets), len(self.contexts)
         self.value, self.sd = np.full(shape, np.nan), np.full(shape, np.nan)
         self.reason = np.full(shape, "", dtype=object)
+        self.size = np.ones(shape)
 
     def put(self, model: str, target: str, context: str, scores: Mapping[str, Score]) -> None:
-        """Store the scores of a model in one perturbation and context."""
-        where = self.models.index(model), slice(None), self.targets.index(target), self.contexts.index(context)
-        ordered = [scores[name] for name in self.metrics]
-        self.value[where] = [score.value for score in ordered]
-        self.sd[where] = [score.sd for score in ordered]
-        self.reason[where] = [score.reason for score in ordered]
+        """Store some scores of a model in one perturbation and context."""
+        rows = [self.metrics.index(name) for name in scores]
+        where = self.models.index(model), rows, self.targets.index(target), self.contexts.index(context)
+        self.value[where] = [score.value for score in scores.values()]
+        self.sd[where] = [score.sd for score in scores.values()]
+        self.reason[where] = [score.reason for score in scores.values()]
 
-    def of(self, model: str) -> tuple[np.ndarray, np.ndarray]:
-        """Values and standard deviations of a model, ``(n_metrics, n_targets, n_contexts)``; NaN if it is absent."""
+    def put_size(self, model: str, metric: str, target: str, context: str, size: float) -> None:
+        """Store the denominator of a score that is a ratio; the value is the numerator then."""
+        where = self.models.index(model), self.metrics.index(metric), self.targets.index(target)
+        self.size[(*where, self.contexts.index(context))] = size
+
+    def of(self, model: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values, standard deviations and sizes of a model, ``(n_metrics, n_targets, n_contexts)``; NaN if absent."""
         if model not in self.models:
-            return np.full(self.value.shape[1:], np.nan), np.full(self.value.shape[1:], np.nan)
-        return self.value[self.models.index(model)], self.sd[self.models.index(model)]
+            empty = np.full(self.value.shape[1:], np.nan)
+            return empty, empty, empty
+        m = self.models.index(model)
+        return self.value[m], self.sd[m], self.size[m]
 
     def at(self, model: str, target: str, context: str) -> dict[str, Score]:
         """Scores of a model in one perturbation and context, by metric."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from scstate_lora.tl.scoring.table import ALL
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from scipy import sparse
 
@@ -22,11 +23,13 @@ class Cells(NamedTuple):
     perturbations: np.ndarray
     names: np.ndarray
     """Name of each cell; of a predicted cell, that of the control cell that it was predicted from, None if unknown."""
+    depth: np.ndarray | None = None
+    """What expm1 of each cell's expression is multiplied by to give its counts; None where they are not known."""
 
     def at(self, rows: np.ndarray) -> Cells:
         """Return the cells of a boolean mask."""
         fields = (self.contexts[rows], self.perturbations[rows], self.names[rows])
-        return Cells(self.expression[np.flatnonzero(rows)], *fields)
+        return Cells(self.expression[np.flatnonzero(rows)], *fields, None if self.depth is None else self.depth[rows])
 
     def of(self, context: str) -> np.ndarray:
         """Dense float32 expression of one context, shape ``(n, n_genes)``."""
@@ -71,6 +74,15 @@ class GroupedCells:
     def dense(self, rows: np.ndarray) -> np.ndarray:
         """Dense float32 expression of some cells, ``(n, n_genes)``."""
         return self.cells.expression[rows].toarray()
+
+    def depth(self, rows: np.ndarray) -> np.ndarray | None:
+        """Depth of some cells, if it is known."""
+        return None if self.cells.depth is None else self.cells.depth[rows]
+
+
+def is_among(values: np.ndarray, allowed: Collection[object] | np.ndarray) -> np.ndarray:
+    """Which names are among others, bool ``(n,)``; by their hashes, as sorting names takes long."""
+    return np.asarray(pd.Series(values, dtype=object).isin(set(allowed)))
 
 
 def mean_of(expression: sparse.csr_matrix) -> np.ndarray:

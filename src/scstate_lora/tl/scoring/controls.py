@@ -11,6 +11,8 @@ import numpy as np
 from scstate_lora._logging import logger
 from scstate_lora.metrics.changes import moments
 from scstate_lora.metrics.perturbation import N_SPLITS, split_halves
+from scstate_lora.metrics.set_pairs import MAX_CELLS
+from scstate_lora.tl.scoring.cells import Cells, is_among
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from scstate_lora.metrics.changes import Moments
-    from scstate_lora.tl.scoring.cells import Cells
 
 FEWEST = 4  # control cells, so that each half has a variance
 
@@ -54,10 +55,10 @@ def pair(predicted: Cells, candidates: Mapping[str, Cells]) -> tuple[Cells, Cell
         own = predicted.contexts == context
         for argument, cells in candidates.items():
             rows = np.flatnonzero(cells.contexts == context)
-            rows = rows[np.isin(cells.names[rows], predicted.names[own])]
+            rows = rows[is_among(cells.names[rows], predicted.names[own])]
             if len(rows):
                 in_use[argument].append(rows)
-                is_scored |= own & np.isin(predicted.names, cells.names[rows])
+                is_scored |= own & is_among(predicted.names, cells.names[rows])
                 from_others += [f"{context} (in {argument})"] if argument != first else []
                 break
         else:
@@ -75,7 +76,7 @@ def pair(predicted: Cells, candidates: Mapping[str, Cells]) -> tuple[Cells, Cell
     parts = [candidates[argument].at(_mask(rows, candidates[argument])) for argument, rows in in_use.items() if rows]
     controls = parts[0] if len(parts) == 1 else _joined(parts)
     n_left_out = int((~is_scored).sum())
-    n_unused = int(np.isin(candidates[first].contexts, predicted.contexts).sum()) - sum(map(len, in_use[first]))
+    n_unused = int(is_among(candidates[first].contexts, predicted.contexts).sum()) - sum(map(len, in_use[first]))
     if n_left_out or n_unused:
         logger.info(
             "Model and baselines are scored from the same %d control cells. Left out are %d predicted cells of other "
@@ -95,12 +96,12 @@ def _all_controls(predicted: Cells, candidates: tuple[str, Cells]) -> tuple[Cell
         "change is taken against all of %s, whose noise the prediction may share.",
         argument,
     )
-    has_controls = np.isin(predicted.contexts, controls.contexts)
+    has_controls = is_among(predicted.contexts, controls.contexts)
     if not has_controls.any():
         contexts = [sorted(set(cells.contexts))[:10] for cells in (predicted, controls)]
         msg = f"No context of pred has control cells in {argument}: pred has {contexts[0]}, {argument} {contexts[1]}."
         raise ValueError(msg)
-    return predicted.at(has_controls), controls.at(np.isin(controls.contexts, predicted.contexts))
+    return predicted.at(has_controls), controls.at(is_among(controls.contexts, predicted.contexts))
 
 
 def _mask(rows: Sequence[np.ndarray], cells: Cells) -> np.ndarray:
@@ -113,14 +114,18 @@ def _joined(parts: Sequence[Cells]) -> Cells:
     from scipy import sparse
 
     expression = sparse.vstack([cells.expression for cells in parts], format="csr")
-    columns = [np.concatenate(columns) for columns in zip(*(cells[1:] for cells in parts), strict=True)]
-    return parts[0]._replace(expression=expression, contexts=columns[0], perturbations=columns[1], names=columns[2])
+    contexts, perturbations, names = (
+        np.concatenate(columns) for columns in zip(*(cells[1:4] for cells in parts), strict=True)
+    )
+    depths = [cells.depth for cells in parts if cells.depth is not None]
+    depth = np.concatenate(depths) if len(depths) == len(parts) else None
+    return Cells(expression, contexts, perturbations, names, depth)
 
 
 def _not_present(predicted: Cells, candidates: Mapping[str, Cells]) -> str:
     """Say why no predicted cell has its control cell: absent, or in another context."""
     first = str(predicted.names[0])
-    holders = [argument for argument, cells in candidates.items() if np.isin(predicted.names, cells.names).any()]
+    holders = [argument for argument, cells in candidates.items() if is_among(predicted.names, cells.names).any()]
     if holders:
         return (
             f"pred was predicted from control cells of other contexts than it is in: pred.obs['control_cell'] is "
@@ -148,12 +153,15 @@ class ContextControls:
         Name of each, ``(n,)``.
     halves
         Which cells each half has, bool ``(n_halves, n)``, without any half if the cells are too few.
+    depth
+        As of :class:`Cells`, ``(n,)``.
     """
 
     context: str
     expression: sparse.csr_matrix
     names: np.ndarray
     halves: np.ndarray
+    depth: np.ndarray | None = None
 
     @classmethod
     def of(cls, controls: Cells, context: str, *, seed: int, n_splits: int = N_SPLITS) -> ContextControls:
@@ -162,7 +170,18 @@ class ContextControls:
         halves = np.zeros((0, len(rows)), dtype=bool)
         if len(rows) >= FEWEST:
             halves = split_halves(len(rows), seed=seed, n_splits=n_splits)
-        return cls(context, controls.expression[rows], controls.names[rows], halves)
+        depth = None if controls.depth is None else controls.depth[rows]
+        return cls(context, controls.expression[rows], controls.names[rows], halves, depth)
+
+    @cached_property
+    def source(self) -> ContextControls:
+        """The cells that baselines predict from: at most 1,000, drawn of more."""
+        n = len(self.names)
+        if n <= MAX_CELLS:
+            return self
+        rows = np.sort(np.random.default_rng(0).choice(n, MAX_CELLS, replace=False))
+        depth = None if self.depth is None else self.depth[rows]
+        return ContextControls(self.context, self.expression[rows], self.names[rows], self.halves[:, rows], depth)
 
     @cached_property
     def cells(self) -> np.ndarray:

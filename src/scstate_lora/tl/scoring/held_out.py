@@ -10,9 +10,16 @@ import numpy as np
 from scstate_lora.data import log_expression
 from scstate_lora.data.contexts import join_labels
 from scstate_lora.tl.scoring.cell_scores import score_cells
-from scstate_lora.tl.scoring.cells import Cells, GroupedCells, common_contexts
+from scstate_lora.tl.scoring.cells import Cells, GroupedCells, common_contexts, is_among
 from scstate_lora.tl.scoring.controls import pair
-from scstate_lora.tl.scoring.inputs import check_genes, check_name, features_of
+from scstate_lora.tl.scoring.inputs import (
+    check_genes,
+    check_name,
+    features_of,
+    measured_depth,
+    own_genes,
+    predicted_depth,
+)
 from scstate_lora.tl.scoring.predictors import PredictedCells
 from scstate_lora.tl.scoring.table import EQUAL, Counting
 from scstate_lora.tl.scoring.training import Training
@@ -69,7 +76,8 @@ class HeldOutCells:
         """All cells over the scored genes; a KeyError if one is missing."""
         check_genes(self.genes, self.bound.registry.var_names, "adata")
         names = np.array(self.bound.names, dtype=object)
-        return Cells(self.bound.logged_genes(self.genes), self.contexts, self.bound.perturbations, names)
+        logged, depth = self.bound.logged_genes(self.genes), measured_depth(self.bound)
+        return Cells(logged, self.contexts, self.bound.perturbations, names, depth)
 
     @cached_property
     def training(self) -> Training:
@@ -82,7 +90,8 @@ class HeldOutCells:
     @cached_property
     def yardsticks(self) -> Yardsticks:
         """Chooses the baselines at which the skill is 0, once for all targets."""
-        return Yardsticks(self.training)
+        names = sorted({target for target, _ in self.training.pairs})
+        return Yardsticks(self.training, own_genes(names, self.genes))
 
     @cached_property
     def controls_in_use(self) -> np.ndarray:
@@ -96,7 +105,7 @@ class HeldOutCells:
         unseen = bound.is_control & (bound.split != "train")
         contexts, counts = np.unique(self.contexts[unseen], return_counts=True)
         chosen = np.intersect1d(trained_on, contexts[counts >= _ENOUGH_UNSEEN])
-        return np.asarray(np.where(np.isin(self.contexts, chosen), unseen, bound.is_control))
+        return np.asarray(np.where(is_among(self.contexts, chosen), unseen, bound.is_control))
 
     def is_held_out(self, target: str) -> np.ndarray:
         """Find the test cells of a perturbation, a mask."""
@@ -105,7 +114,7 @@ class HeldOutCells:
     def is_control(self, target: str) -> np.ndarray:
         """Find the control cells in use in the contexts of a perturbation's test cells, a mask."""
         tested = self.contexts[self.is_held_out(target)]
-        return np.asarray(self.controls_in_use & np.isin(self.contexts, tested))
+        return np.asarray(self.controls_in_use & is_among(self.contexts, tested))
 
     def rows_of(self, predicted: AnnData) -> np.ndarray:
         """Find the control cell of each predicted cell, positions ``(n_predicted,)``."""
@@ -201,9 +210,14 @@ class HeldOutCells:
         measured = self.cells.at(np.logical_or.reduce([self.is_held_out(target) for target in targets]))
         controls = self.cells.at(np.logical_or.reduce([self.is_control(target) for target in targets]))
         predictors: dict[str, Predictor] = {}
+        has_counts = False
         if read is not None:
-            _, controls = pair(self.cells_of(read(targets[0]), controls.names), {"adata": controls})
+            first = self.cells_of(read(targets[0]), controls.names)
+            _, controls = pair(first, {"adata": controls})
             predictors[name] = _PredictedForControls(self, read)
+            has_counts = first.depth is not None
+        if not has_counts:
+            measured, controls = (cells._replace(depth=None) for cells in (measured, controls))
         groups = measured.groups()
         pairs = {
             context: [target for target in sorted(targets) if (target, context) in groups]
@@ -214,20 +228,23 @@ class HeldOutCells:
             measured,
             controls,
             pairs,
-            training=self.training if with_baselines else None,
+            training=self.training,
+            has_baselines=with_baselines,
             yardsticks=self.yardsticks if with_baselines else None,
             counting=counting,
+            hidden_genes=own_genes(targets, self.genes),
             n_boot=n_boot,
         )
 
     def cells_of(self, predicted: AnnData, controls: np.ndarray, *, target: str = "") -> Cells:
         """Take the scored genes of the cells that were predicted from some control cells, by name."""
         rows = self.rows_of(predicted)
-        is_scored = np.isin(self.cells.names[rows], controls)
+        is_scored = is_among(self.cells.names[rows], controls)
         own = rows[is_scored]
         perturbations = np.full(len(own), target, dtype=object)
-        expression = log_expression(predicted[is_scored, self.genes])
-        return Cells(expression, self.contexts[own], perturbations, self.cells.names[own])
+        expression, depth = log_expression(predicted[is_scored, self.genes]), predicted_depth(predicted)
+        depth = None if depth is None else depth[is_scored]
+        return Cells(expression, self.contexts[own], perturbations, self.cells.names[own], depth)
 
 
 class _PredictedForControls(NamedTuple):

@@ -16,11 +16,11 @@ from scstate_lora.data.contexts import join_labels
 from scstate_lora.data.log_scale import check_scales
 from scstate_lora.data.matrix import log_normalize
 from scstate_lora.data.model_split import hash_names
-from scstate_lora.data.perturbations import PerturbationTable, respelled
+from scstate_lora.data.perturbations import PerturbationTable, parts_of, respelled
 from scstate_lora.data.results import LIBRARY_SIZE, Prediction, is_predicted, read_prediction
 from scstate_lora.data.stream import read_matrix
 from scstate_lora.metrics.baselines import reference_names
-from scstate_lora.tl.scoring.cells import Cells, common_contexts
+from scstate_lora.tl.scoring.cells import Cells, common_contexts, is_among
 from scstate_lora.tl.scoring.controls import pair
 from scstate_lora.tl.scoring.training import Training
 
@@ -111,7 +111,7 @@ def read_inputs(
     # Of a prediction of several targets, pred may hold the cells of a few.
     targets = sorted(set(predicted.perturbations) - {prediction.control})
     measured = read_measured(real, "real")
-    is_target = np.isin(measured.perturbations, targets)
+    is_target = is_among(measured.perturbations, targets)
     controls = read_measured(control, "control")
     is_control = controls.perturbations == prediction.control
     for argument, cells, chosen, levels in (
@@ -126,20 +126,22 @@ def read_inputs(
     trained, features = None, None
     if train is not None:
         trained = read_measured(train, "train")
-        _warn_of_overlap(real.obs_names[is_target], train.obs_names[np.isin(trained.perturbations, targets)], targets)
+        _warn_of_overlap(real.obs_names[is_target], train.obs_names[is_among(trained.perturbations, targets)], targets)
         features = features_of(pert_features, trained.perturbations, control=prediction.control)
     candidates = {"control": controls.at(is_control), "real": measured.at(measured.perturbations == prediction.control)}
     if trained is not None:
         candidates["train"] = trained.at(trained.perturbations == prediction.control)
     measured = measured.at(is_target)
-    is_measured = np.isin(predicted.contexts, measured.contexts)
+    is_measured = is_among(predicted.contexts, measured.contexts)
     if is_measured.any():
         predicted = predicted.at(is_measured)
     predicted, controls = pair(predicted, candidates)
+    if predicted.depth is None or measured.depth is None or controls.depth is None:  # then none has counts
+        predicted, measured, controls = (cells._replace(depth=None) for cells in (predicted, measured, controls))
     contexts = common_contexts(predicted, measured)
-    _warn_of_training(prediction.train_cells, real.obs_names[is_target][np.isin(measured.contexts, contexts)])
+    _warn_of_training(prediction.train_cells, real.obs_names[is_target][is_among(measured.contexts, contexts)])
     training = Training(trained, control=prediction.control, pert_features=features)
-    n_shared = training.shares_noise(controls.at(np.isin(controls.contexts, contexts)))
+    n_shared = training.shares_noise(controls.at(is_among(controls.contexts, contexts)))
     if n_shared:
         logger.warning(
             "The model was trained on %d of the control cells that it is scored with, beside perturbed cells of their "
@@ -175,6 +177,12 @@ def features_of(
         return None
     trained = sorted(set(perturbations) - {control})
     return PerturbationTable.of_features(pert_features, trained=trained, control=control)
+
+
+def own_genes(targets: Sequence[str], genes: Sequence[str]) -> dict[str, list[int]]:
+    """Positions of the genes that every perturbation, or part of a combination, is named after."""
+    position = {gene: i for i, gene in enumerate(genes)}
+    return {target: [position[gene] for gene in parts_of(target) if gene in position] for target in targets}
 
 
 def check_genes(genes: Sequence[str], present: Sequence[str], argument: str) -> None:
@@ -227,14 +235,16 @@ def _read_cells(
             )
             raise KeyError(msg)
         names = adata.obs["control_cell"].astype(str).to_numpy()
-        return Cells(log_predicted(adata), contexts, bound.labels(pert_key), names)
+        return Cells(log_predicted(adata), contexts, bound.labels(pert_key), names, predicted_depth(adata))
     if is_pred:
         names = np.full(adata.n_obs, None, dtype=object)
         if "control_cell" in adata.obs:
             names = adata.obs["control_cell"].astype(str).to_numpy(dtype=object)
-        return Cells(_logged_as(adata, registry), contexts, bound.labels(pert_key), names)
+        logged, depth = _logged_as(adata, registry)
+        return Cells(logged, contexts, bound.labels(pert_key), names, depth)
     check_genes(genes, registry.var_names, argument)
-    return Cells(bound.logged_genes(genes), contexts, bound.labels(pert_key), np.array(bound.names, dtype=object))
+    names, depth = np.array(bound.names, dtype=object), measured_depth(bound)
+    return Cells(bound.logged_genes(genes), contexts, bound.labels(pert_key), names, depth)
 
 
 def _of_any_model(real: AnnData, pert_key: str) -> Prediction:
@@ -246,20 +256,40 @@ def _of_any_model(real: AnnData, pert_key: str) -> Prediction:
     return Prediction("log1p", pert_key, str(registry.control), [], "genes", registry.target_sum)
 
 
-def _logged_as(adata: AnnData, registry: Registry) -> sparse.csr_matrix:
-    """Take log1p values as they are, and counts at the depth of the measured cells."""
+def measured_depth(bound: BoundData) -> np.ndarray | None:
+    """Depth of measured cells, as of :class:`Cells`; None of log1p values."""
+    if bound.registry.scale != "counts":
+        return None
+    return _totals(bound.matrix) / (bound.registry.target_sum or TARGET_SUM)
+
+
+def predicted_depth(adata: AnnData) -> np.ndarray | None:
+    """Depth of cells that :meth:`STTransition.predict` predicted, as of :class:`Cells`; None of log1p values."""
+    prediction = read_prediction(adata)
+    if prediction.scale != "counts":
+        return None
+    return adata.obs[LIBRARY_SIZE].to_numpy(dtype=np.float64) / (prediction.target_sum or TARGET_SUM)
+
+
+def _totals(matrix: sparse.csr_matrix) -> np.ndarray:
+    return np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def _logged_as(adata: AnnData, registry: Registry) -> tuple[sparse.csr_matrix, np.ndarray | None]:
+    """Take log1p values as they are, and counts at the depth of the measured cells, with the depth of each."""
     matrix = read_matrix(adata)
     is_counts = matrix.nnz > 0 and bool((matrix.data == np.round(matrix.data)).all())
     if not is_counts:
-        return matrix
+        return matrix, None
     if adata.n_vars < len(registry.var_names) and LIBRARY_SIZE not in adata.obs:
         msg = (
             f"pred holds counts of {adata.n_vars} of the {len(registry.var_names)} genes: give the counts of each cell "
             f"over all genes as pred.obs[{LIBRARY_SIZE!r}], or log1p values."
         )
         raise KeyError(msg)
-    totals = adata.obs[LIBRARY_SIZE].to_numpy() if LIBRARY_SIZE in adata.obs else np.asarray(matrix.sum(axis=1)).ravel()
-    return log_normalize(matrix, "counts", totals, target_sum=registry.target_sum or TARGET_SUM)
+    totals = adata.obs[LIBRARY_SIZE].to_numpy(dtype=np.float64) if LIBRARY_SIZE in adata.obs else _totals(matrix)
+    target_sum = registry.target_sum or TARGET_SUM
+    return log_normalize(matrix, "counts", totals, target_sum=target_sum), totals / target_sum
 
 
 def _refuse_predicted(adata: AnnData, argument: str) -> None:

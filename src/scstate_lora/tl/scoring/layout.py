@@ -10,6 +10,7 @@ import pandas as pd
 
 from scstate_lora import metrics
 from scstate_lora.metrics.baselines import CEILING, MEAN_EFFECT, NO_CHANGE
+from scstate_lora.metrics.effect_panels import NO_EFFECT
 from scstate_lora.metrics.registry import METRICS
 from scstate_lora.tl.scoring.table import (
     ALL,
@@ -36,9 +37,14 @@ class _Marks(NamedTuple):
 
     good: np.ndarray
     sd: np.ndarray
+    size: np.ndarray
+    """Denominators of scores that are ratios, whose numerators the others are; 1 of others."""
 
-    def rows(self, rows: np.ndarray | slice) -> _Marks:
-        return _Marks(self.good[rows], self.sd[rows])
+    @property
+    def single(self) -> _Marks:
+        """The ratios; NaN where there is nothing to divide by."""
+        size = np.where(self.size > 0, self.size, np.nan)
+        return _Marks(self.good / size, self.sd / size, np.ones_like(size))
 
 
 class _Calibration(NamedTuple):
@@ -195,28 +201,28 @@ class Layout:
     def _values(self, m: int, k: int) -> dict[str, np.ndarray]:
         """Values with intervals and reasons."""
         values, sds, reasons = (array[m, k] for array in (self.scores.value, self.scores.sd, self.scores.reason))
+        sizes = self.scores.size[m, k]
         counts = np.isfinite(values) & (self.weights > 0)
         shares = self._shares(counts)
-        averages = self._average(values, shares)
+        averages = _Marks(self._average(values, shares), self._average_sd(sds, shares), self._average(sizes, shares))
+        single = _Marks(values[self._single], sds[self._single], sizes[self._single])
         low, high = np.full((2, self._n_rows), np.nan)
         start = len(self._single[0])
         how = {"n_boot": self.n_boot, "seed": self.seed}
         if self.over_contexts:
             rows = slice(start, start + self.n_targets)
-            low[rows], high[rows] = intervals(values, self.weights, **how)
+            low[rows], high[rows] = intervals(values, self.weights, sizes=sizes, **how)
         if self.over_targets:
             rows = slice(self._n_rows - self.n_contexts - self.over_contexts, self._n_rows - self.over_contexts)
-            low[rows], high[rows] = intervals(values.T, (self.weights > 0).T.astype(float), **how)
+            low[rows], high[rows] = intervals(values.T, (self.weights > 0).T.astype(float), sizes=sizes.T, **how)
             if self.over_contexts:
-                each = averages[None, : self.n_targets]
-                (low[-1],), (high[-1],) = intervals(each, np.ones_like(each), **how)
-        return {
-            "value": np.concatenate([values[self._single], averages]),
-            "split_sd": np.concatenate([sds[self._single], self._average_sd(sds, shares)]),
-            "ci_low": low,
-            "ci_high": high,
-            "reason": np.array([*reasons[self._single], *self._reasons(values, reasons)], dtype=object),
-        }
+                each, of_each = (array[None, : self.n_targets] for array in (averages.good, averages.size))
+                (low[-1],), (high[-1],) = intervals(each, np.ones_like(each), sizes=of_each, **how)
+        why = np.array([*reasons[self._single], *self._reasons(values, reasons)], dtype=object)
+        found = [np.concatenate(columns) for columns in zip(single.single[:2], averages.single[:2], strict=True)]
+        is_empty = np.isnan(found[0]) & np.isfinite(np.concatenate([single.good, averages.good]))
+        why[is_empty] = NO_EFFECT
+        return {"value": found[0], "split_sd": found[1], "ci_low": low, "ci_high": high, "reason": why}
 
     def _reasons(self, values: np.ndarray, reasons: np.ndarray) -> list[str]:
         """Say which scores each average lacks, or why there is none."""
@@ -251,23 +257,23 @@ class Layout:
         return "; ".join(list(dict.fromkeys(why))[:_MOST_REASONS])
 
     def _marks(self, model: str, k: int, name: str) -> _Marks:
-        values, sds = self.scores.of(model)
-        return _Marks(metrics.goodness(values[k], direction=METRICS[name].direction), sds[k])
+        values, sds, sizes = (array[k] for array in self.scores.of(model))
+        return _Marks(metrics.goodness(values, direction=METRICS[name].direction), sds, sizes)
 
     def _floor(self, k: int, name: str, yardstick: Yardstick | None) -> tuple[_Marks, _Marks, list[str]]:
         """Scores of the yardstick of every perturbation, of that of all, and their names in the order of the rows.
 
         It is the best one on training cells among those that predict most of the cases that are scored.
         """
-        empty = np.full(self.weights.shape, np.nan)
         if yardstick is None:
-            return _Marks(empty, empty), _Marks(empty, empty), [""] * (self.n_targets + 1)
+            empty = _Marks(*np.full((3, *self.weights.shape), np.nan))
+            return empty, empty, [""] * (self.n_targets + 1)
         ranking = [model for model in yardstick.ranking[name] if model in self.scores.models]
         marks = [self._marks(model, k, name) for model in ranking]
         known = np.array([np.isfinite(mark.good) for mark in marks])
         best = np.argmax(known.sum(axis=2), axis=0)  # the first of those with most
         overall = int(np.argmax(known.sum(axis=(1, 2))))
-        single = _Marks(*(np.array([marks[b][i][t] for t, b in enumerate(best)]) for i in range(2)))
+        single = _Marks(*(np.array([marks[b][i][t] for t, b in enumerate(best)]) for i in range(3)))
         has_any = np.asarray(known.any(axis=(0, 2)))
         names = [ranking[b] if any_ else "" for b, any_ in zip(best, has_any, strict=True)]
         return single, marks[overall], [*names, ranking[overall] if has_any.any() else ""]
@@ -285,7 +291,7 @@ class Layout:
         columns["baseline_saturation"], _ = self._placed(
             (single, overall), (nothing, nothing), self._marks(CEILING, k, name)
         )
-        mean, duplicate = self._marks(MEAN_EFFECT, k, name).good, self._marks(self.duplicate, k, name).good
+        mean, duplicate = (self._marks(model, k, name).single.good for model in (MEAN_EFFECT, self.duplicate))
         dynamic = metrics.dynamic_range_fraction(duplicate, mean, perfect=METRICS[name].perfect)
         shares = self._shares(np.isfinite(dynamic) & (self.weights > 0))
         columns["dynamic_range"] = np.concatenate([dynamic[self._single], self._average(dynamic, shares)])
@@ -305,16 +311,16 @@ class Layout:
         Of a pair the first is for rows of single perturbations, the second for averages over them. An average is over
         the cases that count and in which all three have a score.
         """
-        placed = [tuple(array[self._single] for array in _place(own[0].good, floor[0], top))]
+        placed = [tuple(array[self._single] for array in _place(own[0].single.good, floor[0].single, top.single))]
         of_one = np.array([t is not None for t, _ in self._averages], dtype=bool)
         for which, rows in ((0, of_one), (1, ~of_one)):
             shared = np.isfinite([own[which].good, floor[which].good, top.good]).all(axis=0) & (self.weights > 0)
             shares = self._shares(shared)[rows]
-            low, high = (
-                _Marks(self._average(mark.good, shares), self._average_sd(mark.sd, shares))
-                for mark in (floor[which], top)
+            model, low, high = (
+                _Marks(*(self._average(array, shares) for array in mark))._replace(sd=self._average_sd(mark.sd, shares))
+                for mark in (own[which], floor[which], top)
             )
-            placed.append(_place(self._average(own[which].good, shares), low, high))
+            placed.append(_place(model.single.good, low.single, high.single))
         skill, is_flat = (np.concatenate(columns) for columns in zip(*placed, strict=True))
         return skill, is_flat
 

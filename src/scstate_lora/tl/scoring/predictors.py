@@ -29,6 +29,10 @@ class Predicted(NamedTuple):
     """Of these cells."""
     changes: list[Change]
     """The change that was predicted from each half of the control cells."""
+    depth: np.ndarray | None = None
+    """As of :class:`Cells`, ``(n,)``."""
+    relative: np.ndarray | None = None
+    """Counts of the cells up to a factor, ``(n, n_genes)``, where they are not expm1 of the cells."""
 
 
 class Predictor(Protocol):
@@ -54,16 +58,16 @@ class PredictedCells:
             msg = f"no cell of {target!r} was predicted in {control.context}"
             raise ValueError(msg)
         cells = self.cells.dense(rows)
-        names = self.cells.cells.names[rows]
+        names, depth = self.cells.cells.names[rows], self.cells.depth(rows)
         if names[0] is None:  # nobody knows from which control cells
             whole = Moments.of(cells)
-            return Predicted(cells, whole, [Change(whole, control.whole)] * len(control.halves))
+            return Predicted(cells, whole, [Change(whole, control.whole)] * len(control.halves), depth)
         sets = control.halves_of(names)
         if not sets.any(axis=1).all():
             msg = f"no cell of {target!r} was predicted from one half of the control cells in {control.context}"
             raise ValueError(msg)
         whole, *halves = moments(cells, np.vstack([np.ones((1, len(cells)), dtype=bool), sets]))
-        return Predicted(cells, whole, [Change(*pair) for pair in zip(halves, control.moments, strict=True)])
+        return Predicted(cells, whole, [Change(*pair) for pair in zip(halves, control.moments, strict=True)], depth)
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ class BaselineCells:
     training: Training
 
     def predict(self, target: str, control: ContextControls, hidden: Sequence[frozenset[str]]) -> Predicted:
-        """Predict from all control cells, and from each half, having learned without the other."""
-        learned = self.training.means
+        """Predict from control cells, and from those of each half, having learned without the other half."""
+        learned, control = self.training.means, control.source
         cells = self._cells(control.cells, target, control.context, learned)
         by_half = [self.training.without(names) for names in hidden[: len(control.halves)]]
         if is_one_profile(cells) or any(means is not learned for means in by_half):
@@ -86,7 +90,11 @@ class BaselineCells:
             ]
         else:
             whole, *halves = moments(cells, control.sets)
-        return Predicted(cells, whole, [Change(*pair) for pair in zip(halves, control.moments, strict=True)])
+        changes = [Change(*pair) for pair in zip(halves, control.moments, strict=True)]
+        relative = None
+        if is_one_profile(cells):  # the mean of counts is not expm1 of a mean of logs
+            relative = self._cells(control.cells, target, control.context, self.training.relative)
+        return Predicted(cells, whole, changes, control.depth, relative)
 
     def _cells(self, control: np.ndarray, target: str, context: str, learned: TrainingMeans) -> np.ndarray:
         assert self.baseline.cells is not None  # chosen below

@@ -107,13 +107,17 @@ def average(values: np.ndarray, *, weights: np.ndarray | None = None, n_boot: in
     return {"value": mean(values, weight), "ci_low": low, "ci_high": high}
 
 
-def intervals(values: np.ndarray, weights: np.ndarray, *, n_boot: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap the average of every row, as :func:`average` does.
+def intervals(
+    values: np.ndarray, weights: np.ndarray, *, sizes: np.ndarray, n_boot: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap the average of every row, as :func:`average` does, or the ratio of two averages.
 
     Parameters
     ----------
     values, weights
         Scores and their weights, ``(n_averages, n)``.
+    sizes
+        Denominators of scores that are ratios, whose numerators are the values; 1 of others. ``(n_averages, n)``.
     n_boot, seed
         As in :func:`average`.
 
@@ -131,8 +135,10 @@ def intervals(values: np.ndarray, weights: np.ndarray, *, n_boot: int, seed: int
         drawn = np.random.default_rng(seed).integers(n, size=(n_boot, n))
         for row in np.flatnonzero(group.ravel() == i):
             weight = weights[row, columns]
-            means = (values[row, columns] * weight)[drawn].sum(axis=1) / weight[drawn].sum(axis=1)
-            low[row], high[row] = np.quantile(means, [0.025, 0.975])
+            above = (values[row, columns] * weight)[drawn].sum(axis=1)
+            below = (sizes[row, columns] * weight)[drawn].sum(axis=1)
+            if (below > 0).all():
+                low[row], high[row] = np.quantile(above / below, [0.025, 0.975])
     return low, high
 
 

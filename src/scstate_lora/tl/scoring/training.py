@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ from scstate_lora.metrics.baselines import NO_TRAINING, TrainingMeans
 from scstate_lora.tl.scoring.cells import mean_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from scstate_lora.data.perturbations import PerturbationTable
     from scstate_lora.tl.scoring.cells import Cells
@@ -36,6 +37,7 @@ class Training:
 
     def __init__(self, cells: Cells | None, *, control: str, pert_features: PerturbationTable | None = None) -> None:
         self.cells, self.control, self._features = cells, control, pert_features
+        self._whole: Training | None = None
         groups = {} if cells is None else cells.groups()
         sizes = {key: len(rows) for key, rows in groups.items()}
         means = {} if cells is None else {key: mean_of(cells.expression[rows]) for key, rows in groups.items()}
@@ -48,15 +50,33 @@ class Training:
         if self.cells is None:
             return
         features = None if self._features is None else self._features.encode
-        self.means = TrainingMeans.fit(self._context_means(), groups, control=self.control, features=features)
+        self.means = TrainingMeans.fit(self._context_means(groups), groups, control=self.control, features=features)
         is_control = self.cells.perturbations == self.control
         self._row = {str(self.cells.names[i]): i for i in np.flatnonzero(is_control)}
 
-    def _context_means(self) -> dict[str, np.ndarray]:
-        """Mean of all cells of every context."""
+    @cached_property
+    def relative(self) -> TrainingMeans:
+        """Means of expm1 of the expression: what one profile for all cells is in counts. Without linear baseline."""
+        groups = self._relative_groups
+        controls = {context: mean for (name, context), mean in groups.items() if name == self.control}
+        perturbed = {key: mean for key, mean in groups.items() if key[0] != self.control}
+        return TrainingMeans(self._context_means(groups), controls, perturbed)
+
+    @cached_property
+    def _relative_groups(self) -> dict[tuple[str, str], np.ndarray]:
+        if self._whole is not None:
+            return {key: mean for key, mean in self._whole._relative_groups.items() if key in self.groups}
+        if self.cells is None:
+            return {}
+        relative = self.cells.expression.copy()
+        np.expm1(relative.data, out=relative.data)
+        return {key: mean_of(relative[rows]) for key, rows in self.cells.groups().items()}
+
+    def _context_means(self, groups: Mapping[tuple[str, str], np.ndarray]) -> dict[str, np.ndarray]:
+        """Mean of all cells of every context, given those of every perturbation there."""
         totals: dict[str, np.ndarray] = {}
         n_cells: dict[str, int] = {}
-        for (name, context), mean in self.groups.items():
+        for (name, context), mean in groups.items():
             n = self.sizes[name, context]
             totals[context] = totals.get(context, 0.0) + n * mean
             n_cells[context] = n_cells.get(context, 0) + n
@@ -70,7 +90,7 @@ class Training:
     def without_groups(self, hidden: Collection[tuple[str, str]]) -> Training:
         """Training that never saw some perturbations in some contexts; the cells are kept, the means are not."""
         part = Training(None, control=self.control)
-        part.cells, part._features = self.cells, self._features
+        part.cells, part._features, part._whole = self.cells, self._features, self
         part._set(
             {key: mean for key, mean in self.groups.items() if key not in hidden},
             {key: n for key, n in self.sizes.items() if key not in hidden},
@@ -106,7 +126,7 @@ class Training:
         """Compute the means again where control cells are hidden, by their rows."""
         assert self.cells is not None  # it has the hidden rows
         contexts, controls = {}, {}
-        totals = self._context_means()
+        totals = self._context_means(self.groups)
         n_cells: dict[str, int] = {}
         for (_, context), n in self.sizes.items():
             n_cells[context] = n_cells.get(context, 0) + n

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -11,9 +11,10 @@ import numpy as np
 from scstate_lora.metrics import goodness
 from scstate_lora.metrics.baselines import BASELINES, MEAN_SHIFT
 from scstate_lora.metrics.registry import METRICS
-from scstate_lora.tl.scoring.case import MeasuredCase, Scores, absent, scored_metrics
+from scstate_lora.tl.scoring.case import MeasuredCase, Scores, scored_metrics
 from scstate_lora.tl.scoring.cells import Cells, GroupedCells
 from scstate_lora.tl.scoring.controls import FEWEST, ContextControls, hidden_names
+from scstate_lora.tl.scoring.panel import Panel, score_one
 from scstate_lora.tl.scoring.predictors import baseline_predictors
 
 if TYPE_CHECKING:
@@ -62,11 +63,14 @@ class Yardsticks:
     ----------
     training
         The training cells.
+    hidden_genes
+        Of every perturbation the positions of the genes that it acts on.
     seed
         Seed of the groups and cells that are drawn.
     """
 
     training: Training
+    hidden_genes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     seed: int = 0
 
     def of(self, pairs: Iterable[tuple[str, str]]) -> Yardstick:
@@ -112,8 +116,9 @@ class Yardsticks:
         half |= cells.perturbations == self.training.control
         groups = [pair for pair in self._drawn([self._usable], N_GROUPS)[0] if pair in self._usable]
         scores = self._scores(groups)
-        self._add(scores, self.training.at(half), groups, measured=cells.at(~half))
-        return Yardstick(_ranking(scores), "cells")
+        panels = self._panels(groups)
+        self._add(scores, panels, self.training.at(half), groups, measured=cells.at(~half))
+        return Yardstick(_ranking(scores, panels), "cells")
 
     @cached_property
     def _usable(self) -> list[tuple[str, str]]:
@@ -129,11 +134,12 @@ class Yardsticks:
         self, kind: LeftOut, hidden: Sequence[Sequence[tuple[str, str]]], scored: Sequence[Sequence[tuple[str, str]]]
     ) -> Yardstick:
         drawn = self._drawn(scored, max(1, N_GROUPS // len(scored)))
-        scores = self._scores([pair for group in drawn for pair in group])
+        groups = [pair for group in drawn for pair in group]
+        scores, panels = self._scores(groups), self._panels(groups)
         assert self.training.cells is not None  # there are groups of them
         for fold, pairs in zip(hidden, drawn, strict=True):
-            self._add(scores, self.training.without_groups(set(fold)), pairs, measured=self.training.cells)
-        return Yardstick(_ranking(scores), kind)
+            self._add(scores, panels, self.training.without_groups(set(fold)), pairs, measured=self.training.cells)
+        return Yardstick(_ranking(scores, panels), kind)
 
     def _drawn(self, groups: Sequence[Sequence[tuple[str, str]]], most: int) -> list[list[tuple[str, str]]]:
         rng = np.random.default_rng(self.seed)
@@ -145,30 +151,46 @@ class Yardsticks:
         targets, contexts = ([*dict.fromkeys(pair[i] for pair in pairs)] for i in (0, 1))
         return Scores(default_order(), list(scored_metrics()), targets, contexts)
 
-    def _add(self, scores: Scores, training: Training, pairs: Sequence[tuple[str, str]], *, measured: Cells) -> None:
-        """Score the baselines on some groups of training cells."""
+    def _panels(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Panel]:
+        """Draw control cells of every context, for all folds the same."""
         assert self.training.cells is not None  # there are groups of them
+        cells = self.training.cells._replace(depth=None)
         rng = np.random.default_rng(self.seed)
-        control_rows = {
-            where: _some(self.training.cells, (self.training.control, where), rng) for where in {w for _, w in pairs}
-        }
+        panels = {}
+        for context in sorted({where for _, where in pairs}):
+            mask = np.zeros(len(cells.names), dtype=bool)
+            mask[_some(cells, (self.training.control, context), rng)] = True
+            control = ContextControls.of(cells.at(mask), context, seed=self.seed, n_splits=1)
+            targets = [target for target, where in pairs if where == context]
+            panels[context] = Panel(
+                control, targets, hidden_genes=self.hidden_genes, has_replicate=False, seed=self.seed
+            )
+        return panels
+
+    def _add(
+        self,
+        scores: Scores,
+        panels: Mapping[str, Panel],
+        training: Training,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        measured: Cells,
+    ) -> None:
+        """Score the baselines on some groups of training cells."""
+        rng = np.random.default_rng(self.seed)
         predictors, grouped = baseline_predictors(training), GroupedCells(measured)
-        for context, rows in control_rows.items():
-            mask = np.zeros(len(self.training.cells.names), dtype=bool)
-            mask[rows] = True
-            control = ContextControls.of(self.training.cells.at(mask), context, seed=self.seed, n_splits=1)
+        for context in sorted({where for _, where in pairs}):
+            panel = panels[context]
+            control = panel.control
             hidden = [hidden_names([control], half) for half in range(len(control.halves))]
             for target in (name for name, where in pairs if where == context):
                 own = grouped.rows(target, context)
                 if len(own) < 2:
                     continue
                 case = MeasuredCase(control, grouped.dense(own[rng.permutation(len(own))[:MOST_CELLS]]), seed=self.seed)
+                tested = panel.case(target, case)
                 for name, predictor in predictors.items():
-                    try:
-                        found = case.score(predictor.predict(target, control, hidden))
-                    except ValueError as error:
-                        found = absent(str(error))
-                    scores.put(name, target, context, found)
+                    score_one(scores, case, tested, name, partial(predictor.predict, target, control, hidden))
 
 
 def _some(cells: Cells, key: tuple[str, str], rng: np.random.Generator) -> np.ndarray:
@@ -176,8 +198,10 @@ def _some(cells: Cells, key: tuple[str, str], rng: np.random.Generator) -> np.nd
     return rows[rng.permutation(len(rows))[:MOST_CELLS]]
 
 
-def _ranking(scores: Scores) -> dict[str, list[str]]:
+def _ranking(scores: Scores, panels: Mapping[str, Panel]) -> dict[str, list[str]]:
     """Rank the baselines by their mean over groups; without a score, one is as good as the worst of the others."""
+    for panel in panels.values():
+        panel.score(scores)
     ranking = {}
     for k, name in enumerate(scores.metrics):
         good = goodness(scores.value[:, k].reshape(len(scores.models), -1), direction=METRICS[name].direction)
