@@ -108,7 +108,7 @@ class Training:
         A measured change against control cells shares their noise with every change that was learned from them.
         """
         if hidden not in self._without:
-            rows = [self._row[name] for name in hidden if name in self._row] if self.cells is not None else []
+            rows = sorted(self._row[name] for name in hidden if name in self._row) if self.cells is not None else []
             self._without[hidden] = self._beside_others(np.array(rows)) if rows else self.means
         return self._without[hidden]
 
