@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scstate_lora import datasets
 from scstate_lora.config import RunConfig
-from scstate_lora.reporting import experiment_sections, write_page
+from scstate_lora.reporting import experiment, write_page
 from scstate_lora.workflow import run
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def run_demo(folder: Path) -> None:
         folder / "pbmc68k",
         overwrite=True,
     )
-    sections = [
-        *experiment_sections(wound.adata, wound.models, wound.predictions, name="Simulated wound"),
-        *experiment_sections(blood.adata, blood.models, name="Blood cells"),
+    experiments = [
+        experiment(wound.adata, wound.models, wound.predictions, name="Simulated wound"),
+        experiment(blood.adata, blood.models, name="Blood cells"),
     ]
-    write_page(folder / "report.html", sections, title="scstate_lora: the demonstration")
+    write_page(folder / "report.html", experiments, title="scstate_lora: the demonstration")

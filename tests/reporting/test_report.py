@@ -1,184 +1,172 @@
 from __future__ import annotations
 
+import itertools
+import re
 from html.parser import HTMLParser
 
 import anndata as ad
-import matplotlib as mpl
+import html5lib
 import numpy as np
-import pandas as pd
 import pytest
 
 import scstate_lora as ssl
-from scstate_lora.config import DataConfig
-from scstate_lora.data import Registry
-from scstate_lora.reporting.parts import skill_text, text
-from scstate_lora.reporting.verdicts import embedding_verdicts, perturbation_verdicts
-
-mpl.use("agg")
+from scstate_lora.reporting import experiment
+from tests.reporting.conftest import make_cells, make_model, make_predictions
+from tests.reporting.tables import evaluate_table
 
 
-class LoRACovariateSE:
-    """Stands in for a trained model: the report needs its history and summary only."""
-
-    def __init__(self, history: pd.DataFrame) -> None:
-        self.history = history
-        self.base_history = history.assign(loss=history["loss"] * 2)
-
-    def summary(self) -> pd.DataFrame:
-        return pd.DataFrame({"part": ["encoder", "adapters <A&B>"], "parameters": [1_000_000, 16_384]})
-
-
-class Untrained(LoRACovariateSE):
-    def __init__(self, history: pd.DataFrame) -> None:
-        self.history = self.base_history = history.iloc[:0]
-
-
-@pytest.fixture
-def history() -> pd.DataFrame:
-    n = 12
-    train = pd.DataFrame(
-        {
-            "phase": "train", "epoch": np.arange(n) // 4, "step": np.arange(n), "loss": np.linspace(4, 1, n),
-            "grad_norm": 1.0, "lr": 1e-3, "seconds": np.arange(n) * 0.5, "peak_memory_mb": 2048.0,
-        }
-    )  # fmt: skip
-    val = train.groupby("epoch", as_index=False).last().assign(phase="val")
-    return pd.concat([train, val[train.columns]], ignore_index=True)
-
-
-@pytest.fixture
-def adata() -> ad.AnnData:
-    rng = np.random.default_rng(0)
-    n = 80
-    a = ad.AnnData(
-        X=rng.poisson(3, (n, 12)).astype(np.float32),
-        obs=pd.DataFrame(
-            {
-                "condition": pd.Categorical(np.where(np.arange(n) % 2, "stim", "ctrl")),
-                "cell_type": pd.Categorical(np.where(np.arange(n) < 40, "B", "T")),
-                "scstate_split": pd.Categorical(
-                    np.where((np.arange(n) >= 40) & (np.arange(n) % 2 == 1), "test", "train")
-                ),
-            },
-            index=[f"c{i}" for i in range(n)],
-        ),
-        var=pd.DataFrame(index=[f"g{i}" for i in range(12)]),
-        obsm={"X_scstate_base": rng.normal(size=(n, 2)), "X_scstate_lora": rng.normal(size=(n, 2))},
-    )
-    registry = Registry.create(
-        a, DataConfig(covariate_keys=["condition"], pert_key="condition", control="ctrl", cell_type_key="cell_type")
-    )
-    registry.write(a)
-    return a
-
-
-@pytest.fixture
-def predictions(adata) -> ad.AnnData:
-    pred = adata[:10].copy()
-    pred.uns["scstate_lora"] = {
-        "predict": {"scale": "log1p_cp10k", "pert_key": "condition", "control": "ctrl", "target": "stim"},
-        "evaluate_perturbation": perturbation_table(model=0.9),
-    }
-    return pred
-
-
-def perturbation_table(*, model: float, mean_shift: float = 0.8, spread: float = 0.02) -> pd.DataFrame:
-    """Four contexts of different difficulty; the model's lead varies between them by ``spread`` either way."""
-    difficulty = {"B": -0.2, "T": 0.2, "NK": -0.1, "Mono": 0.1, "all": 0.0}
-    lead = {"B": spread, "T": -spread, "NK": spread, "Mono": -spread, "all": 0.0}
-    rows = []
-    for name, value in {"model": model, "mean shift": mean_shift, "no change": np.nan, "ceiling": 0.95}.items():
-        for context, offset in difficulty.items():
-            score = value + offset + (lead[context] if name == "model" else 0.0)
-            rows.append(
-                {
-                    "model": name, "context": context, "metric": "pearson_delta", "value": score, "skill": 0.6,
-                    "ci_low": value - 0.15 if context == "all" else np.nan,
-                    "ci_high": value + 0.15 if context == "all" else np.nan,
-                    "direction": "higher", "lowest": -1.0, "highest": 1.0,
-                    "reason": "" if np.isfinite(value) else "The predicted delta is the same in all genes.",
-                }
-            )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def evaluate_table(**values: float) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "embedding": name, "metric": metric, "key": key, "value": value, "baseline": 0.5,
-                "direction": "higher", "lowest": 0.0, "highest": 1.0, "n_cells": 60,
-                "reason": "" if np.isfinite(value) else "too few",
-            }
-            for name, value in values.items()
-            for metric, key in (("knn_accuracy", "cell_type"), ("probe_accuracy", "condition"))
-        ]
-    )  # fmt: skip
-
-
-class _Links(HTMLParser):
-    def __init__(self) -> None:
+class _Page(HTMLParser):
+    def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.links: list[str] = []
         self.ids: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.feed(html)
 
     def handle_starttag(self, tag, attrs) -> None:
         self.tags.append(tag)
-        self.links += [v for k, v in attrs if k in {"src", "href"} and v]
+        self.links += [v for k, v in attrs if k in {"src", "href", "srcset"} and v]
         self.ids += [v for k, v in attrs if k == "id"]
+        self.images += [dict(attrs)] if tag == "img" else []
 
 
-def test_page_is_self_contained_and_complete(adata, history, predictions, tmp_path):
+def _first_screen(html: str) -> str:
+    """Text above the contents of the page, without its tags."""
+    above = html[html.index("<body") : html.index("<nav")]
+    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r'href="data:[^"]*"', "", above)).split())
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory) -> str:
+    """The whole page, pictures included."""
+    adata, model = make_cells(), make_model()
+    predictions = make_predictions(adata)
     adata.uns["scstate_lora"]["evaluate"] = evaluate_table(X_scstate_base=0.91, X_scstate_lora=0.97, PCA=0.9)
-    before = adata.copy()
-    path = ssl.report(
-        adata,
-        (LoRACovariateSE(history), None),
-        tmp_path / "new" / "r.html",
-        predictions=predictions,
-        title="Wound & heal",
+    path = tmp_path_factory.mktemp("page") / "new" / "r.html"
+    assert ssl.report(adata, (model, None), path, predictions=predictions, title="Wound & heal") == path
+    return path.read_text(encoding="utf-8")
+
+
+def test_first_screen_names_the_question_the_baseline_and_the_genes(html):
+    screen = _first_screen(html)
+    assert "What does stim do to B, T, NK and Mono, compared with ctrl?" in screen
+    assert "20 cells, all of T / stim" in screen
+    assert (
+        "Believe it: model predicts stim better than the simple baseline mean shift in 1 of 1 headline scores" in screen
     )
-    html = path.read_text(encoding="utf-8")
-    assert path == tmp_path / "new" / "r.html"
+    assert re.search(r"Pearson of delta ↑ ✓ better 0.9 0.8 mean shift 0.95", screen)  # model, baseline, replicate
+    assert "Measured: stim raises g0, g1 and lowers g2" in screen
+    assert "g3, g0 ✓ g2 ✓" in screen  # predicted to rise and to fall; what g3 does is not confirmed
+    assert "It helps: the adapted embedding is better than a PCA of the same cells." in screen
 
-    page = _Links()
-    page.feed(html)
-    assert "script" not in page.tags
+
+def test_page_is_valid_and_small(html):
+    html5lib.HTMLParser(strict=True).parse(html)
+    assert len(html) < 5e6
+    headings = [int(tag[1]) for tag in _Page(html).tags if re.fullmatch(r"h\d", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(below - above <= 1 for above, below in itertools.pairwise(headings))
+    assert '<html lang="en">' in html
+
+
+def test_page_asks_for_nothing_from_outside(html):
+    page = _Page(html)
     assert "link" not in page.tags
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
-    assert {link[1:] for link in page.links if link.startswith("#")} == set(page.ids)
-    assert page.tags.count("img") == 6  # two histories, embeddings, their scores, two pictures of the prediction
+    assert all(link.startswith(("#", "data:image/png;base64,", "data:text/csv;")) for link in page.links)
+    assert not re.search(r"@import|url\(|src=.https?:|fetch\(|XMLHttpRequest", html)
 
+
+def test_links_lead_somewhere_and_places_are_unique(html):
+    page = _Page(html)
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+
+
+def test_every_picture_is_drawn_light_and_dark_and_told_in_words(html):
+    page = _Page(html)
+    # cells, genes, responders, headline scores; folded: scores of embeddings, two histories
+    assert len(page.images) == page.tags.count("source") == 7
+    assert all(image["alt"] and image["width"] and image["height"] for image in page.images)
+    assert page.tags.count("picture") == 7
+
+
+def test_details_are_there_and_texts_are_escaped(html):
     assert "<h1>Wound &amp; heal</h1>" in html
     assert "adapters &lt;A&amp;B&gt;" in html
-    assert "1,000,000" in html
-    assert "60 cells train" in html
-    assert "Held out whole, so that training saw none of their cells: T / stim." in html
-    assert "&#39;model&#39; is better than the best baseline on Pearson of delta (mean shift)" in html
-    assert "equal to PCA" in html
+    for text in ("1,000,000", "60 cells train", "Held out whole, so that training saw none of their cells: T / stim."):
+        assert text in html
     for package in ("torch", "anndata", "python"):
-        assert f"<td>{package}</td>" in html
+        assert f'<th scope="row">{package}</th>' in html
+    assert html.count('<details class="section"') >= 5
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_audit_of_the_split_is_shown(adata, predictions, tmp_path):
+    adata.obs["scstate_split"] = adata.obs["scstate_split"].cat.add_categories("val")
+    adata.X[adata.obs_names.get_loc("c41")] = adata.X[adata.obs_names.get_loc("c1")]  # a test cell is a training cell
+    html = ssl.report(adata, path=tmp_path / "r.html", predictions=predictions).read_text("utf-8")
+    assert "The audit found an error: 1 test cells have exactly the expression of training cells" in _first_screen(html)
+    assert "remove duplicated cells before splitting" in html
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_nothing_of_the_data_is_changed(adata, model, predictions, tmp_path):
+    before = adata.copy()
+    ssl.report(adata, model, tmp_path / "r.html", predictions=predictions)
     assert set(adata.uns["scstate_lora"]) == set(before.uns["scstate_lora"])
-    assert set(adata.uns) == set(before.uns)
-    assert set(adata.obsm) == set(before.obsm)
+    assert (set(adata.uns), set(adata.obsm), set(adata.obs)) == (set(before.uns), set(before.obsm), set(before.obs))
+    np.testing.assert_array_equal(adata.X, before.X)
 
 
-def test_parts_that_were_not_run_say_so(adata, history, predictions, tmp_path):
+@pytest.mark.usefixtures("undrawn")
+def test_parts_that_were_not_run_say_so(adata, untrained, predictions, tmp_path):
     del adata.obsm["X_scstate_base"], adata.obsm["X_scstate_lora"], adata.obs["scstate_split"]
     del predictions.uns["scstate_lora"]["evaluate_perturbation"]
-    html = ssl.report(adata, Untrained(history), tmp_path / "r.html", predictions=[predictions]).read_text("utf-8")
-    for sentence in ("No split is stored", "Not trained.", "No embedding is stored", "were not scored", "no verdict"):
+    html = ssl.report(adata, untrained, tmp_path / "r.html", predictions=[predictions]).read_text("utf-8")
+    for sentence in ("No split is stored", "Not trained.", "No embedding is stored", "were not scored", "not scored"):
         assert sentence in html
 
 
-def test_survives_write_and_read(adata, history, predictions, tmp_path):
+@pytest.mark.usefixtures("undrawn")
+def test_cells_without_a_perturbation_have_a_page(adata, tmp_path):
+    from scstate_lora.config import DataConfig
+    from scstate_lora.data import Registry
+
+    Registry.create(adata, DataConfig(covariate_keys=["condition"], cell_type_key="cell_type")).write(adata)
+    screen = _first_screen(ssl.report(adata, path=tmp_path / "r.html").read_text("utf-8"))
+    assert (
+        "How well does an embedding keep the cell types (cell_type) apart, when the model is given condition?" in screen
+    )
+    assert "Prediction" not in screen
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_prediction_without_measured_cells_names_the_predicted_genes(adata, predictions, tmp_path):
+    del predictions.uns["scstate_lora"]["evaluate_perturbation"]
+    controls = adata[adata.obs["condition"] == "ctrl"].copy()
+    controls.obs["scstate_split"] = "train"
+    screen = _first_screen(ssl.report(controls, path=tmp_path / "r.html", predictions=predictions).read_text("utf-8"))
+    assert "Predicted, without measured cells to compare with: stim raises g3, g0 and lowers g2 in T." in screen
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_survives_write_and_read(adata, predictions, tmp_path):
     adata.uns["scstate_lora"]["evaluate"] = evaluate_table(X_scstate_base=0.91, PCA=np.nan)
     for name, data in (("a", adata), ("p", predictions)):
         data.write_h5ad(tmp_path / f"{name}.h5ad")
     stored = ad.read_h5ad(tmp_path / "a.h5ad")
     path = ssl.report(stored, path=tmp_path / "r.html", predictions=ad.read_h5ad(tmp_path / "p.h5ad"))
-    assert "is better than the best baseline" in path.read_text("utf-8")
+    assert "better than the simple baseline mean shift" in _first_screen(path.read_text("utf-8"))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_headings_of_several_experiments_have_their_names(adata, predictions):
+    own = experiment(adata, None, predictions, name="Small wound")
+    assert own.overview.question.startswith("Small wound · What does stim do")
+    assert all(section.title.startswith("Small wound · ") for section in own.sections)
+    assert all(section.anchor.startswith("small-wound-") for section in own.sections)
 
 
 def test_bad_arguments_raise(adata, tmp_path):
@@ -190,128 +178,3 @@ def test_bad_arguments_raise(adata, tmp_path):
     with pytest.raises(KeyError, match="setup_anndata"):
         ssl.report(adata, path=tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
-
-
-@pytest.mark.parametrize(
-    ("model", "mark", "words"),
-    [
-        (0.9, "good", "better than the best baseline, mean shift, with 0.8, better in 4 of 4 contexts (ceiling 0.95)"),
-        (0.6, "bad", "worse than the best baseline, mean shift, with 0.8, better in 0 of 4 contexts"),
-        (0.805, "even", "(95 % interval over contexts, positive is better): not decided"),
-        (0.8, "even", "equal to the best baseline, mean shift"),
-        (np.nan, "even", "not computed for model"),
-    ],
-)
-def test_perturbation_verdict(model, mark, words):
-    headline, detail = perturbation_verdicts(perturbation_table(model=model), target="stim")
-    assert detail.mark == mark
-    assert words in detail.text
-    assert headline.mark == mark
-    assert headline.headline
-    assert ("A naive baseline predicts better here" in headline.text) == (mark == "bad")
-
-
-def test_verdict_of_lower_is_better_and_of_nearest_to_one():
-    table = perturbation_table(model=0.75, mean_shift=0.65)  # all under 1
-    lower, one = table.assign(direction="lower"), table.assign(direction="one")
-    assert perturbation_verdicts(lower, target="stim")[1].mark == "bad"
-    assert perturbation_verdicts(one, target="stim")[1].mark == "good"
-
-
-def test_verdict_without_a_baseline_claims_nothing():
-    for table in (
-        perturbation_table(model=0.9, mean_shift=np.nan),
-        perturbation_table(model=0.9).query("model != 'mean shift'"),
-    ):
-        headline, detail = perturbation_verdicts(table, target="stim")
-        assert (headline.mark, detail.mark) == ("even", "even")
-        assert "no baseline has a score" in detail.text
-
-
-@pytest.mark.parametrize("kept", [["all"], ["B"], ["B", "T"]])
-def test_verdict_of_too_few_contexts_for_an_interval_decides_nothing(kept):
-    table = perturbation_table(model=0.9)
-    headline, detail = perturbation_verdicts(table[table["context"].isin(kept)], target="stim")
-    assert (headline.mark, detail.mark) == ("even", "even")
-    assert "not decided on Pearson of delta (mean shift)" in headline.text
-    assert "better than the best baseline, mean shift" in detail.text
-    assert detail.text.endswith("no interval can be made: not decided.")
-
-
-def _with_baseline(table: pd.DataFrame, name: str, value: float) -> pd.DataFrame:
-    """Add a baseline that differs from the mean shift by as much in every context."""
-    rows = table[table["model"] == "mean shift"]
-    average = rows.loc[rows["context"] == "all", "value"].iloc[0]
-    return pd.concat([table, rows.assign(model=name, value=rows["value"] + value - average)], ignore_index=True)
-
-
-def test_verdict_compares_with_the_best_baseline_of_each_metric():
-    good, bad = perturbation_table(model=0.9), perturbation_table(model=0.9).assign(metric="mae", direction="lower")
-    table = pd.concat([_with_baseline(good, "linear", 0.95), _with_baseline(bad, "linear", 0.97)], ignore_index=True)
-    headline, pearson, mae = perturbation_verdicts(table, target="stim")
-    assert "worse than the best baseline, linear, with 0.95" in pearson.text
-    assert (pearson.mark, mae.mark) == ("bad", "bad")
-    assert "worse than the best baseline, mean shift, with 0.8" in mae.text
-    assert "worse than the best baseline on Pearson of delta (linear) and MAE of means (mean shift)." in headline.text
-    assert (headline.mark, headline.text[-39:]) == ("bad", " A naive baseline predicts better here.")
-
-
-def test_verdict_does_not_call_best_what_only_training_cells_chose():
-    table = _with_baseline(perturbation_table(model=0.9), "linear", 0.95).assign(yardstick="mean shift")
-    _, detail = perturbation_verdicts(table, target="stim")
-    assert "better than the baseline that training cells chose, mean shift, with 0.8" in detail.text
-    assert "linear 0.95, the best on these cells" in detail.text
-
-
-def test_verdict_calls_equal_what_is_shown_equal():
-    headline, detail = perturbation_verdicts(perturbation_table(model=0.80012, spread=0.0), target="stim")
-    assert detail.mark == "even"
-    assert "model 0.8, equal to the best baseline, mean shift" in detail.text
-    assert "equal to the best baseline on Pearson of delta (mean shift)" in headline.text
-
-
-def test_verdict_leaves_out_contexts_that_do_not_count():
-    table = perturbation_table(model=0.9)
-    weight = {"B": 1.0, "T": 1.0, "NK": 1.0, "Mono": 0.0}
-    table["weight"] = table["context"].map(weight).fillna(3.0)
-    table.loc[(table["context"] == "Mono") & (table["model"] == "model"), "value"] = 0.0  # 3 cells, far off
-    assert "better in 3 of 3 contexts" in perturbation_verdicts(table, target="stim")[1].text
-    table["weight"] = 1.0
-    assert "better in 3 of 4 contexts" in perturbation_verdicts(table, target="stim")[1].text
-
-
-def test_skill_is_shown_clipped():
-    assert [skill_text(value) for value in (0.5, -0.25, 1.0, 9.9, -377.0, np.nan)] == [
-        "0.5", "-0.25", "1", "1 (clipped)", "-1 (clipped)", "n/a",
-    ]  # fmt: skip
-
-
-def test_embedding_verdicts():
-    table = evaluate_table(PCA=0.9, X_scstate_base=0.905, X_scstate_lora=0.95, X_bad=0.7, X_failed=np.nan)
-    by_text = {v.text.split(":")[0] + v.text.split(":")[1].split(" 0")[0]: v for v in embedding_verdicts(table)}
-    assert by_text["kNN accuracy of cell_type X_scstate_base"].mark == "even"
-    assert by_text["kNN accuracy of cell_type X_scstate_lora"].mark == "good"
-    assert by_text["probe accuracy of condition X_bad"].mark == "bad"
-    assert not by_text["probe accuracy of condition X_bad"].headline
-    assert any("X_failed not computed (too few)" in v.text for v in by_text.values())
-
-
-def test_a_covariate_that_the_embedding_was_given_proves_nothing():
-    verdicts = embedding_verdicts(evaluate_table(PCA=0.5, X_scstate_lora=1.0), covariates=["condition"])
-    conditioned = next(v for v in verdicts if "probe" in v.text)
-    assert conditioned.mark == "even"
-    assert "conditioned on it, so this is no evidence" in conditioned.text
-
-
-def test_a_cell_type_that_sets_were_made_by_proves_nothing_for_the_transition_model():
-    table = evaluate_table(PCA=0.5, X_scstate_lora=0.9, X_scstate_st=0.99)
-    verdicts = embedding_verdicts(table, context_keys=["cell_type"])
-    knn = {v.text.split(": ")[1].split(" ")[0]: v for v in verdicts if "kNN" in v.text}
-    assert knn["X_scstate_lora"].mark == "good"
-    assert knn["X_scstate_st"].mark == "even"
-    assert not knn["X_scstate_st"].headline
-
-
-def test_numbers_as_text():
-    values = [1234567, np.int64(3), 0.123456, 12345.6, float("nan"), float("inf"), True, None, "a"]
-    assert [text(v) for v in values] == ["1,234,567", "3", "0.123", "12,346", "n/a", "inf", "yes", "", "a"]

@@ -70,7 +70,7 @@ def embedding(
     bases = _bases(adata, basis, compare, single=ax is not None)
     _check(adata, bases, keys, single=ax is not None)
 
-    chosen = _chosen(adata.n_obs, n_cells)
+    chosen = drawn_cells(adata.n_obs, n_cells)
     layouts = {key: _layout(adata, key, chosen) for key in bases}
 
     if ax is not None:
@@ -93,13 +93,13 @@ def begin_layouts(adata: AnnData, bases: Sequence[str], *, n_cells: int | None) 
     bases
         Keys in ``adata.obsm``; those that need no layout are passed over.
     """
-    chosen = _chosen(adata.n_obs, n_cells)
+    chosen = drawn_cells(adata.n_obs, n_cells)
     arrays = [np.asarray(adata.obsm[key], dtype=np.float32)[chosen] for key in bases]
     begin_umap_layouts([array for array in arrays if array.shape[1] > 2 and len(array) >= _FEWEST_CELLS])
 
 
-def _chosen(n_obs: int, n_cells: int | None) -> NDArray[np.int64]:
-    """Positions of the cells that are laid out and drawn."""
+def drawn_cells(n_obs: int, n_cells: int | None) -> NDArray[np.int64]:
+    """Positions of the cells that are laid out and drawn: all, or a fixed random choice."""
     if n_cells is None or n_obs <= n_cells:
         return np.arange(n_obs)
     return np.sort(np.random.default_rng(0).choice(n_obs, n_cells, replace=False))

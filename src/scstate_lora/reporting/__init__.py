@@ -1,7 +1,7 @@
-"""One self-contained HTML page with the tables, plots and plain-words verdicts of a run."""
+"""One self-contained HTML page of a run: what was asked and found, whether to believe it, and all details."""
 
 from __future__ import annotations
 
-from scstate_lora.reporting.page import begin_report, experiment_sections, report, write_page
+from scstate_lora.reporting.page import begin_report, experiment, report, write_page
 
-__all__ = ["begin_report", "experiment_sections", "report", "write_page"]
+__all__ = ["begin_report", "experiment", "report", "write_page"]

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 from scstate_lora import pl
 from scstate_lora.reporting.page import write_page
-from scstate_lora.reporting.parts import Section, Verdict, figure, skill_text, table
+from scstate_lora.reporting.parts import Card, Experiment, Overview, Section, skill_text, table
+from scstate_lora.reporting.pictures import Picture, picture
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pandas as pd
 
     from scstate_lora.tl import Comparison
 
@@ -43,28 +46,40 @@ def write_comparison(result: Comparison, path: str | Path, *, title: str) -> Pat
     -------
     The path written.
     """
-    short = Section("In short", "in-short")
-    short.paragraphs.append(
+    overview = Overview("Which variant predicts best, and is any worth its cost?", "in-short")
+    overview.data.append(
         "Means over the seeds. All variants share one split and are scored on cells that no training saw."
     )
-    summary = result.summary()
-    shown = summary.drop(columns="reason").assign(skill=summary["skill"].map(skill_text))
-    short.blocks.append(table(shown, "Every model beside the naive baselines."))
     criteria = Section("Criteria", "criteria")
     for model, rows in result.criteria.groupby("model", sort=False):
-        met = int((rows["met"] == "yes").sum())
-        measured = int((rows["met"] != "not measured").sum())
-        mark = "good" if met == measured and measured else "bad" if met < measured else "even"
-        criteria.verdicts.append(Verdict(mark, f"{model} meets {met} of the {measured} criteria that were measured."))
-    criteria.blocks.append(
-        table(result.criteria, "Criteria of every variant, and why one was not measured.", folded=True)
-    )
+        overview.cards.append(_card(str(model), rows))
+    criteria.blocks.append(_drawn(result, "criteria"))
+    caption = "Criteria of every variant, and why one was not measured."
+    criteria.blocks.append(table(result.criteria, caption, folded=True, save_as="criteria"))
+    summary = result.summary()
+    shown = summary.drop(columns="reason").assign(skill=summary["skill"].map(skill_text))
+    models = Section("All models", "models")
+    models.blocks.append(table(shown, "Every model beside the naive baselines.", save_as="summary", full=summary))
     pictures = Section("Pictures", "pictures")
-    for kind in pictures_of(result):
-        section = criteria if kind == "criteria" else pictures
-        section.blocks.insert(
-            0 if section is criteria else len(section.blocks), figure(pl.compare(result, kind=kind), _CAPTIONS[kind])
-        )
-    numbers = Section("Numbers", "numbers")
-    numbers.blocks.append(table(result.training, "Every training: size, stability, time and memory."))
-    return write_page(path, [short, criteria, pictures, numbers], title=title)
+    pictures.blocks += [_drawn(result, kind) for kind in pictures_of(result) if kind != "criteria"]
+    numbers = Section("Numbers", "numbers", folded=True)
+    caption = "Every training: size, stability, time and memory."
+    numbers.blocks.append(table(result.training, caption, save_as="training"))
+    numbers.blocks.append(table(result.scores, "Every score.", folded=True, save_as="scores"))
+    return write_page(path, [Experiment(overview, [models, criteria, pictures, numbers])], title=title)
+
+
+def _card(model: str, rows: pd.DataFrame) -> Card:
+    """Say how many criteria a variant meets, and which it fails."""
+    measured = rows[rows["met"] != "not measured"]
+    failed = [str(name) for name in measured.loc[measured["met"] != "yes", "criterion"]]
+    n_met = len(measured) - len(failed)
+    mark = "even" if measured.empty else "bad" if failed else "good"
+    sentence = f"{model} meets {n_met} of the {len(measured)} criteria that were measured."
+    missed = [f"Not met: {', '.join(failed)}."] if failed else []
+    return Card(model, mark, f"{n_met} of {len(measured)}", [sentence, *missed])
+
+
+def _drawn(result: Comparison, kind: str) -> Picture:
+    alt = f"{_CAPTIONS[kind]} The values are in the tables."
+    return picture(lambda: pl.compare(result, kind=kind), _CAPTIONS[kind], alt=alt)

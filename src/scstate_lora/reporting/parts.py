@@ -1,72 +1,145 @@
-"""The parts of the page: paragraphs, tables and figures, ready for the template."""
+"""The parts of the page: verdicts, cards, tables and sections, ready for the templates."""
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from scstate_lora.reporting.pictures import Picture
 
-_DPI = 110
+SHOWN_ROWS = 500
+"""Longer tables show their first rows, and hold all in their CSV."""
+_LARGEST_CSV = 1_000_000  # characters; a page of several has to stay under 5 MB
+_PLAIN_IN_URI = ",;:/()+*=!@$?-._~"  # what a URI may hold as it is
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One plain sentence and its mark: ``good``, ``bad``, or ``even`` (neither, or unknown).
-
-    A headline is repeated at the top of the page.
-    """
+    """One plain sentence and its mark: ``good``, ``bad``, or ``even`` (neither, or unknown)."""
 
     mark: str
     text: str
-    headline: bool = False
+
+
+class Column(NamedTuple):
+    """Head of a column; numbers are set to the right."""
+
+    name: str
+    numeric: bool
+
+
+class Csv(NamedTuple):
+    """A file to save from the page: its name, its data URI, and what it lacks, if anything."""
+
+    name: str
+    data_uri: str
+    note: str
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as text: ``columns`` of (name, is numeric), ``rows`` of cells; a ``folded`` table opens on a click."""
+    """A table as text; a ``folded`` one opens on a click."""
 
     kind = "table"
     caption: str
-    columns: list[tuple[str, bool]]
+    columns: list[Column]
     rows: list[list[str]]
     folded: bool = False
-
-
-@dataclass(frozen=True)
-class Figure:
-    """An image as a data URI, with its caption."""
-
-    kind = "figure"
-    caption: str
-    data_uri: str
+    csv: Csv | None = None
+    note: str = ""
 
 
 @dataclass
 class Section:
-    """A heading with its paragraphs, verdicts, and tables and figures in the order of `blocks`."""
+    """A heading with its paragraphs, verdicts, and tables and pictures in the order of `blocks`; or folded whole."""
 
     title: str
     anchor: str
     paragraphs: list[str] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
-    blocks: list[Table | Figure] = field(default_factory=list)
+    blocks: list[Table | Picture] = field(default_factory=list)
+    folded: bool = False
 
 
-def table(frame: pd.DataFrame, caption: str, *, folded: bool = False) -> Table:
-    """Turn a DataFrame into a table; the index is left out."""
+@dataclass
+class Card:
+    """One question about the run, the answer in a word and in sentences, and the numbers behind it.
+
+    The mark is that of a verdict, or ``care``: yes, with reservations. A broad card takes two columns.
+    """
+
+    title: str
+    mark: str
+    answer: str
+    sentences: list[str]
+    table: Table | None = None
+    broad: bool = False
+
+
+@dataclass
+class Overview:
+    """The first screen: what was asked, of which data, whether to believe the answer, and the genes that change."""
+
+    question: str
+    anchor: str
+    data: list[str] = field(default_factory=list)
+    cards: list[Card] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)
+    genes: Table | None = None
+
+
+@dataclass
+class Experiment:
+    """All that the page tells of one experiment, the first screen first."""
+
+    overview: Overview
+    sections: list[Section] = field(default_factory=list)
+    name: str = ""
+
+
+def table(
+    frame: pd.DataFrame, caption: str, *, folded: bool = False, save_as: str = "", full: pd.DataFrame | None = None
+) -> Table:
+    """Turn a DataFrame into a table; the index is left out.
+
+    Parameters
+    ----------
+    frame
+        What is shown; of more than 500 rows the first ones.
+    caption
+        What the table is about.
+    folded
+        Whether it opens on a click.
+    save_as
+        Name of its CSV file, without suffix; without a name there is none.
+    full
+        What the CSV file holds, by default `frame`.
+    """
     types = pd.api.types
     numeric = [bool(types.is_numeric_dtype(d) and not types.is_bool_dtype(d)) for d in frame.dtypes]
-    rows = [[text(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    return Table(caption, list(zip([str(c) for c in frame.columns], numeric, strict=True)), rows, folded)
+    shown = frame.head(SHOWN_ROWS)
+    rows = [[text(value) for value in row] for row in shown.itertuples(index=False, name=None)]
+    columns = [Column(str(name), is_number) for name, is_number in zip(frame.columns, numeric, strict=True)]
+    csv = csv_of(frame if full is None else full, save_as) if save_as else None
+    note = f"The first {len(shown):,} of {len(frame):,} rows." if len(shown) < len(frame) else ""
+    return Table(caption, columns, rows, folded, csv, note)
+
+
+def csv_of(frame: pd.DataFrame, name: str) -> Csv:
+    """Write a table in full precision into a link; of a large one as many of the first rows as a page can carry."""
+    content = frame.to_csv(index=False, lineterminator="\n")
+    note = ""
+    if len(content) > _LARGEST_CSV:
+        end = content.rindex("\n", 0, _LARGEST_CSV)
+        content = content[: end + 1]
+        note = f"the first {content.count(chr(10)) - 1:,} of {len(frame):,} rows"
+    return Csv(f"{name}.csv", "data:text/csv;charset=utf-8," + quote(content, safe=_PLAIN_IN_URI), note)
 
 
 def text(value: Any) -> str:
@@ -90,16 +163,3 @@ def skill_text(value: float) -> str:
     if not abs(value) > 1:
         return text(value)
     return f"{'1' if value > 0 else '-1'} (clipped)"
-
-
-def figure(axes: Axes | np.ndarray[Any, np.dtype[Any]], caption: str) -> Figure:
-    """Turn the figure of some Axes into a PNG within the page, and close it."""
-    drawn = np.ravel(np.asarray(axes, dtype=object))[0].figure
-    buffer = io.BytesIO()
-    engine = drawn.get_layout_engine()
-    if engine is not None:
-        engine.execute(drawn)  # once: savefig lays out twice, and draws in between
-        drawn.set_layout_engine("none")
-    drawn.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
-    plt.close(drawn)
-    return Figure(caption, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))

@@ -1,193 +1,268 @@
-"""Plain sentences drawn from the evaluation tables, also where a model loses to a naive baseline."""
+"""Whether a model is better than the simple baseline: score by score, and in a plain sentence."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from scstate_lora._constants import OBSM_SE, OBSM_ST
 from scstate_lora.metrics import bootstrap_interval, goodness
-from scstate_lora.metrics.baselines import BASELINES, CEILING, MEAN_SHIFT, reference_names
-from scstate_lora.metrics.embedding import PCA
-from scstate_lora.metrics.registry import metric_label
-from scstate_lora.reporting.parts import Verdict, text
+from scstate_lora.metrics.baselines import CEILING
+from scstate_lora.metrics.registry import headline_of, metric_label
+from scstate_lora.reporting.parts import text
+from scstate_lora.reporting.score_tables import (
+    ALL_CONTEXTS,
+    ARROWS,
+    average_of,
+    baseline_to_beat,
+    best_baseline,
+    direction_of,
+    over_perturbations,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    import pandas as pd
+    from collections.abc import Sequence
 
     from scstate_lora.metrics.perturbation import Direction
 
-ALL_CONTEXTS = "all"
-# Accuracies that differ by less are called equal: about one standard error of an accuracy of 0.9 over 1,000 cells.
-SAME_WITHIN = 0.01
-# An interval over fewer contexts is not informative.
-_FEWEST_CONTEXTS = 3
-_UNDECIDED = "not decided"
+# An interval over fewer contexts, or targets, is not informative.
+_FEWEST = {"contexts": 3, "targets": 5}
+_N_BOOT = 2000
+BETTER, WORSE, EQUAL, UNDECIDED, NOT_COMPARED = "better", "worse", "equal", "not decided", "not compared"
 
 
-def model_names(table: pd.DataFrame) -> list[str]:
-    """Names in ``evaluate_perturbation``'s table that are models, not references."""
-    return [name for name in dict.fromkeys(table["model"]) if name not in reference_names()]
+class Pairs(NamedTuple):
+    """Paired differences to the baseline, model minus baseline, positive is better."""
+
+    unit: str
+    """What they are over: ``"contexts"`` or ``"targets"``."""
+    gains: np.ndarray
+    """``(n,)``."""
+    weights: np.ndarray
+    """``(n,)``, all above 0."""
 
 
-def baseline_names() -> list[str]:
-    """Names of the baselines, the yardstick last."""
-    return sorted(BASELINES, key=lambda name: name == MEAN_SHIFT)
+@dataclass(frozen=True)
+class Result:
+    """How a model compares with the simple baseline in one score."""
+
+    metric: str
+    relation: str
+    """``"better"``, ``"worse"``, ``"equal"``, ``"not decided"`` or ``"not compared"``."""
+    direction: Direction = "higher"
+    value: float = np.nan
+    baseline: str = ""
+    """The one chosen on training cells; where the table names none, the best one."""
+    baseline_value: float = np.nan
+    best: str = ""
+    """The baseline that is best on these cells."""
+    best_value: float = np.nan
+    replicate: float = np.nan
+    interval: tuple[float, float] = (np.nan, np.nan)
+    """95 % interval of the difference to the baseline, positive is better."""
+    pairs: Pairs | None = None
+    why: str = ""
+    """Why it is not decided or not compared."""
+
+    @property
+    def mark(self) -> str:
+        """Mark of the verdict."""
+        return {BETTER: "good", WORSE: "bad"}.get(self.relation, "even")
+
+    @property
+    def label(self) -> str:
+        """The score in words."""
+        return metric_label(self.metric)
+
+    def beaten_by_another(self) -> bool:
+        """Whether a baseline that training cells did not choose is better than the model on these cells."""
+        if self.best in ("", self.baseline) or np.isnan(self.value):
+            return False
+        own, other = goodness([self.value, self.best_value], direction=self.direction)
+        return bool(other > own) and text(self.value) != text(self.best_value)
 
 
-def average_of(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the average over perturbations and contexts; of a single one, its own."""
-    table = over_perturbations(table)
-    contexts = list(table["context"])
-    return table[table["context"] == (ALL_CONTEXTS if ALL_CONTEXTS in contexts else contexts[0])]
+@dataclass(frozen=True)
+class Judgement:
+    """Whether to believe a model: a mark, the answer in few words, and sentences with the numbers."""
+
+    mark: str
+    answer: str
+    sentences: list[str]
 
 
-def over_perturbations(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the average over perturbations; of a single one, its own."""
-    if "perturbation" not in table or not (table["perturbation"] == ALL_CONTEXTS).any():
-        return table
-    return table[table["perturbation"] == ALL_CONTEXTS]
-
-
-def direction_of(table: pd.DataFrame) -> Direction:
-    """Return the direction of the one metric of a table."""
-    return cast("Direction", str(table["direction"].iloc[0]))
-
-
-def best_baseline(values: Mapping[str, float], direction: Direction) -> str | None:
-    """Return the baseline with the best value; of equal ones the first, and None if none has a value."""
-    known = {name: values[name] for name in baseline_names() if not np.isnan(values.get(name, np.nan))}
-    if not known:
-        return None
-    return list(known)[int(np.argmax(goodness(list(known.values()), direction=direction)))]
-
-
-def baseline_to_beat(rows: pd.DataFrame, direction: Direction) -> str | None:
-    """Return the baseline that a model has to beat, and None if none has a value.
-
-    It is the one that the table says was chosen on training cells, else the best one.
-
-    Parameters
-    ----------
-    rows
-        Rows of one metric: one of every model.
-    direction
-        Of the metric.
-    """
-    values = dict(zip(rows["model"], rows["value"].astype(float), strict=True))
-    chosen = str(rows["yardstick"].iloc[0]) if "yardstick" in rows else ""
-    return chosen if np.isfinite(values.get(chosen, np.nan)) else best_baseline(values, direction)
-
-
-def perturbation_verdicts(table: pd.DataFrame, *, target: str) -> list[Verdict]:
-    """Judge every model against the best baseline of each metric: first in one sentence, then metric by metric.
-
-    The best baseline is the one that was best on training cells which were left out, where the table names it.
+def compare_with_baseline(table: pd.DataFrame, model: str, metric: str) -> Result:
+    """Compare a model with the simple baseline in one score: the average over contexts, and context by context.
 
     Parameters
     ----------
     table
         The table of :func:`scstate_lora.tl.evaluate_perturbation`.
-    target
-        The perturbation that was predicted.
+    model, metric
+        Names in the table.
     """
-    verdicts: list[Verdict] = []
-    for model in model_names(table):
-        single = [_against_best(table, model, str(metric)) for metric in dict.fromkeys(table["metric"])]
-        verdicts.append(_overall(model, single, target=target))
-        verdicts += [Verdict(result.mark, result.text) for result in single]
-    return verdicts
-
-
-class _Result(NamedTuple):
-    """How a model compares with the best baseline of one metric."""
-
-    metric: str
-    relation: str
-    """``"better"``, ``"worse"``, ``"equal"``, ``"not decided"`` or ``"not compared"``."""
-    text: str
-    best: str = ""
-    """Name of the best baseline."""
-
-    @property
-    def mark(self) -> str:
-        """Mark of the verdict."""
-        return {"better": "good", "worse": "bad"}.get(self.relation, "even")
-
-    def named(self) -> str:
-        """Name the metric, and the baseline that it was compared with."""
-        return metric_label(self.metric) + (f" ({self.best})" if self.best else "")
-
-
-def _overall(model: str, single: Sequence[_Result], *, target: str) -> Verdict:
-    by_relation: dict[str, list[str]] = {}
-    for result in single:
-        by_relation.setdefault(result.relation, []).append(result.named())
-    phrases = {
-        "better": "better than the best baseline on",
-        "worse": "worse than the best baseline on",
-        "equal": "equal to the best baseline on",
-        _UNDECIDED: f"{_UNDECIDED} on",
-        "not compared": "not compared on",
-    }
-    parts = [f"{phrase} {_listed(by_relation[name])}" for name, phrase in phrases.items() if name in by_relation]
-    sentence = f"Predicting {target!r}, {model!r} is " + "; ".join(parts) + "."
-    n_good, n_bad = len(by_relation.get("better", ())), len(by_relation.get("worse", ()))
-    n_even = len(single) - n_good - n_bad
-    mark = "bad" if n_bad > max(n_good, n_even) else "good" if n_good > max(n_bad, n_even) else "even"
-    if mark == "bad":
-        sentence += " A naive baseline predicts better here."
-    return Verdict(mark, sentence, headline=True)
-
-
-def _against_best(table: pd.DataFrame, model: str, metric: str) -> _Result:
-    """Compare one model with the best baseline of one metric: the average over contexts, then context by context."""
     part = over_perturbations(table[table["metric"] == metric])
     direction = direction_of(part)
     average = average_of(part)
-    rows = {row["model"]: row for row in average.to_dict("records")}
-    values = {name: float(row["value"]) for name, row in rows.items()}
-    value = values[model]
+    values = dict(zip(average["model"], average["value"].astype(float), strict=True))
+    chosen = baseline_to_beat(average, direction)
+    reason = str(average.loc[average["model"] == model, "reason"].iloc[0]) if model in values else "it was not scored"
+    pairs = None if chosen is None else _over_contexts(part, model, chosen, direction)
+    return _result(metric, direction, model, values, chosen, pairs, reason=reason)
+
+
+def compare_over_targets(scores: pd.DataFrame, model: str, metric: str) -> Result:
+    """Compare a model with the simple baselines in one score over many targets, by paired differences.
+
+    A target counts by the average of its contexts; where none of them has enough cells to count, by all of them, each
+    by its cells.
+
+    Parameters
+    ----------
+    scores
+        Tables of :func:`scstate_lora.tl.evaluate_perturbation` of all targets, put together.
+    model, metric
+        Names in the table.
+    """
+    is_single = (scores["metric"] == metric) & (scores["context"] != ALL_CONTEXTS)
+    part = scores[is_single & (scores["perturbation"] != ALL_CONTEXTS)]
+    direction = direction_of(part)
+    values = _by_target(part)
+    means = {str(name): float(values[name].mean()) for name in values if values[name].notna().any()}
+    if "yardstick" in part:
+        chosen = part.groupby("perturbation")["yardstick"].first().reindex(values.index).astype(str)
+    else:
+        chosen = pd.Series(best_baseline(means, direction) or "", index=values.index)
+    own = values.get(model, pd.Series(np.nan, index=values.index)).to_numpy(dtype=float)
+    floors = np.array([values.at[t, b] if b in values else np.nan for t, b in chosen.items()], dtype=float)
+    both = np.isfinite(own) & np.isfinite(floors)
+    gains = goodness(own[both], direction=direction) - goodness(floors[both], direction=direction)
+    names = list(dict.fromkeys(chosen[both]))
+    name = names[0] if len(names) == 1 else "the baseline chosen for each target" if names else None
+    if name is not None:
+        means |= {model: float(own[both].mean()), name: float(floors[both].mean())}
+    pairs = Pairs("targets", np.asarray(gains), np.ones(len(gains)))
+    return _result(metric, direction, model, means, name, pairs, reason="no target has a score beside a baseline's")
+
+
+def _result(
+    metric: str,
+    direction: Direction,
+    model: str,
+    values: dict[str, float],
+    chosen: str | None,
+    pairs: Pairs | None,
+    *,
+    reason: str,
+) -> Result:
+    """Judge one score by the interval of the paired differences."""
+    value, best = values.get(model, np.nan), best_baseline(values, direction)
+    known = {
+        "metric": metric, "direction": direction, "value": value, "best": best or "",
+        "best_value": values.get(best or "", np.nan), "replicate": values.get(CEILING, np.nan),
+    }  # fmt: skip
     if np.isnan(value):
-        why = rows[model]["reason"]
-        return _Result(metric, "not compared", f"{metric_label(metric)}: not computed for {model} ({why}).")
-    sentence = f"{metric_label(metric)}: {model} {text(value)}"
-    best = baseline_to_beat(average, direction)
-    best_here = best_baseline(values, direction)
-    references = [name for name in (*baseline_names(), CEILING) if name != best]
-    known = "; ".join(
-        f"{name} {text(values[name])}" + (", the best on these cells" if name == best_here else "")
-        for name in references
-        if not np.isnan(values.get(name, np.nan))
-    )
-    others = f" ({known})" if known else ""
-    if best is None:
-        return _Result(
-            metric, "not compared", f"{sentence}; no baseline has a score, so it cannot be compared{others}."
+        return Result(relation=NOT_COMPARED, why=reason, **known)  # type: ignore[arg-type]
+    if chosen is None or pairs is None:
+        return Result(relation=NOT_COMPARED, why="no baseline has a score", **known)  # type: ignore[arg-type]
+    known |= {"baseline": chosen, "baseline_value": values[chosen], "pairs": pairs}
+    if text(value) == text(values[chosen]):
+        return Result(relation=EQUAL, **known)  # type: ignore[arg-type]
+    n = len(pairs.gains)
+    if n < _FEWEST[pairs.unit]:
+        counted = f"{n} {pairs.unit}" if n != 1 else f"one {pairs.unit.removesuffix('s')}"
+        why = f"of {counted} no interval can be made"
+        return Result(relation=UNDECIDED, why=why, **known)  # type: ignore[arg-type]
+    low, high = bootstrap_interval(pairs.gains, weights=pairs.weights, n_boot=_N_BOOT)
+    relation = BETTER if low > 0 else WORSE if high < 0 else UNDECIDED
+    why = "the interval of the difference holds 0" if relation == UNDECIDED else ""
+    return Result(relation=relation, interval=(low, high), why=why, **known)  # type: ignore[arg-type]
+
+
+def judge(results: Sequence[Result], *, model: str, target: str) -> Judgement:
+    """Say whether to believe a model, from how it compares in the headline scores.
+
+    It is believed if it is better than the simple baseline in half or more of them and worse in none; not, if it is
+    worse in half or more of them and better in fewer.
+
+    Parameters
+    ----------
+    results
+        How the model compares in every score.
+    model
+        Its name.
+    target
+        The perturbation or perturbations that were predicted, in words.
+    """
+    headline = set(headline_of([result.metric for result in results]))
+    compared = [r for r in results if r.metric in headline and r.relation != NOT_COMPARED]
+    if not compared:
+        why = next((r.why for r in results if r.why), "nothing was scored")
+        return Judgement("even", "not decided", [f"{model} was not compared with a baseline: {why}."])
+    n = {relation: sum(r.relation == relation for r in compared) for relation in (BETTER, WORSE, EQUAL, UNDECIDED)}
+    names = list(dict.fromkeys(r.baseline for r in compared))
+    is_one = len(names) == 1
+    named = f"the simple baseline {names[0]}" if is_one else f"its simple baselines ({', '.join(names)})"
+    of = f"of {len(compared)} headline scores"
+    if n[BETTER] >= len(compared) / 2 and not n[WORSE]:
+        rest = ", and worse in none" if n[BETTER] < len(compared) else ""
+        mark, answer = "good", "believe it"
+        verdict = f"Believe it: {model} predicts {target} better than {named} in {n[BETTER]} {of}{rest}."
+    elif n[WORSE] >= len(compared) / 2 and n[BETTER] < n[WORSE]:
+        mark, answer = "bad", "do not believe it"
+        verdict = (
+            f"Do not believe it: {named} {'predicts' if is_one else 'predict'} {target} better than {model} in "
+            f"{n[WORSE]} {of}. Use the baseline."
         )
-    which = "the best baseline" if best == best_here else "the baseline that training cells chose"
-    if text(value) == text(values[best]):
-        return _Result(metric, "equal", f"{sentence}, equal to {which}, {best}{others}.", best)
-    gain = float(np.subtract(*goodness([value, values[best]], direction=direction)))
-    relation = "better" if gain > 0 else "worse"
-    sentence += f", {relation} than {which}, {best}, with {text(values[best])}"
-    gains, weights = _gains(part, model, best, direction)
-    if len(gains) < _FEWEST_CONTEXTS:
-        n = f"{len(gains)} contexts" if len(gains) > 1 else "one context"
-        return _Result(metric, _UNDECIDED, f"{sentence}{others}. Of {n} no interval can be made: {_UNDECIDED}.", best)
-    low, high = bootstrap_interval(gains, weights=weights, n_boot=2000)
-    sentence += f", better in {int((gains > 0).sum())} of {len(gains)} contexts{others}"
-    if (gain > 0 and low > 0) or (gain < 0 and high < 0):
-        return _Result(metric, relation, f"{sentence}.", best)
-    interval = f"{text(low)} to {text(high)} (95 % interval over contexts, positive is better)"
-    return _Result(metric, _UNDECIDED, f"{sentence}. The difference is {interval}: {_UNDECIDED}.", best)
+    elif n[BETTER] or n[WORSE]:
+        mark, answer = "even", "not decided"
+        counts = [f"{word} in {n[word] or 'none'}" for word in sorted((BETTER, WORSE), key=lambda word: -n[word])]
+        verdict = (
+            f"Not decided: beside {named}, {model} predicts {target} {counts[0]} {of} and {counts[1]}; the others are "
+            "equal, or their intervals allow both."
+        )
+    elif n[UNDECIDED]:
+        mark, answer = "even", "not decided"
+        why = next(r.why for r in compared if r.relation == UNDECIDED)
+        verdict = f"Not decided whether {model} predicts {target} better than {named}: {why}."
+    else:
+        mark, answer = "even", "no better"
+        verdict = f"No better: {model} predicts {target} as {named} does."
+    sentences = [verdict]
+    beaten = [r for r in compared if r.beaten_by_another() and r.relation != WORSE]
+    if beaten:
+        others = "; ".join(f"{r.best} in {r.label} ({text(r.best_value)})" for r in beaten)
+        sentences.append(f"On these cells another baseline is better than the model: {others}.")
+    return Judgement(mark, answer, sentences)
 
 
-def _gains(part: pd.DataFrame, model: str, baseline: str, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
-    """Gain over a baseline in every context that has both and counts in the average, and weights, ``(n_contexts,)``.
+def results_table(results: Sequence[Result], *, model: str) -> pd.DataFrame:
+    """Tabulate how a model compares in every score: values, baseline, replicate, interval and verdict."""
+    rows = []
+    for r in results:
+        low, high = r.interval
+        n = 0 if r.pairs is None else len(r.pairs.gains)
+        better = 0 if r.pairs is None else int((r.pairs.gains > 0).sum())
+        rows.append(
+            {
+                "score": f"{r.label} {ARROWS[r.direction]}",
+                model: r.value,
+                "simple baseline": r.baseline_value,
+                "which": r.baseline,
+                "best on these cells": f"{r.best} {text(r.best_value)}" if r.best else "",
+                "replicate": r.replicate,
+                "better in": f"{better} of {n} {r.pairs.unit}" if r.pairs is not None and n else "",
+                "95 % interval of the gain": f"{text(low)} to {text(high)}" if np.isfinite(low) else "",
+                "verdict": r.relation + (f": {r.why}" if r.why else ""),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _over_contexts(part: pd.DataFrame, model: str, baseline: str, direction: Direction) -> Pairs:
+    """Gain over a baseline in every context that has both and counts in the average.
 
     Paired, so that the difficulty that both share within a context cancels.
     """
@@ -198,51 +273,16 @@ def _gains(part: pd.DataFrame, model: str, baseline: str, direction: Direction) 
     both = wide.to_numpy(dtype=float)
     counts = np.isfinite(both).all(axis=1) & (weights > 0)
     good = goodness(both[counts], direction=direction)
-    return good[:, 0] - good[:, 1], weights[counts]
+    return Pairs("contexts", good[:, 0] - good[:, 1], weights[counts])
 
 
-def embedding_verdicts(
-    table: pd.DataFrame, *, covariates: Iterable[str] = (), context_keys: Iterable[str] = ()
-) -> list[Verdict]:
-    """Compare every score of an embedding with that of the PCA of the same cells.
-
-    Parameters
-    ----------
-    table
-        The table of :func:`scstate_lora.tl.evaluate`.
-    covariates
-        Covariates that the models are conditioned on, so that finding them in the embeddings is no evidence.
-    context_keys
-        Columns that the cells of one set share, which the transition model's representation is conditioned on as well.
-    """
-    conditioned_on = {OBSM_SE: set(covariates), OBSM_ST: {*covariates, *context_keys}}
-    verdicts = []
-    for record in table[table["embedding"] != PCA].to_dict("records"):
-        score = f"{metric_label(record['metric'])} of {record['key']}: {record['embedding']}"
-        value, baseline = float(record["value"]), float(record["baseline"])
-        if np.isnan(value):
-            verdicts.append(Verdict("even", f"{score} not computed ({record['reason']})."))
-            continue
-        same = (table["embedding"] == PCA) & (table["metric"] == record["metric"]) & (table["key"] == record["key"])
-        pca = float(table.loc[same, "value"].iloc[0]) if same.any() else np.nan
-        sentence, headline = f"{score} {text(value)}", record["metric"] == "knn_accuracy"
-        floor = f" (ignoring the embedding gives {text(baseline)})" if not np.isnan(baseline) else ""
-        if record["key"] in conditioned_on.get(record["embedding"], ()):
-            caveat = "the embedding is conditioned on it, so this is no evidence: compare the plain embeddings"
-            verdicts.append(Verdict("even", f"{sentence}{floor}; {caveat}."))
-        elif np.isnan(pca):
-            verdicts.append(Verdict("even", f"{sentence}{floor}; no PCA to compare with."))
-        else:
-            gain = float(np.subtract(*goodness([value, pca], direction=record["direction"])))
-            mark = "even" if abs(gain) <= SAME_WITHIN + 1e-9 else ("good" if gain > 0 else "bad")
-            relation = {
-                "even": f"equal to PCA with {text(pca)}, within {SAME_WITHIN}",
-                "good": f"better than PCA with {text(pca)}",
-                "bad": f"worse than PCA with {text(pca)}",
-            }[mark]
-            verdicts.append(Verdict(mark, f"{sentence}, {relation}{floor}.", headline))
-    return verdicts
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+def _by_target(part: pd.DataFrame) -> pd.DataFrame:
+    """Average the scores of every target over its contexts: a row per target, a column per model."""
+    weight = part["weight"] if "weight" in part else pd.Series(1.0, index=part.index)
+    cells = part["n_measured"] if "n_measured" in part else pd.Series(1.0, index=part.index)
+    counts = weight.groupby(part["perturbation"]).transform("max") > 0
+    weight = weight.where(counts, cells).astype(float)
+    known = part.assign(weight=weight)[part["value"].notna() & (weight > 0)]
+    known = known.assign(share=known["value"].astype(float) * known["weight"])
+    sums = known.groupby(["perturbation", "model"])[["share", "weight"]].sum()
+    return (sums["share"] / sums["weight"]).unstack("model")
