@@ -34,7 +34,9 @@ def undrawn(monkeypatch) -> None:
     blank = "data:image/png;base64,"
     for module in (embeddings, predictions_of_page, sections):
         monkeypatch.setattr(
-            module, "picture", lambda draw, caption, *, alt: pictures.Picture(caption, alt, blank, blank, 1, 1)
+            module,
+            "picture",
+            lambda draw, caption, *, alt, tight=False: pictures.Picture(caption, alt, blank, blank, 1, 1),
         )
 
 

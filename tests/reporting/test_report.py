@@ -86,10 +86,10 @@ def test_links_lead_somewhere_and_places_are_unique(html):
 
 def test_every_picture_is_drawn_light_and_dark_and_told_in_words(html):
     page = _Page(html)
-    # cells, genes, responders, headline scores; folded: scores of embeddings, two histories
-    assert len(page.images) == page.tags.count("source") == 7
+    # cells, genes, responders, headline scores; folded: scores of embeddings, losses
+    assert len(page.images) == page.tags.count("source") == 6
     assert all(image["alt"] and image["width"] and image["height"] for image in page.images)
-    assert page.tags.count("picture") == 7
+    assert page.tags.count("picture") == 6
 
 
 def test_details_are_there_and_texts_are_escaped(html):

@@ -91,7 +91,7 @@ def scores_picture(scores: pd.DataFrame, *, target: str) -> Picture:
             f"Headline scores of {target}, {scope}: left of 0 the simple baseline is better, at 1 the model is as "
             "good as a replicate."
         )
-        return picture(lambda: pl.scores(scores, context=context), caption, alt=alt)
+        return picture(lambda: pl.scores(scores, context=context), caption, alt=alt, tight=True)
     return picture(lambda: pl.metrics(average), f"Headline scores of {target}, {scope}.", alt=alt)
 
 

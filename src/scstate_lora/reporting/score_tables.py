@@ -80,6 +80,27 @@ def baseline_to_beat(rows: pd.DataFrame, direction: Direction) -> str | None:
     return chosen if np.isfinite(values.get(chosen, np.nan)) else best_baseline(values, direction)
 
 
+def single_scores(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return the rows of one metric of single perturbations in single contexts."""
+    is_single = (scores["metric"] == metric) & (scores["context"] != ALL_CONTEXTS)
+    return scores[is_single & (scores["perturbation"] != ALL_CONTEXTS)]
+
+
+def by_target(part: pd.DataFrame) -> pd.DataFrame:
+    """Average one metric of every target over its contexts: a row per target, a column per model.
+
+    Where none of a target's contexts has enough cells to count, all do, each by its cells.
+    """
+    weight = part["weight"] if "weight" in part else pd.Series(1.0, index=part.index)
+    cells = part["n_measured"] if "n_measured" in part else pd.Series(1.0, index=part.index)
+    counts = weight.groupby(part["perturbation"]).transform("max") > 0
+    weight = weight.where(counts, cells).astype(float)
+    known = part.assign(weight=weight)[part["value"].notna() & (weight > 0)]
+    known = known.assign(share=known["value"].astype(float) * known["weight"])
+    sums = known.groupby(["perturbation", "model"])[["share", "weight"]].sum()
+    return (sums["share"] / sums["weight"]).unstack("model")
+
+
 def wide_scores(scores: pd.DataFrame, column: str) -> pd.DataFrame:
     """One row per metric with its direction, and one column per model, baselines first and the replicate last."""
     order = [*baseline_names(), *model_names(scores), CEILING]

@@ -15,7 +15,7 @@ from scstate_lora.data.splits import split_table
 from scstate_lora.reporting.audits import MOST_CELLS
 from scstate_lora.reporting.overview import groups_in_words, held_out_whole
 from scstate_lora.reporting.parts import Section, table, text
-from scstate_lora.reporting.pictures import picture
+from scstate_lora.reporting.pictures import Picture, picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,18 +111,21 @@ def model_sections(models: Sequence[Any]) -> list[Section]:
         if histories:
             runs = pd.DataFrame([{"training": title, **_run(history)} for title, history in histories])
             section.blocks.append(table(runs, "Training."))
+            section.blocks.append(_loss_curves(dict(histories)))
         else:
             section.paragraphs.append("Not trained.")
-        for title, history in histories:
-            caption = f"Loss of {title}: every step faint, running mean solid, validation dashed."
-            alt = f"Curves of the training and validation loss of {title}."
-            section.blocks.append(picture(lambda history=history: pl.loss_curves(history), caption, alt=alt))  # type: ignore[misc]
         parts = pd.DataFrame(model.summary())
         if "share" in parts:
             parts = parts.assign(share=[f"{share:.1%}" for share in parts["share"]])
         section.blocks.append(table(parts, "Parts and parameters; the share is that of trained parameters."))
         sections.append(section)
     return sections
+
+
+def _loss_curves(histories: dict[str, pd.DataFrame]) -> Picture:
+    caption = "Losses: every step faint, running mean solid, validation dashed. `pl.loss_curves` draws their terms."
+    alt = f"Curves of the training and validation losses of {' and of '.join(histories)}."
+    return picture(lambda: pl.loss_curves(histories, terms=[]), caption, alt=alt)
 
 
 def _run(history: pd.DataFrame) -> dict[str, Any]:

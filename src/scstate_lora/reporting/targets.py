@@ -14,10 +14,11 @@ from scstate_lora.metrics.registry import metric_label
 from scstate_lora.reporting.parts import Section, table
 from scstate_lora.reporting.score_tables import (
     ALL_CONTEXTS,
-    average_of,
-    baseline_to_beat,
+    best_baseline,
+    by_target,
     direction_of,
     model_names,
+    single_scores,
 )
 from scstate_lora.reporting.verdicts import Result, compare_over_targets, results_table
 
@@ -46,11 +47,6 @@ class Summary:
         """Read it from predicted cells."""
         targets = ", ".join(read_prediction(predictions).targets)
         return cls(targets, predictions.n_obs, read_result(predictions, EVALUATE_PERTURBATION))
-
-    @cached_property
-    def average(self) -> pd.DataFrame | None:
-        """Scores over the contexts; of a single context, its own."""
-        return None if self.scores is None else average_of(self.scores)
 
     @cached_property
     def effect(self) -> float:
@@ -116,7 +112,7 @@ def targets_section(summaries: Sequence[Summary], results: dict[str, list[Result
         f"measured effects are shown in full: {shown}. The effect is the root mean square of the measured change "
         "over the genes."
     )
-    frame = pd.DataFrame([row for summary in summaries for row in _rows(summary)])
+    frame = _frame(summaries, all_scores(summaries))
     frame = frame.sort_values("effect", ascending=False, kind="stable", na_position="last")
     caption = "All targets, by the size of the effect, each beside the simple baseline, which training cells chose."
     section.blocks.append(table(frame, caption, save_as="targets"))
@@ -128,39 +124,37 @@ def targets_section(summaries: Sequence[Summary], results: dict[str, list[Result
     return section
 
 
-def _rows(summary: Summary) -> list[dict[str, object]]:
-    """One row per model of a target; one without scores, if it was not scored."""
-    models = [] if summary.scores is None else model_names(summary.scores)
-    return [_row(summary, model) for model in models or [""]]
-
-
-def _row(summary: Summary, model: str) -> dict[str, object]:
-    row: dict[str, object] = {"target": summary.target, "model": model, "predicted cells": summary.n_cells}
-    row["effect"] = summary.effect
+def _frame(summaries: Sequence[Summary], scores: pd.DataFrame | None) -> pd.DataFrame:
+    """One row per target and model, with the values of two scores beside those of the baseline to beat."""
+    models = [] if scores is None else model_names(scores)
+    rows = pd.DataFrame(
+        [
+            {"target": s.target, "model": model, "predicted cells": s.n_cells, "effect": s.effect}
+            for s in summaries
+            for model in ([name for name in models if s.scores is not None] or [""])
+        ]
+    )
     for metric in _COMPARED:
-        values, chosen = _values(summary, metric)
-        label = metric_label(metric)
-        row[label] = values.get(model, np.nan)
-        row[f"{label}, simple baseline"] = np.nan if chosen is None else values[chosen]
-        row[f"{label}, which"] = chosen or ""
-    return row
+        part = None if scores is None else single_scores(scores, metric)
+        if part is None or part.empty:
+            continue
+        label, values = metric_label(metric), by_target(part)
+        chosen = _chosen_baselines(part, values)
+        known = [(t, m) for t, m in zip(rows["target"], rows["model"], strict=True)]
+        rows[label] = [_at(values, target, model) for target, model in known]
+        rows[f"{label}, simple baseline"] = [_at(values, target, chosen.get(target, "")) for target, _ in known]
+        rows[f"{label}, which"] = [chosen.get(target, "") for target, _ in known]
+    return rows
 
 
-def _values(summary: Summary, metric: str) -> tuple[dict[str, float], str | None]:
-    """Values of a score by model, and the baseline to beat; where no context counts, the mean weighted by cells."""
-    if summary.scores is None or summary.average is None:
-        return {}, None
-    part = summary.average[summary.average["metric"] == metric]
-    if part.empty:
-        return {}, None
-    if part["value"].isna().all() and "n_measured" in part:
-        single = summary.scores[(summary.scores["metric"] == metric) & (summary.scores["context"] != ALL_CONTEXTS)]
-        known = single.dropna(subset="value")
-        if known.empty:
-            return {}, None
-        weighted = known.assign(share=known["value"].astype(float) * known["n_measured"])
-        sums = weighted.groupby("model", sort=False)[["share", "n_measured"]].sum()
-        means = (sums["share"] / sums["n_measured"]).to_dict()
-        part = part.assign(value=part["model"].map(means))
-    values = dict(zip(part["model"], part["value"].astype(float), strict=True))
-    return values, baseline_to_beat(part, direction_of(part))
+def _chosen_baselines(part: pd.DataFrame, values: pd.DataFrame) -> dict[str, str]:
+    """Name the baseline to beat of every target: the one that training cells chose, else the best."""
+    if "yardstick" in part:
+        return dict(part.groupby("perturbation")["yardstick"].first().astype(str))
+    direction = direction_of(part)
+    return {str(target): best_baseline(dict(own), direction) or "" for target, own in values.iterrows()}
+
+
+def _at(values: pd.DataFrame, target: str, model: str) -> float:
+    known = target in values.index and model in values
+    return float(values[model].to_numpy(dtype=float)[values.index.get_loc(target)]) if known else np.nan

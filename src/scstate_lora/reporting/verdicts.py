@@ -18,8 +18,10 @@ from scstate_lora.reporting.score_tables import (
     average_of,
     baseline_to_beat,
     best_baseline,
+    by_target,
     direction_of,
     over_perturbations,
+    single_scores,
 )
 
 if TYPE_CHECKING:
@@ -126,10 +128,9 @@ def compare_over_targets(scores: pd.DataFrame, model: str, metric: str) -> Resul
     model, metric
         Names in the table.
     """
-    is_single = (scores["metric"] == metric) & (scores["context"] != ALL_CONTEXTS)
-    part = scores[is_single & (scores["perturbation"] != ALL_CONTEXTS)]
+    part = single_scores(scores, metric)
     direction = direction_of(part)
-    values = _by_target(part)
+    values = by_target(part)
     means = {str(name): float(values[name].mean()) for name in values if values[name].notna().any()}
     if "yardstick" in part:
         chosen = part.groupby("perturbation")["yardstick"].first().reindex(values.index).astype(str)
@@ -274,15 +275,3 @@ def _over_contexts(part: pd.DataFrame, model: str, baseline: str, direction: Dir
     counts = np.isfinite(both).all(axis=1) & (weights > 0)
     good = goodness(both[counts], direction=direction)
     return Pairs("contexts", good[:, 0] - good[:, 1], weights[counts])
-
-
-def _by_target(part: pd.DataFrame) -> pd.DataFrame:
-    """Average the scores of every target over its contexts: a row per target, a column per model."""
-    weight = part["weight"] if "weight" in part else pd.Series(1.0, index=part.index)
-    cells = part["n_measured"] if "n_measured" in part else pd.Series(1.0, index=part.index)
-    counts = weight.groupby(part["perturbation"]).transform("max") > 0
-    weight = weight.where(counts, cells).astype(float)
-    known = part.assign(weight=weight)[part["value"].notna() & (weight > 0)]
-    known = known.assign(share=known["value"].astype(float) * known["weight"])
-    sums = known.groupby(["perturbation", "model"])[["share", "weight"]].sum()
-    return (sums["share"] / sums["weight"]).unstack("model")
