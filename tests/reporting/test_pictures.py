@@ -5,10 +5,12 @@ import io
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from scstate_lora.data import Registry
 from scstate_lora.pl import embeddings as pl_embeddings
 from scstate_lora.reporting import begin_report, embeddings
 from scstate_lora.reporting.pictures import INKS, PAPERS, darkened, picture
@@ -89,7 +91,7 @@ def test_the_page_draws_the_layouts_that_were_begun_for_it(adata, monkeypatch):
     monkeypatch.setattr(pl_embeddings, "begin_umap_layouts", begun.extend)
     monkeypatch.setattr(embeddings, "umap_layout", lambda array: asked.append(array) or array[:, :2])
     begin_report(adata)
-    embeddings._laid_out(adata, ["X_scstate_base", "X_scstate_lora"], ["cell_type"])
+    embeddings._laid_out(adata, ["X_scstate_base", "X_scstate_lora"], adata.obs[["cell_type"]])
     assert [len(array) for array in begun] == [50]
     np.testing.assert_array_equal(begun[0], asked[0])
 
@@ -107,3 +109,12 @@ def test_the_style_sheet_has_the_colours_of_the_pictures_and_enough_contrast(sch
     for name in ("ink", "quiet", "link", "good", "bad", "care", "even"):
         for background in ("paper", "raised"):
             assert _contrast(_rgb(colors[name]), _rgb(colors[background])) >= 4.5, (name, background)
+
+
+def test_a_column_of_many_levels_is_not_drawn_with_colours_that_nobody_can_tell_apart(adata):
+    assert embeddings._columns(adata, Registry.from_adata(adata)).columns.tolist() == ["cell_type", "condition"]
+    names = [f"P{i}" if value == "stim" else "ctrl" for i, value in enumerate(adata.obs["condition"])]
+    adata.obs["condition"] = pd.Categorical(names)
+    columns = embeddings._columns(adata, Registry.from_adata(adata))
+    assert columns.columns.tolist() == ["cell_type", "perturbed"]
+    assert columns["perturbed"].value_counts().to_dict() == {"ctrl": 40, "perturbed": 40}

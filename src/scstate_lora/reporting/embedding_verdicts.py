@@ -128,9 +128,9 @@ def embedding_results_table(results: Sequence[EmbeddingResult]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "embedding": NAMES.get(r.embedding, r.embedding),
                 "score": metric_label(r.metric),
                 "of": r.key,
+                "embedding": NAMES.get(r.embedding, r.embedding),
                 "value": r.value,
                 "PCA": r.pca,
                 "without embedding": r.floor,

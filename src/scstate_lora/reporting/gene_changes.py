@@ -16,6 +16,7 @@ from scstate_lora.data.results import read_prediction
 from scstate_lora.metrics.changes import FDR
 from scstate_lora.pl.style import shortened
 from scstate_lora.reporting.parts import Table, table
+from scstate_lora.tl.scoring.table import MIN_CELLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,7 +50,8 @@ def gene_changes(pred: AnnData, adata: AnnData, registry: Registry) -> pd.DataFr
 
     Returns
     -------
-    The table, or None if no genes were predicted, or it is not known from which control cells.
+    The table, without tests where fewer than 10 cells were measured; None if no genes were predicted, or it is not
+    known from which control cells.
     """
     prediction = read_prediction(pred)
     if prediction.space != "genes" or not pred.n_vars or "control_cell" not in pred.obs:
@@ -62,7 +64,10 @@ def gene_changes(pred: AnnData, adata: AnnData, registry: Registry) -> pd.DataFr
     contexts = {*join_labels([cells.labels(key) for key in keys], len(cells))[is_target]}
     predicted = join_labels([pred.obs[key].astype(str).to_numpy(dtype=object) for key in keys], pred.n_obs)
     if contexts & {*predicted}:
-        return tl.responses(pred, adata[is_target], adata, context_key=keys)
+        changes = tl.responses(pred, adata[is_target], adata, context_key=keys)
+        # Of a few cells a gene that none happens to express has no variance, and would pass any test.
+        changes.loc[changes["n_measured"] < MIN_CELLS, ["measured_low", "measured_high", "fdr"]] = np.nan
+        return changes
     return _predicted_alone(pred, cells, predicted, target=", ".join(prediction.targets))
 
 
@@ -105,8 +110,20 @@ def found_table(tables: Sequence[pd.DataFrame]) -> Table | None:
     for column in [c for c in frame if (frame[c] == "").all()]:
         frame = frame.drop(columns=column)
     left_out = f"{len(rows) - _SHOWN_CONTEXTS} more contexts are in the file. " if len(rows) > _SHOWN_CONTEXTS else ""
-    caption = f"{left_out}Genes by size of the change. ✓: the measured cells change the same way, FDR under 5 %."
-    return table(frame, caption, save_as="gene-changes", full=pd.concat(list(tables), ignore_index=True))
+    few = (
+        f"; not tested with fewer than {MIN_CELLS} cells"
+        if frame.astype(str).stack().str.contains("too few").any()
+        else ""
+    )
+    caption = f"{left_out}Genes by size of the change. ✓: the measured cells change the same way, FDR under 5 %{few}."
+    return table(frame, caption, save_as="gene-changes", full=_largest_first(tables))
+
+
+def _largest_first(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Put all changes together, the largest first, measured or predicted."""
+    changes = pd.concat(list(tables), ignore_index=True)
+    size = changes[["predicted", "measured"]].abs().max(axis=1)
+    return changes.loc[size.sort_values(ascending=False, kind="stable").index]
 
 
 def _found_row(context: str, part: pd.DataFrame, n: int) -> dict[str, str]:
@@ -118,8 +135,8 @@ def _found_row(context: str, part: pd.DataFrame, n: int) -> dict[str, str]:
     if measured:
         row["measured " + _UP], row["measured " + _DOWN] = (_named(responds, "measured", sign, n) for sign in (1, -1))
         if responds.empty:
-            few = int(part["n_measured"].iloc[0])
-            row["measured " + _UP] = f"no gene passes ({few} cells)"
+            n_cells = int(part["n_measured"].iloc[0])
+            row["measured " + _UP] = f"{n_cells} cells, too few" if n_cells < MIN_CELLS else f"none ({n_cells} cells)"
     confirmed = {s: set(responds.loc[s * responds["measured"] > 0, "gene"]) for s in (1, -1)}
     for sign, arrow in ((1, _UP), (-1, _DOWN)):
         row["predicted " + arrow] = _named(part, "predicted", sign, n, confirmed=confirmed[sign])
@@ -142,6 +159,8 @@ def found_sentences(changes: pd.DataFrame) -> list[str]:
     contexts = list(dict.fromkeys(changes["context"]))
     responds = changes[changes["fdr"] < FDR]
     is_measured = changes["measured"].notna().any()
+    if is_measured and changes["n_measured"].max() < MIN_CELLS:
+        return [f"Which genes respond to {name} cannot be tested: no group has {MIN_CELLS} measured cells."]
     if is_measured and responds.empty:
         return [
             f"No gene's measured response to {name} passes an FDR of 5 %: the effect is small, or the cells are few."

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 500
 """Longer tables show their first rows, and hold all in their CSV."""
-_LARGEST_CSV = 1_000_000  # characters; a page of several has to stay under 5 MB
+_ROWS_OF_A_BOX = 25
+_LARGEST_CSV = 1_200_000  # characters; a page of several has to stay under 5 MB
 _PLAIN_IN_URI = ",;:/()+*=!@$?-._~"  # what a URI may hold as it is
 
 
@@ -53,6 +54,11 @@ class Table:
     folded: bool = False
     csv: Csv | None = None
     note: str = ""
+
+    @property
+    def long(self) -> bool:
+        """Whether it is shown in a box to scroll in."""
+        return len(self.rows) > _ROWS_OF_A_BOX
 
 
 @dataclass

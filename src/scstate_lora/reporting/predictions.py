@@ -106,7 +106,7 @@ def scores_section(predictions: AnnData) -> Section:
     )
     scores = read_result(predictions, EVALUATE_PERTURBATION)
     if scores is None:
-        section.paragraphs.append("They were not scored: call `scstate_lora.tl.evaluate_perturbation(...)` first.")
+        section.paragraphs.append("They were not scored: call scstate_lora.tl.evaluate_perturbation(...) first.")
         return section
     average, contexts = average_of(scores), single_contexts(scores)
     scope = "average over contexts" if len(contexts) > 1 else "".join(contexts) or "all cells"

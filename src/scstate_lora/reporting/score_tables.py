@@ -105,13 +105,13 @@ def wide_scores(scores: pd.DataFrame, column: str) -> pd.DataFrame:
     """One row per metric with its direction, and one column per model, baselines first and the replicate last."""
     order = [*baseline_names(), *model_names(scores), CEILING]
     headed = scores.assign(
-        metric=[
+        score=[
             f"{metric_label(m)} {ARROWS.get(d, '') if column == 'value' else ''}".strip()
             for m, d in zip(scores["metric"], scores["direction"], strict=True)
         ]
     )
-    wide = headed.pivot(index="metric", columns="model", values=column)
-    wide = wide.loc[list(dict.fromkeys(headed["metric"])), [m for m in order if m in wide.columns]]
+    wide = headed.pivot(index="score", columns="model", values=column)
+    wide = wide.loc[list(dict.fromkeys(headed["score"])), [m for m in order if m in wide.columns]]
     wide.columns.name = None
     return wide.reset_index().rename(columns={CEILING: "replicate"})
 

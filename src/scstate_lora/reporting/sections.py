@@ -123,7 +123,7 @@ def model_sections(models: Sequence[Any]) -> list[Section]:
 
 
 def _loss_curves(histories: dict[str, pd.DataFrame]) -> Picture:
-    caption = "Losses: every step faint, running mean solid, validation dashed. `pl.loss_curves` draws their terms."
+    caption = "Losses: every step faint, running mean solid, validation dashed. Their terms: pl.loss_curves."
     alt = f"Curves of the training and validation losses of {' and of '.join(histories)}."
     return picture(lambda: pl.loss_curves(histories, terms=[]), caption, alt=alt)
 

@@ -256,7 +256,7 @@ def results_table(results: Sequence[Result], *, model: str) -> pd.DataFrame:
                 "replicate": r.replicate,
                 "better in": f"{better} of {n} {r.pairs.unit}" if r.pairs is not None and n else "",
                 "95 % interval of the gain": f"{text(low)} to {text(high)}" if np.isfinite(low) else "",
-                "verdict": r.relation + (f": {r.why}" if r.why else ""),
+                "verdict": r.relation + (f": {r.why}" if r.why and not np.isfinite(low) else ""),
             }
         )
     return pd.DataFrame(rows)
