@@ -120,6 +120,12 @@ def test_batches_that_confound_are_found(split):
     assert (row["severity"], row["cells"]) == ("error", 80)
     assert "'drug' is of donor d3" in row["finding"]
     assert len(_found(table, "no controls")) == 2
+    nested = _cells(donors=("d1", "d2", "d3", "d4"), seed=6)
+    is_treated = nested.obs["donor"].isin(["d3", "d4"]).to_numpy()
+    nested = nested[(nested.obs["arm"] == "drug").to_numpy() == is_treated].copy()
+    (row,) = _found(tl.audit(None, nested, **GIVEN), "confounded").to_dict("records")
+    assert row["severity"] == "warning"
+    assert "2 batches stand against 2 of the controls" in row["finding"]
     shared = tl.audit(train, _cells(donors=("d2",), seed=5), **GIVEN)
     (row,) = _found(shared, "same batch").to_dict("records")
     assert (row["severity"], row["cells"]) == ("warning", 80)

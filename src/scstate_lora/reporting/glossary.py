@@ -67,6 +67,24 @@ _METRICS = {
     "detection_r2": "How well the share of cells that express a gene is predicted.",
     "detection_mae": "Mean absolute error of the share of cells that express a gene.",
     "cell_cov_corr": "Whether genes that change vary together from cell to cell as they do in the measured cells.",
+    "pds_cosine": "Whether a predicted effect is nearer in direction to its own measured effect than to those of other "
+    "perturbations. 1 is right, 0.5 is guessing.",
+    "expr_mse_unbiased_capped_norm": "Squared error over the squared effect, without the noise of sampling. 0 is "
+    "right, 1 is as good as predicting no effect.",
+    "direction_fidelity_yield": "Genes called on both sides that move the measured way, over the larger number of "
+    "called genes.",
+    "direction_reach": "How far down the predicted list, in the order of confidence, nine of ten directions are right.",
+    "sig_jaccard": "Genes called on both sides over the genes called on either.",
+    "lfc_nmae": "Error of the log fold changes over their size, in the genes that change. 1 is as good as "
+    "predicting none.",
+    "pearson_delta_centroid": "Correlation of the changes against the mean of all perturbations, so that what they "
+    "have in common does not count.",
+    "centroid_accuracy": "Share of the other perturbations' mean cells that are farther from the prediction than "
+    "its own.",
+    "hit_recall_budget": "Share of the perturbations with the largest effects that are among those predicted to "
+    "have them.",
+    "hit_recall_fdr10": "Largest share of the perturbations with an effect that is found with one in ten of those "
+    "found wrong.",
     "discrimination": "Whether a predicted effect is nearer to its own measured effect than to those of other "
     "perturbations.",
     "knn_accuracy": "Share of cells whose nearest other cells in the embedding have the same label.",

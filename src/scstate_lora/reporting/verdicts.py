@@ -129,6 +129,8 @@ def compare_over_targets(scores: pd.DataFrame, model: str, metric: str) -> Resul
         Names in the table.
     """
     part = single_scores(scores, metric)
+    if part.empty:  # a score of all perturbations together
+        return compare_with_baseline(scores, model, metric)
     direction = direction_of(part)
     values = by_target(part)
     means = {str(name): float(values[name].mean()) for name in values if values[name].notna().any()}

@@ -50,7 +50,8 @@ def audit(
     * ``copied cells``: predicted cells that are measured test cells.
     * ``scale``: the mean expression of two sets of cells, over the genes of both, differs by more than half.
     * ``same batch``: batches, for instance donors, whose perturbed cells stand in both training and test.
-    * ``confounded``: perturbations whose cells are of batches without any control cell of the context.
+    * ``confounded``: perturbations whose cells are of batches without any control cell of the context: an error, or a
+      warning where several batches stand on both sides, as animals do that are either treated or not.
     * ``no controls``: contexts with perturbed test cells and without control cells.
 
     Parameters
@@ -281,11 +282,21 @@ def _check_batches(found: _Findings, sides: Iterable[_Side], batch_key: str | No
     perturbed = cells[~cells["control"]]
     lone = np.array([(c, b) not in with_controls for c, b in perturbed[["context", "batch"]].to_numpy()], dtype=bool)
     for name, part in perturbed.assign(lone=lone).groupby("pert", sort=True):
-        if part["lone"].all():
-            batches = sorted(set(part["batch"]))
+        if not part["lone"].all():
+            continue
+        batches = sorted(set(part["batch"]))
+        alone = f"every cell of {name!r} is of {batch_key} {_some(batches)}, which has no control cell of the same "
+        "context"
+        n_control = cells.loc[cells["control"] & cells["context"].isin(part["context"]), "batch"].nunique()
+        if min(len(batches), n_control) > 1:  # as animals are, which cannot be treated and untreated
             found.add(
-                "confounded", "error", f"every cell of {name!r} is of {batch_key} {_some(batches)}, which has no "
-                "control cell of the same context: the effect cannot be told from the batch", len(part),
+                "confounded", "warning", f"{alone}: {len(batches)} batches stand against {n_control} of the "
+                "controls, and their differences are in the effect", len(part),
+                "count batches, not cells: the effect is as sure as so few of them can make it",
+            )  # fmt: skip
+        else:
+            found.add(
+                "confounded", "error", f"{alone}: the effect cannot be told from the batch", len(part),
                 "add control cells of that batch, or leave the perturbation out",
             )  # fmt: skip
 
