@@ -6,6 +6,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 
+from scstate_lora.metrics.baselines import BASELINES
 from scstate_lora.metrics.registry import METRICS
 from scstate_lora.reporting.glossary import Explainer, anchor_of, glossary
 from scstate_lora.reporting.parts import SHOWN_ROWS, csv_of, skill_text, table, text
@@ -73,5 +74,6 @@ def test_longer_words_go_first():
 def test_every_headline_score_is_explained_and_places_are_unique():
     words = glossary()
     assert all(metric.label in words for metric in METRICS.values() if metric.headline)
+    assert set(BASELINES) <= set(words)
     assert len({anchor_of(word) for word in words}) == len(words)
     assert all(meaning.endswith(".") for meaning in words.values())

@@ -76,11 +76,14 @@ def test_too_few_contexts_for_an_interval_decide_nothing(kept):
 
 
 def test_the_best_baseline_of_each_score_counts():
-    good, bad = perturbation_table(model=0.9), perturbation_table(model=0.9).assign(metric="mae", direction="lower")
+    good, bad = (
+        perturbation_table(model=0.9),
+        perturbation_table(model=0.9).assign(metric="e_distance", direction="lower"),
+    )
     table = pd.concat([with_baseline(good, "linear", 0.95), with_baseline(bad, "linear", 0.97)], ignore_index=True)
-    pearson, mae = _compare(table), _compare(table, "mae")
+    pearson, distance = _compare(table), _compare(table, "e_distance")
     assert (pearson.baseline, pearson.relation) == ("linear", "worse")
-    assert (mae.baseline, mae.relation) == ("mean shift", "worse")
+    assert (distance.baseline, distance.relation) == ("mean shift", "worse")
     assert "its simple baselines (linear, mean shift) predict" in _judge(table).sentences[0]
     assert _judge(table).mark == "bad"
 
@@ -125,7 +128,7 @@ def _result(metric: str, relation: str) -> Result:
     ],
 )
 def test_headline_scores_decide_together(relations, answer):
-    metrics = ["pearson_delta", "mae", "e_distance", "de_overlap50"]
+    metrics = ["pearson_delta", "variance_ratio", "e_distance", "de_overlap50"]
     results = [_result(metric, relation) for metric, relation in zip(metrics, relations, strict=True)]
     others = [_result("mse", "worse")] * 9  # no headline scores: they do not outvote these
     assert judge([*results, *others], model="model", target="stim").answer == answer

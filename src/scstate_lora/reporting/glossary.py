@@ -25,6 +25,7 @@ _WORDS = {
     "otherwise.",
     "held out": "Kept from all training, so that a score on these cells tells how the model does on new ones.",
     "linear": "Baseline: a ridge regression of the change on the control cells' mean and on the perturbation.",
+    "mean effect": "Baseline: the control cells plus the average change of all perturbations of the training.",
     "mean shift": "Baseline: the control cells plus the average change of the other contexts of the training.",
     "no change": "Baseline: the perturbation does nothing, so the control cells are the prediction.",
     "paired difference": "Model minus baseline on the same target or context, so that what both find hard cancels.",
@@ -32,8 +33,9 @@ _WORDS = {
     "perturbed mean": "Baseline: the average perturbed profile of the training contexts, for every cell.",
     "replicate": "One half of the measured cells against the other, each with controls of its own, corrected to the "
     "full number of cells: about what a repeated experiment would score.",
-    "simple baseline": "The best of five predictions without a model (no change, mean shift, perturbed mean, "
-    "context mean, linear), chosen by leaving out training cells, so that the cells of the test do not choose it.",
+    "simple baseline": "The best of a few predictions without a model (no change, mean effect, mean shift, "
+    "perturbed mean, context mean, linear), chosen by leaving out training cells, so that the cells of the test do "
+    "not choose it.",
     "skill": "Where a score lies between the simple baseline (0) and a replicate of the experiment (1). Below 0 the "
     "baseline is better.",
     "UMAP": "A drawing of an embedding in two dimensions. Neighbours stay neighbours; distances between groups mean "
