@@ -51,10 +51,13 @@ def test_real_cells_against_themselves_score_the_replicate_or_better(bench, cell
 def test_every_wrong_prediction_is_caught(bench, cells):
     right = bench.score("right", cells, n_boot=10)
     expected = {
-        "collapsed": {"e_distance", "mmd", "sd_r2", "detection_r2"},
-        "shuffled": {"pearson_delta", "mae", "de_overlap50", "de_direction50"},
-        "twice the effect": {"mse", "mae"},
-        "scaled by two": {"mse", "e_distance"},
+        "collapsed": {"e_distance", "mmd", "sd_r2", "detection_r2", "expr_mse_unbiased_capped_norm"},
+        "shuffled": {
+            *("pearson_delta", "mae", "de_overlap50", "de_direction50", "pds_cosine", "centroid_accuracy"),
+            *("pearson_delta_centroid", "sig_jaccard", "direction_fidelity_yield", "direction_reach", "lfc_nmae"),
+        },
+        "twice the effect": {"mse", "mae", "expr_mse_unbiased_capped_norm", "lfc_nmae"},
+        "scaled by two": {"mse", "e_distance", "lfc_nmae"},
         "on another scale": {"mse", "e_distance"},
     }
     assert bench.caught(right, right) == []

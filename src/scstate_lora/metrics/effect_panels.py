@@ -21,6 +21,8 @@ BUDGET = 20
 """Perturbations that one can test, at most: of few, a quarter."""
 FDR_OF_HITS = 0.1
 _FEWEST_FOR_CENTROID = 3
+NO_EFFECT = "the measured effect is not larger than its noise"
+NO_HIT = f"it is no hit: fewer than {FEWEST_GENES} genes change when measured"
 
 
 class EffectPanel(NamedTuple):
@@ -112,10 +114,6 @@ def found_at_fdr_of(panel: EffectPanel) -> PanelScores:
     return _plain(values, panel, NO_HIT)
 
 
-NO_EFFECT = "the measured effect is not larger than its noise"
-NO_HIT = f"it is no hit: fewer than {FEWEST_GENES} genes change when measured"
-
-
 def sig_jaccard_of(predicted: DETable, measured: DETable) -> float:
     """:func:`scstate_lora.metrics.sig_jaccard` of one perturbation."""
     return float(sig_jaccard(predicted, measured)[0])
@@ -148,9 +146,11 @@ def _plain(values: np.ndarray, panel: EffectPanel, reason: str = "") -> PanelSco
 
 
 def _at_least(n: int, panel: EffectPanel) -> None:
-    if len(panel.is_known) < n:
-        msg = f"it compares perturbations of a context and needs {n} or more; there is {len(panel.is_known)}"
-        raise ValueError(msg.replace("there is 2", "there are 2"))
+    present = len(panel.is_known)
+    if present < n:
+        there_are = "there is" if present == 1 else "there are"
+        msg = f"it compares perturbations of a context and needs {n} or more; {there_are} {present}"
+        raise ValueError(msg)
 
 
 def _sizes_of_effects(panel: EffectPanel) -> np.ndarray:
