@@ -14,7 +14,7 @@ from scstate_lora.data import Registry, log_expression
 from scstate_lora.data.results import PREDICT, Prediction, write_result
 from scstate_lora.metrics.baselines import BASELINES, CEILING, Baseline, reference_names
 from scstate_lora.metrics.registry import METRICS, Metric, metric_label
-from scstate_lora.reporting.sections import perturbation_section
+from scstate_lora.reporting.predictions import scores_section
 
 pytestmark = pytest.mark.usefixtures("_closed")
 
@@ -80,12 +80,9 @@ def test_a_new_baseline_appears_in_tables_plots_and_reports(cells, monkeypatch):
     markers = {line.get_marker(): line.get_color() for line in axes[0].lines}
     assert markers["P"] == markers["x"]  # grey, as the other baselines
 
-    section = perturbation_section(pred)
-    shown = [column for column, _ in section.blocks[0].columns]
-    assert shown[1:] == [
-        *("no change", "perturbed mean", "context mean", "linear", baseline.name, "mean shift", "model", "ceiling")
-    ]
-    assert sum(verdict.headline for verdict in section.verdicts) == 1  # it is not taken for a model
+    of_model, of_all, *_ = scores_section(pred).blocks  # one table of a model: the baseline is not taken for one
+    assert of_model.caption.startswith("model beside")
+    assert {column.name for column in of_all.columns} >= {baseline.name, "mean shift", "model", "replicate"}
 
 
 def test_a_baseline_is_no_name_of_a_model_raises(cells, monkeypatch):
@@ -107,9 +104,9 @@ def test_a_new_metric_appears_in_tables_plots_and_reports(cells, monkeypatch):
     assert rows.iloc[0][["direction", "lowest", "highest"]].tolist() == ["lower", 0.0, np.inf]
 
     assert pl.metrics(table, metric="largest_error")[0].get_title() == "largest error of a mean"
-    section = perturbation_section(pred)
-    assert "largest error of a mean ↓" in [row[0] for row in section.blocks[0].rows]
-    assert "largest error of a mean" in " ".join(verdict.text for verdict in section.verdicts)
+    of_model, of_all, *_ = scores_section(pred).blocks
+    assert "largest error of a mean ↓" in [row[0] for row in of_all.rows]
+    assert any("largest error of a mean" in cell for row in of_model.rows for cell in row)
 
 
 def test_a_metric_of_someone_else_is_named_by_its_column():
