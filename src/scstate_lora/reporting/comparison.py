@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scstate_lora import pl
+from scstate_lora.metrics.registry import metric_label
 from scstate_lora.reporting.page import write_page
 from scstate_lora.reporting.parts import Card, Experiment, Overview, Section, skill_text, table
 from scstate_lora.reporting.pictures import Picture, picture
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from scstate_lora.tl import Comparison
 
 _CAPTIONS = {
-    "criteria": "Criteria: the value, green if the criterion is met.",
+    "criteria": "Criteria: the value of every variant, and whether it meets them.",
     "scores": "Scores by context beside the naive baselines; bars are 95 % intervals.",
     "losses": "Losses of the first seed.",
     "gradients": "Gradient norm of every step of the first seed, spikes marked.",
@@ -57,7 +58,7 @@ def write_comparison(result: Comparison, path: str | Path, *, title: str) -> Pat
     caption = "Criteria of every variant, and why one was not measured."
     criteria.blocks.append(table(result.criteria, caption, folded=True, save_as="criteria"))
     summary = result.summary()
-    shown = summary.drop(columns="reason").assign(skill=summary["skill"].map(skill_text))
+    shown = summary.drop(columns="reason").assign(skill=summary["skill"].map(skill_text)).rename(columns=metric_label)
     models = Section("All models", "models")
     models.blocks.append(table(shown, "Every model beside the naive baselines.", save_as="summary", full=summary))
     pictures = Section("Pictures", "pictures")
