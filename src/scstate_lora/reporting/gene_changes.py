@@ -109,8 +109,6 @@ def found_table(tables: Sequence[pd.DataFrame]) -> Table | None:
         frame = frame.drop(columns="perturbation")
     for column in [c for c in frame if (frame[c] == "").all()]:
         frame = frame.drop(columns=column)
-    if "measured " + _DOWN not in frame:  # nothing but the reason why no gene is named
-        frame = frame.rename(columns={"measured " + _UP: "measured"})
     left_out = f"{len(rows) - _SHOWN_CONTEXTS} more contexts are in the file. " if len(rows) > _SHOWN_CONTEXTS else ""
     few = (
         f"; not tested with fewer than {MIN_CELLS} cells"
