@@ -14,6 +14,13 @@ from scstate_lora.metrics.beyond_cell_type import (
     Entanglement,
     entanglement,
 )
+from scstate_lora.metrics.calibration import (
+    ErrorPromise,
+    LabelSets,
+    error_threshold,
+    fit_label_sets,
+    fit_temperature,
+)
 from scstate_lora.metrics.cell_sets import (
     mean_distance_between,
     mmd,
@@ -85,6 +92,16 @@ from scstate_lora.metrics.integration import (
     silhouette_label,
     total_scores,
 )
+from scstate_lora.metrics.novelty import (
+    ClassDistances,
+    NoveltyCheck,
+    NoveltyScale,
+    fit_class_distances,
+    fit_novelty_scale,
+    logit_energy,
+    normalized_entropy,
+    novelty_check,
+)
 from scstate_lora.metrics.perturbation import (
     bootstrap_interval,
     ceiling,
@@ -144,13 +161,18 @@ from scstate_lora.metrics.usability import (
 )
 
 __all__ = [
+    "ClassDistances",
     "CountProfiles",
     "DETable",
     "Entanglement",
+    "ErrorPromise",
     "GeneChanges",
     "HeldOutScore",
     "IntegratedCells",
+    "LabelSets",
     "LinearEffects",
+    "NoveltyCheck",
+    "NoveltyScale",
     "Reliability",
     "Score",
     "TemporalScore",
@@ -182,7 +204,12 @@ __all__ = [
     "dynamic_range_fraction",
     "energy_distance",
     "entanglement",
+    "error_threshold",
     "expected_calibration_error",
+    "fit_class_distances",
+    "fit_label_sets",
+    "fit_novelty_scale",
+    "fit_temperature",
     "gap_correlation",
     "gene_changes",
     "goodness",
@@ -204,6 +231,7 @@ __all__ = [
     "kbet_per_label",
     "knn_accuracy",
     "lfc_nmae",
+    "logit_energy",
     "loss_variance",
     "mae",
     "majority_share",
@@ -217,6 +245,8 @@ __all__ = [
     "nearest_distance_within",
     "nmi_kmeans",
     "no_change",
+    "normalized_entropy",
+    "novelty_check",
     "pcr_comparison",
     "pds_cosine",
     "pearson_delta",
