@@ -84,10 +84,8 @@ class LabelSets(NamedTuple):
         probabilities
             ``(n_cells, n_classes)``, computed as for the held-out cells.
         """
-        p = np.asarray(probabilities, dtype=np.float64)
-        members = _adaptive_scores(p) <= self.threshold
-        members[np.arange(len(p)), p.argmax(axis=1)] = True  # an empty set says nothing; more classes cover no less
-        return members
+        # The score of the likeliest class is 0, and no threshold is lower: no set is empty.
+        return _adaptive_scores(np.asarray(probabilities, dtype=np.float64)) <= self.threshold
 
 
 def fit_label_sets(probabilities: np.ndarray, labels: np.ndarray, *, coverage: float = 0.95) -> LabelSets:
