@@ -58,4 +58,6 @@ def test_the_guide_for_language_models_names_pages_that_exist():
     docs = API.parent
     links = re.findall(r"\]\(([^)]+)\.html\)", (docs / "llms.txt").read_text(encoding="utf-8"))
     assert len(links) > 5
-    assert [link for link in links if not (docs / f"{link}.md").exists()] == []
+    assert [
+        link for link in links if not any((docs / link).with_suffix(end).exists() for end in (".md", ".ipynb"))
+    ] == []

@@ -45,4 +45,5 @@ def test_its_code_runs(path, quick):
     for cell in _cells(path, "code"):
         exec(cell["source"], names)
     plt.close("all")
-    assert list(quick.glob("runs/*.html"))
+    if path.stem == "quickstart":
+        assert list(quick.glob("runs/*.html"))

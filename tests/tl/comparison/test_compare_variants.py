@@ -84,6 +84,15 @@ def test_untrained_random_start_is_no_change(compared):
     pd.testing.assert_series_equal(untrained, no_change.reindex(untrained.index), check_names=False, rtol=1e-5)
 
 
+def test_targets_are_scored_together(compared):
+    scores = compared[0].scores
+    main = scores[(scores["target"] == "all") & (scores["context"] == "all")]
+    values = main.pivot(index="model", columns="metric", values="value")
+    together = ["centroid_accuracy", "pearson_delta_centroid", "expr_mse_unbiased_capped_norm"]
+    assert values.loc["ST", together].notna().all()
+    assert values.loc["no change", "expr_mse_unbiased_capped_norm"] == pytest.approx(1, abs=0.2)
+
+
 def test_trained_variants_find_the_change(compared):
     result, _, _ = compared
     main = result.scores[(result.scores["target"] == "all") & (result.scores["context"] == "all")]

@@ -6,8 +6,10 @@ import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
+import anndata
 import numpy as np
 import pandas as pd
 import torch
@@ -31,7 +33,6 @@ from scstate_lora.tl.comparison.scores import (
     failed,
     over_seeds,
     predicted_by_all,
-    with_mean_target,
 )
 from scstate_lora.tl.comparison.variants import Shared, variants_of
 from scstate_lora.tl.scoring.held_out import HeldOutCells
@@ -237,29 +238,24 @@ class _Records:
         """Train and score one variant with one seed; returns why it failed, or an empty text."""
         row: dict[str, Any] = {}
         history: list[pd.DataFrame] = []
-        scores: list[pd.DataFrame] = []
         further: list[dict[str, Any]] = []
         try:
             _forget_peak_memory()
             model = variant.make(task.cells.bound.adata, seed=seed)
             variant.train(model, None if folder is None else folder / "logs" / variant.folder_name / f"seed{seed}")
             row, history, further = _training_row(variant, model, seed)
-            for target in task.targets:
-                predicted = task.cells.scored_part(variant.predict(model, target), target)
-                scores.append(task.score(predicted, target, name=variant.name))
-                for name, measure in (
-                    ("day_order", task.day_order(predicted, target, time_key)),
-                    ("markers_up", task.markers_up(predicted, target, markers)),
-                ):
-                    reason = measure.note if len(task.targets) == 1 else f"{target}: {measure.note}"
-                    value = {"value": measure.value, "reason": reason}
-                    further.append({"model": variant.name, "criterion": name, **value})
+            # Scores of all targets together read each prediction several times; memory holds one.
+            with TemporaryDirectory() as stored:
+                files = {target: Path(stored) / f"{i}.h5ad" for i, target in enumerate(task.targets)}
+                for target, file in files.items():
+                    predicted = variant.predict(model, target)
+                    task.needed_part(predicted).copy().write_h5ad(file)
+                    further += _of_prediction(variant.name, task, predicted, target, time_key, markers)
+                scores = task.score(lambda target: anndata.read_h5ad(files[target]), name=variant.name)
         except Exception as error:  # noqa: BLE001 (hours of the other variants must not end with this one)
             self.histories += history
             return _reason(error)
-        self.by_seed.append(
-            with_mean_target(pd.concat(scores, ignore_index=True).assign(seed=seed), n_boot=task.n_boot)
-        )
+        self.by_seed.append(scores.assign(seed=seed))
         self.training.append(row)
         self.further += further
         self.histories += history
@@ -291,6 +287,22 @@ class _Records:
             histories = histories[[c for c in histories if c not in last] + last]
             histories["best"] = histories["best"].astype(bool)
         return Comparison(scores, by_seed, training, criteria, histories)
+
+
+def _of_prediction(
+    model: str, task: Task, predicted: AnnData, target: str, time_key: str | None, markers: dict[str, list[str]]
+) -> list[dict[str, Any]]:
+    """Values that the criteria of predictions are judged by."""
+    part = task.cells.scored_part(predicted, target)
+    measures = {
+        "day_order": task.day_order(part, target, time_key),
+        "markers_up": task.markers_up(part, target, markers),
+    }
+    prefix = "" if len(task.targets) == 1 else f"{target}: "
+    return [
+        {"model": model, "criterion": name, "value": measure.value, "reason": prefix + measure.note}
+        for name, measure in measures.items()
+    ]
 
 
 def _training_row(

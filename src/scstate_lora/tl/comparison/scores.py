@@ -14,10 +14,10 @@ from scstate_lora._logging import logger
 from scstate_lora._utils import did_you_mean
 from scstate_lora.metrics.baselines import CEILING, reference_names
 from scstate_lora.tl.comparison.criteria import Measure, day_order, in_order_of_time
-from scstate_lora.tl.scoring.table import ALL, CALIBRATION_COLUMNS, NO_RANGE, average, average_sd, reason_of_average
+from scstate_lora.tl.scoring.table import ALL, CALIBRATION_COLUMNS, NO_RANGE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from anndata import AnnData
 
@@ -29,7 +29,6 @@ NO_SEED = -1
 KEYS = ["model", "target", "context", "metric"]
 _METRIC_COLUMNS = ["direction", "lowest", "highest"]
 COUNT_COLUMNS = ["n_control", "n_measured", "weight"]
-_SKILL = ["skill", "skill_reason", "perturbation"]
 
 
 @dataclass(frozen=True)
@@ -53,21 +52,35 @@ class Task:
     n_boot: int
     counting: Counting
 
-    def score(self, predicted: AnnData, target: str, *, name: str) -> pd.DataFrame:
-        """Score predicted cells of one target against its test cells."""
-        table = self.cells.score(
-            target, predicted, name=name, with_baselines=False, counting=self.counting, n_boot=self.n_boot
-        )
-        return table.assign(target=target).drop(columns=[*_SKILL, *CALIBRATION_COLUMNS])
+    def needed_part(self, predicted: AnnData) -> AnnData:
+        """Take the cells and genes of a prediction that scores may need."""
+        return predicted[self.cells.controls_in_use[self.cells.rows_of(predicted)], self.cells.genes]
+
+    def score(self, read: Callable[[str], AnnData], *, name: str) -> pd.DataFrame:
+        """Score predicted cells of all targets, read one at a time, against their test cells."""
+        return self._table(read, name=name).drop(columns=CALIBRATION_COLUMNS)
 
     def baselines(self) -> pd.DataFrame:
-        """Score the baselines and the ceiling on all targets."""
-        tables = [
-            self.cells.score(target, counting=self.counting, n_boot=self.n_boot).assign(target=target)
-            for target in self.targets
-        ]
-        table = pd.concat(tables, ignore_index=True).drop(columns=_SKILL).assign(seed=NO_SEED)
-        return with_mean_target(table, n_boot=self.n_boot)
+        """Score the baselines and the ceiling on all targets.
+
+        Raises
+        ------
+        ValueError
+            If the contexts of a target have no control cells.
+        """
+        table = self._table(None).assign(seed=NO_SEED)
+        scored = set(table["target"])
+        for target in self.targets:
+            if target not in scored:
+                msg = f"target: the contexts of the test cells of {target!r} have no control cells."
+                raise ValueError(msg)
+        return table
+
+    def _table(self, read: Callable[[str], AnnData] | None, *, name: str = "model") -> pd.DataFrame:
+        table = self.cells.score_all(
+            self.targets, read, name=name, with_baselines=read is None, counting=self.counting, n_boot=self.n_boot
+        )
+        return table.rename(columns={"perturbation": "target"}).drop(columns=["skill", "skill_reason"])
 
     def day_order(self, predicted: AnnData, target: str, time_key: str | None) -> Measure:
         """Share of the pairs of days in the order of the measured cells, over all cell types."""
@@ -180,25 +193,6 @@ def failed(baselines: pd.DataFrame, *, name: str, seed: int, reason: str) -> pd.
     rows = baselines[baselines["model"] == CEILING]
     empty = dict.fromkeys(("value", "split_sd", "ci_low", "ci_high"), np.nan)
     return rows.assign(model=name, seed=seed, reason=reason, **empty)
-
-
-def with_mean_target(table: pd.DataFrame, *, n_boot: int) -> pd.DataFrame:
-    """Add the averages over several targets, with intervals over targets."""
-    if table["target"].nunique() < 2:
-        return table
-    rows = []
-    for key, part in table.groupby(["model", "seed", "context", "metric"], sort=False):
-        values, reasons = part["value"].to_numpy(dtype=float), list(part["reason"])
-        row = dict(zip(["model", "seed", "context", "metric"], key, strict=True))
-        row |= {"target": ALL, **average(values, n_boot=n_boot)}
-        row["split_sd"] = average_sd(values, part["split_sd"].to_numpy(dtype=float))
-        row |= {column: part[column].sum() for column in COUNT_COLUMNS}
-        row["reason"] = reason_of_average(values, reasons, part["target"])
-        if "yardstick" in part:
-            row["yardstick"] = next(iter(part["yardstick"].mode()), "")
-            row |= {name: part[name].astype(float).mean() for name in CALIBRATION_COLUMNS[1:]}
-        rows.append(row | part.iloc[0][_METRIC_COLUMNS].to_dict())
-    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
 
 
 def over_seeds(by_seed: pd.DataFrame) -> pd.DataFrame:
