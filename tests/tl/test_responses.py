@@ -78,13 +78,20 @@ def test_a_choice_of_genes_keeps_their_numbers(cells, pred):
     assert one["gene"].tolist() == [genes[0]] * 2
 
 
-def test_a_single_measured_cell_has_a_change_but_no_interval(cells, pred):
+def test_a_few_measured_cells_have_a_change_but_no_interval(cells, pred):
+    """In three cells many genes are not seen: no variance, and a test that would be certain of their fall."""
     burned = np.flatnonzero((cells.obs["condition"] == "burn") & (cells.obs["cell_type"] == "macrophage"))
-    real = cells[np.r_[burned[:1]]].copy()
-    table = tl.responses(pred, real, cells, context_key="cell_type")
-    assert table["context"].unique().tolist() == ["macrophage"]
-    assert table["measured"].notna().all()
-    assert table[["measured_low", "measured_high", "fdr"]].isna().all(axis=None)
+    tested = ["measured_low", "measured_high", "fdr"]
+    for n in (1, 3, 9):
+        table = tl.responses(pred, cells[burned[:n]].copy(), cells, context_key="cell_type")
+        assert table["context"].unique().tolist() == ["macrophage"]
+        assert table["measured"].notna().all()
+        assert table[tested].isna().all(axis=None)
+    assert tl.responses(pred, cells[burned[:10]].copy(), cells, context_key="cell_type")[tested].notna().all(axis=None)
+    few = tl.responses(pred, cells[burned[:3]].copy(), cells, context_key="cell_type", min_cells=2)
+    assert few[tested].notna().all(axis=None)
+    with pytest.raises(ValueError, match="min_cells=1 must be 2 or more"):
+        tl.responses(pred, cells, cells, context_key="cell_type", min_cells=1)
 
 
 def test_genes_that_were_not_predicted_raises(cells, pred):

@@ -11,6 +11,7 @@ from scstate_lora._utils import did_you_mean
 from scstate_lora.data.results import read_prediction
 from scstate_lora.metrics.changes import Change, Moments
 from scstate_lora.tl.scoring.inputs import read_inputs
+from scstate_lora.tl.scoring.table import MIN_CELLS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,7 @@ def responses(
     genes: Sequence[str] | None = None,
     pert_key: str | None = None,
     level: float = 0.95,
+    min_cells: int = MIN_CELLS,
 ) -> pd.DataFrame:
     """Tabulate the predicted and the measured change of every gene, by perturbation and context.
 
@@ -44,22 +46,25 @@ def responses(
         Genes to tabulate; by default all that were predicted.
     level
         Coverage of the intervals.
+    min_cells
+        With fewer measured or control cells of a context there are no intervals and tests. In few cells many genes are
+        not seen at all, so that their variance is 0 by chance, and every such gene would be certain to have changed.
 
     Returns
     -------
     One row per perturbation, context and gene, the largest measured change of each context first: ``perturbation``,
     ``context``, ``gene``; ``control``, the mean of the control cells; ``predicted`` and ``measured`` change;
     ``measured_low`` and ``measured_high``, the interval of the measured one by Welch's t, and ``fdr``, its p-value
-    adjusted over the predicted genes of the context by Benjamini and Hochberg, all three NaN with fewer than two
-    measured or control cells; ``n_control``, ``n_predicted`` and ``n_measured`` cells.
+    adjusted over the predicted genes of the context by Benjamini and Hochberg, all three NaN with fewer than
+    `min_cells` measured or control cells; ``n_control``, ``n_predicted`` and ``n_measured`` cells.
 
     Raises
     ------
     KeyError
         If a column or gene is missing, or a measured AnnData was not set up.
     ValueError
-        If `level` is not between 0 and 1, and as :func:`~scstate_lora.tl.evaluate_perturbation`; several targets are
-        allowed.
+        If `level` is not between 0 and 1 or `min_cells` is under 2, and as
+        :func:`~scstate_lora.tl.evaluate_perturbation`; several targets are allowed.
 
     Warns
     -----
@@ -73,6 +78,9 @@ def responses(
     """
     if not 0 < level < 1:
         msg = f"level={level} must be between 0 and 1, for instance 0.95."
+        raise ValueError(msg)
+    if min_cells < 2:
+        msg = f"min_cells={min_cells} must be 2 or more: of one cell no variance is known."
         raise ValueError(msg)
     inputs = read_inputs(
         pred, real, control, context_key=context_key, train=None, pert_key=pert_key, pert_features=None, name="model"
@@ -94,6 +102,7 @@ def responses(
                 controls[context],
                 genes=inputs.genes,
                 level=level,
+                min_cells=min_cells,
             ).iloc[kept]
             table = table.sort_values("measured", key=np.abs, ascending=False, kind="stable")
             table.insert(0, "context", context)
@@ -115,11 +124,11 @@ def _check_predicted(genes: Sequence[str], pred: AnnData) -> None:
 
 
 def _table(
-    predicted: Moments, measured: Moments, control: Moments, *, genes: Sequence[str], level: float
+    predicted: Moments, measured: Moments, control: Moments, *, genes: Sequence[str], level: float, min_cells: int
 ) -> pd.DataFrame:
     """Tabulate the changes of one perturbation in one context, in the order of the genes."""
     change = Change(measured, control)
-    if min(measured.n_cells, control.n_cells) < 2:
+    if min(measured.n_cells, control.n_cells) < min_cells:
         low, high, fdr = (np.full(len(genes), np.nan) for _ in range(3))
     else:
         (low, high), fdr = change.interval(level), change.genes.fdr
