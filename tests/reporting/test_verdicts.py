@@ -130,7 +130,7 @@ def _result(metric: str, relation: str) -> Result:
 def test_headline_scores_decide_together(relations, answer):
     metrics = ["pearson_delta", "variance_ratio", "e_distance", "de_overlap50"]
     results = [_result(metric, relation) for metric, relation in zip(metrics, relations, strict=True)]
-    others = [_result("mse", "worse")] * 9  # no headline scores: they do not outvote these
+    others = [_result("mae", "worse")] * 9  # no headline scores: they do not outvote these
     assert judge([*results, *others], model="model", target="stim").answer == answer
 
 

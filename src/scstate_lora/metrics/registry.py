@@ -144,7 +144,7 @@ METRICS: dict[str, Metric] = {
         pair=mae_of,
         full_depth=_over_root_two,
     ),
-    "mse": _distance("MSE of means", pair=mse_of, full_depth=_halved),
+    "mse": _distance("MSE of means", pair=mse_of, full_depth=_halved, headline=True),
     "e_distance": _distance("E-distance", pair=e_distance_of, full_depth=_halved, headline=True),
     "variance_ratio": Metric("variance ratio", "one", 0.0, np.inf, pair=variance_ratio_of, headline=True),
     "mse_de_weighted": _distance("MSE of means, weighted by DE", change=weighted_mse_of, full_depth=_halved),
@@ -171,7 +171,7 @@ METRICS: dict[str, Metric] = {
     # The Virtual Cell Challenge of 2026, as cell-eval2 computes it
     "pds_cosine": Metric("perturbation discrimination, cosine", panel=pds_cosine_of, headline=True),
     "expr_mse_unbiased_capped_norm": Metric(
-        "unbiased MSE over effect", "lower", -np.inf, np.inf, panel=unbiased_error_of, headline=True
+        "unbiased MSE over effect", "lower", -np.inf, np.inf, panel=unbiased_error_of
     ),
     "direction_fidelity_yield": Metric("direction of the called genes", table=direction_fidelity_yield_of),
     "direction_reach": Metric("depth to which directions are right", table=direction_reach_of),
