@@ -67,7 +67,7 @@ def logit_energy(logits: np.ndarray) -> np.ndarray:
 
 
 class ClassDistances(NamedTuple):
-    """Means of the known classes and the metric within them; :meth:`nearest` is the distance to the closest mean."""
+    """Means of the known classes and the metric within them; ``nearest(x)`` is the distance to the closest mean."""
 
     means: np.ndarray
     """float64 ``(n_classes, n_dims)``."""
