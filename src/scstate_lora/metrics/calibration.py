@@ -67,7 +67,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, *, weights: np.ndarr
 
 
 class LabelSets(NamedTuple):
-    """Split-conformal sets of labels: apply the threshold to new cells with :meth:`sets`."""
+    """Split-conformal sets of labels: ``sets(probabilities)`` are those of new cells."""
 
     threshold: float
     """Classes whose score is at most this are in the set."""
@@ -103,6 +103,10 @@ def fit_label_sets(probabilities: np.ndarray, labels: np.ndarray, *, coverage: f
         As in :func:`fit_temperature`. A coarse label is covered by any of the classes it leaves open.
     coverage
         Share of cells whose set is to hold their label, between 0 and 1, both excluded.
+
+    Returns
+    -------
+    The threshold; ``sets(probabilities)`` of it are the label sets of new cells.
 
     Raises
     ------
