@@ -1,11 +1,13 @@
-"""Do the metrics behave? Predictions that are wrong in a known way, and a screen without any effect.
+"""Do the metrics behave? Predictions that are wrong in a known way, and screens in which there is nothing to know.
 
     python benchmarks/metric_controls.py [--seeds 20]
 
 The first table says which metric, or finding of the audit, catches each wrong prediction. A metric catches it if its
 skill is below that of the right model by a quarter of the way from the chosen baseline to a replicate, and, of a
-prediction that knows the test cells, if it is far better than a replicate. The second says by how much a model exceeds
-the baseline that training cells choose where nothing happens, with a 95 % t-interval over seeds.
+prediction that knows the test cells, if it is far better than a replicate. The second table is of the metrics that ask
+whether the perturbations with an effect are found, on a screen in which one in four has one. The third says by how much
+a model exceeds the baseline that training cells choose where nothing happens, with a 95 % t-interval over seeds; the
+last one by how much better than that baseline a guess, of effects of random size and direction, finds the hits.
 """
 
 from __future__ import annotations
@@ -21,21 +23,28 @@ from scstate_lora import metrics, tl
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry, log_expression
 
-GUIDES = [f"guide{i}" for i in range(6)]
-TEST = GUIDES[:3]
+N_GUIDES, N_GUIDES_OF_SCREEN, EVERY = 6, 32, 4
 N_CELLS, N_CONTROLS, N_GENES = 60, 120, 200
+HITS = ["hit_recall_budget", "hit_recall_fdr10"]
 WRONG = ["collapsed", "shuffled", "twice the effect", "scaled by two", "on another scale", "leaked"]
 
 
-def screen(*, effect: float, seed: int) -> ad.AnnData:
-    """Cells of six guides, which share half of their effect, and controls; nothing happens at an effect of 0."""
+def screen(*, effect: float, seed: int, n_guides: int = N_GUIDES, every: int = 1) -> ad.AnnData:
+    """Cells of guides, of which the first half is tested, and controls; nothing happens at an effect of 0.
+
+    One guide of `every` has an effect, and half of the effect is common to those that have one.
+    """
     rng = np.random.default_rng(seed)
-    labels = np.repeat(["none", *GUIDES], [2 * N_CONTROLS, *[2 * N_CELLS] * len(GUIDES)])
+    guides = [f"guide{i:02d}" for i in range(n_guides)]
+    labels = np.repeat(["none", *guides], [2 * N_CONTROLS, *[2 * N_CELLS] * n_guides])
     base, common = rng.normal(0, 1, N_GENES), rng.normal(0, effect / 2, N_GENES)
-    changes = {"none": np.zeros(N_GENES), **{name: common + rng.normal(0, effect, N_GENES) for name in GUIDES}}
+    changes = {"none": np.zeros(N_GENES)}
+    for i, name in enumerate(guides):
+        changes[name] = (common + rng.normal(0, effect, N_GENES)) * (i % every == 0)
     rate = np.exp(base + np.array([changes[name] for name in labels]))
     counts = rng.poisson(rate * rng.lognormal(0, 0.2, (len(labels), 1)))
     obs = pd.DataFrame({"guide": labels, "run": np.tile(["one", "two"], len(labels) // 2)})
+    obs["is_tested"] = np.isin(labels, guides[: n_guides // 2])
     obs.index = [f"cell{i}" for i in range(len(obs))]
     adata = ad.AnnData(sparse.csr_matrix(counts.astype(np.float32)), obs=obs)
     adata.var_names = [f"gene{i}" for i in range(N_GENES)]
@@ -45,25 +54,29 @@ def screen(*, effect: float, seed: int) -> ad.AnnData:
 
 def split(cells: ad.AnnData) -> tuple[ad.AnnData, ad.AnnData, ad.AnnData]:
     """Training cells (other guides, half of the controls), measured test cells, and a second run of these."""
-    is_test, one = cells.obs["guide"].isin(TEST), cells.obs["run"] == "one"
+    is_test, one = cells.obs["is_tested"], cells.obs["run"] == "one"
     is_control = cells.obs["guide"] == "none"
     train = cells[((~is_test & ~is_control) | (is_control & ~one)).to_numpy()].copy()
     test = cells[((is_test | is_control) & one).to_numpy()].copy()
     return train, test, cells[(is_test & ~one).to_numpy()].copy()
 
 
-def predict(train: ad.AnnData, test: ad.AnnData, again: ad.AnnData, kind: str) -> ad.AnnData:
+def predict(train: ad.AnnData, test: ad.AnnData, again: ad.AnnData, kind: str, *, seed: int = 0) -> ad.AnnData:
     """Predict from the test controls as a good model would, and then make it wrong in a known way."""
+    tested = sorted(set(test.obs.loc[test.obs["is_tested"], "guide"]))
 
     def mean(cells: ad.AnnData, name: str) -> np.ndarray:
         return log_expression(cells[(cells.obs["guide"] == name).to_numpy()].copy()).mean(0).A1
 
     controls = test[(test.obs["guide"] == "none").to_numpy()].copy()
     logged = log_expression(controls).toarray()
-    effects = {name: mean(again, name) - mean(train, "none") for name in TEST}
+    effects = {name: mean(again, name) - mean(train, "none") for name in tested}
+    if kind == "guessed":
+        rng = np.random.default_rng([seed, 1])
+        effects = {name: rng.normal(0, rng.uniform(0, 0.5), N_GENES) for name in tested}
     parts = []
-    for i, name in enumerate(TEST):
-        own = effects[TEST[(i + 1) % len(TEST)]] if kind == "shuffled" else effects[name]
+    for i, name in enumerate(tested):
+        own = effects[tested[(i + 1) % len(tested)]] if kind == "shuffled" else effects[name]
         x = np.maximum(logged + own * (2 if kind == "twice the effect" else 1), 0)
         names = controls.obs_names
         if kind == "leaked":
@@ -78,10 +91,10 @@ def predict(train: ad.AnnData, test: ad.AnnData, again: ad.AnnData, kind: str) -
     return ad.concat(parts)
 
 
-def score(kind: str, cells: ad.AnnData, *, n_boot: int = 100) -> pd.DataFrame:
+def score(kind: str, cells: ad.AnnData, *, n_boot: int = 100, seed: int = 0) -> pd.DataFrame:
     """Score a prediction; a row per model and metric."""
     train, test, again = split(cells)
-    predicted = again if kind == "replicate" else predict(train, test, again, kind)
+    predicted = again if kind == "replicate" else predict(train, test, again, kind, seed=seed)
     table = tl.evaluate_perturbation(
         predicted, test, test, context_key=[], train=train, pert_key="guide", n_boot=n_boot
     )
@@ -120,15 +133,44 @@ def controls_table(seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def hits_table(seed: int = 0) -> pd.DataFrame:
+    """Tell which wrong predictions the metrics of hits catch; their values, of replicate and baseline as well."""
+    cells = screen_with_hits(seed)
+    right = score("right", cells, n_boot=10)
+    rows = []
+    for kind in ("right", *WRONG, "guessed"):
+        table = right if kind == "right" else score(kind, cells, n_boot=10, seed=seed)
+        by = [name for name in caught(table, right) if name.split(" ")[0] in HITS]
+        values = {name: table.loc[("model", name), "value"] for name in HITS}
+        rows.append({"prediction": kind, **values, "caught by": ", ".join(by) or "-"})
+    for model in ("ceiling", *dict.fromkeys(right.loc[("model", HITS), "yardstick"])):
+        rows.append({"prediction": model, **{name: right.loc[(model, name), "value"] for name in HITS}})
+    return pd.DataFrame(rows).fillna("")
+
+
+def screen_with_hits(seed: int) -> ad.AnnData:
+    """Cells of a screen in which one guide of four has an effect."""
+    return screen(effect=0.5, seed=seed, n_guides=N_GUIDES_OF_SCREEN, every=EVERY)
+
+
 def gains_without_effect(n_seeds: int) -> pd.DataFrame:
     """Gains of a model over the chosen baseline where nothing happens, with t-intervals over seeds."""
+    return _gains([score("right", screen(effect=0.0, seed=seed), n_boot=10) for seed in range(n_seeds)])
+
+
+def gains_of_guessing(n_seeds: int) -> pd.DataFrame:
+    """Gains of a guess over the chosen baseline in finding hits, where one guide of four has an effect."""
+    return _gains([score("guessed", screen_with_hits(s), n_boot=10, seed=s) for s in range(n_seeds)]).loc[HITS]
+
+
+def _gains(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Gains over the chosen baseline, a table of scores for each seed."""
     rows = []
-    for seed in range(n_seeds):
-        table = score("right", screen(effect=0.0, seed=seed), n_boot=10)
-        for metric, row in table.loc["model"].iterrows():
+    for scores in tables:
+        for metric, row in scores.loc["model"].iterrows():
             if not row["yardstick"]:
                 continue
-            pair = [row["value"], table.loc[(row["yardstick"], metric), "value"]]
+            pair = [row["value"], scores.loc[(row["yardstick"], metric), "value"]]
             good = metrics.goodness(pair, direction=row["direction"])
             rows.append({"metric": metric, "gain": good[0] - good[1], "skill": row["skill"]})
     single = pd.DataFrame(rows).groupby("metric", sort=False)
@@ -141,13 +183,15 @@ def gains_without_effect(n_seeds: int) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20)
     seeds = parser.parse_args().seeds
     with pd.option_context("display.max_colwidth", None, "display.width", 250):
         print(controls_table().to_string(index=False))
+        print(hits_table().round(3).to_string(index=False))
         print(gains_without_effect(seeds).round(4).to_string())
+        print(gains_of_guessing(seeds).round(4).to_string())
 
 
 if __name__ == "__main__":

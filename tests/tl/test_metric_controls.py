@@ -71,6 +71,17 @@ def test_every_wrong_prediction_is_caught(bench, cells):
     assert not (found["severity"] == "error").any()
 
 
+def test_hits_are_found_by_the_right_prediction_alone(bench):
+    cells = bench.screen_with_hits(0)
+    right, shuffled = (bench.score(kind, cells, n_boot=10) for kind in ("right", "shuffled"))
+    for metric in bench.HITS:
+        assert right.loc[("model", metric), ["value", "skill"]].tolist() == [1, 1], metric
+        assert right.loc[("ceiling", metric), "value"] == 1, metric
+        assert shuffled.loc[("model", metric), "value"] == 0, metric
+        assert 0 < right.loc[(right.loc[("model", metric), "yardstick"], metric), "value"] <= 0.25, metric
+    assert set(bench.HITS) <= set(bench.caught(shuffled, right))
+
+
 def test_nothing_is_better_than_its_baseline_where_nothing_happens(bench):
     table = bench.gains_without_effect(3)
     assert isinstance(table, pd.DataFrame)
