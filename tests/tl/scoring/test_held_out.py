@@ -52,8 +52,13 @@ def held_out(cells) -> HeldOutCells:
     return HeldOutCells(bound, genes=list(cells.var_names), context_keys=["type"])
 
 
+def reader(predicted):
+    """Read the one prediction, whatever the target."""
+    return lambda _: predicted
+
+
 def test_the_table_is_that_of_evaluate_perturbation(cells, predicted, held_out):
-    table = held_out.score("drug", predicted, name="mine", n_boot=20)
+    table = held_out.score_all(["drug"], reader(predicted), name="mine", n_boot=20)
     split, arm = cells.obs["scstate_split"], cells.obs["arm"]
     part = predicted[predicted.obs["type"] == "B"].copy()
     expected = tl.evaluate_perturbation(
@@ -65,9 +70,9 @@ def test_the_table_is_that_of_evaluate_perturbation(cells, predicted, held_out):
 
 
 def test_model_and_baselines_are_scored_apart(predicted, held_out):
-    both = held_out.score("drug", predicted, name="mine")
-    alone = held_out.score("drug", predicted, name="mine", with_baselines=False)
-    baselines = held_out.score("drug")
+    both = held_out.score_all(["drug"], reader(predicted), name="mine")
+    alone = held_out.score_all(["drug"], reader(predicted), name="mine", with_baselines=False)
+    baselines = held_out.score_all(["drug"], None)
     assert set(alone["model"]) == {"mine"}
     assert alone["skill"].isna().all()
     assert set(baselines["model"]) <= set(reference_names())
@@ -78,9 +83,9 @@ def test_model_and_baselines_are_scored_apart(predicted, held_out):
 
 def test_what_cannot_be_scored_raises(cells, predicted, held_out):
     with pytest.raises(ValueError, match="no cell of it was held out"):
-        held_out.score("dye", predicted)
+        held_out.score_all(["dye"], reader(predicted))
     with pytest.raises(ValueError, match="name of a baseline"):
-        held_out.score("drug", predicted, name="linear")
+        held_out.score_all(["drug"], reader(predicted), name="linear")
     other = HeldOutCells(held_out.bound, genes=["0", "G9"], context_keys=["type"])
     with pytest.raises(KeyError, match=r"1 of the 2 genes of pred are not in adata, the first is 'G9'"):
-        other.score("drug", predicted)
+        other.score_all(["drug"], reader(predicted))

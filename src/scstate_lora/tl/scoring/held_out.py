@@ -128,24 +128,25 @@ class HeldOutCells:
         """Expression of some cells, float32 ``(n, n_genes)``."""
         return self.cells.expression[rows].toarray()
 
-    def score(
+    def score_all(
         self,
-        target: str,
-        predicted: AnnData | None = None,
+        targets: Sequence[str],
+        read: Callable[[str], AnnData] | None,
         *,
         name: str = "model",
         with_baselines: bool = True,
         counting: Counting = EQUAL,
         n_boot: int = 1000,
     ) -> pd.DataFrame:
-        """Score predicted cells of a perturbation against its test cells, and the baselines.
+        """Score predicted cells of perturbations against their test cells, with one prediction in memory at a time.
 
         Parameters
         ----------
-        target
-            The perturbation.
-        predicted
-            Cells predicted for control cells of this experiment; None scores the baselines alone.
+        targets
+            The perturbations, each with test cells.
+        read
+            Returns the cells predicted for a perturbation, from the same control cells for all; None scores the
+            baselines alone.
         name
             Name of the model.
         with_baselines
@@ -157,51 +158,15 @@ class HeldOutCells:
 
         Returns
         -------
-        Table as :func:`scstate_lora.tl.evaluate_perturbation` returns it.
-
-        Raises
-        ------
-        ValueError
-            If no test cell has the perturbation, or their contexts have no predicted or no control cells.
-        KeyError
-            If a scored gene is missing from the cells.
-        """
-        read = None if predicted is None else lambda _: predicted
-        return self.score_all(
-            [target], read, name=name, with_baselines=with_baselines, counting=counting, n_boot=n_boot
-        )
-
-    def score_all(
-        self,
-        targets: Sequence[str],
-        read: Callable[[str], AnnData] | None,
-        *,
-        name: str = "model",
-        with_baselines: bool = True,
-        counting: Counting = EQUAL,
-        n_boot: int = 1000,
-    ) -> pd.DataFrame:
-        """Score predicted cells of many perturbations, as :meth:`score`, with one prediction in memory at a time.
-
-        Parameters
-        ----------
-        targets
-            The perturbations, each with test cells.
-        read
-            Returns the cells predicted for a perturbation, from the same control cells for all; None scores the
-            baselines alone.
-        name, with_baselines, counting, n_boot
-            As for :meth:`score`.
-
-        Returns
-        -------
         Table as :func:`scstate_lora.tl.evaluate_perturbation` returns it. A perturbation whose contexts have no control
         cells has no rows.
 
         Raises
         ------
-        KeyError, ValueError
-            As :meth:`score`.
+        ValueError
+            If no test cell has one of the perturbations, or their contexts have no predicted or no control cells.
+        KeyError
+            If a scored gene is missing from the cells.
         """
         check_name(name)
         if not all(self.is_held_out(target).any() for target in targets):
