@@ -94,7 +94,7 @@ def evaluate(
 
     features = None if chosen.pert_features is None else read_features(chosen.pert_features)
     of_file = chosen.genes not in (None, SHARED)
-    found = evaluate_cells(
+    evaluated = evaluate_cells(
         cells["pred"],
         cells["real"],
         cells.get("train"),
@@ -107,14 +107,14 @@ def evaluate(
         "genes": Path(str(chosen.genes)) if of_file else None,
         "pert_features": None if chosen.pert_features is None else Path(chosen.pert_features),
     }
-    _write(folder, "evaluate", chosen, files, found.tables, found.split)
-    scores = found.tables["perturbation"]
+    _write(folder, "evaluate", chosen, files, evaluated.tables, evaluated.split)
+    scores = evaluated.tables["perturbation"]
     if report:
         from scstate_lora.workflow.evaluation_report import write_evaluation_report
 
         page, title = folder / "report.html", f"{pred.name}: {chosen.name}"
-        write_evaluation_report(page, found.scored, cells["real"], scores, chosen, title=title)
-    _say(score_lines(scores, name=chosen.name), audit_lines(found.tables["audit"]))
+        write_evaluation_report(page, evaluated.scored, cells["real"], scores, chosen, title=title)
+    _say(score_lines(scores, name=chosen.name), audit_lines(evaluated.tables["audit"]))
     typer.echo(f"Results in {folder}: {', '.join(sorted(written))}, results.json.")
 
 
@@ -140,9 +140,9 @@ def evaluate_embeddings(
     from scstate_lora.cli.verdict import embedding_lines
     from scstate_lora.workflow import evaluation
 
-    found = evaluation.evaluate_embeddings(cells, chosen)
-    _write(folder, "evaluate-embeddings", chosen, {"cells": file}, found.tables, found.split)
-    _say(embedding_lines(found.tables["embeddings"]))
+    evaluated = evaluation.evaluate_embeddings(cells, chosen)
+    _write(folder, "evaluate-embeddings", chosen, {"cells": file}, evaluated.tables, evaluated.split)
+    _say(embedding_lines(evaluated.tables["embeddings"]))
     typer.echo(f"Results in {folder}: tables/embeddings.csv, results.json.")
 
 

@@ -80,20 +80,20 @@ def embedding_lines(scores: pd.DataFrame) -> list[str]:
 
 def replay_lines(outcome: Replay) -> list[str]:
     """Say whether a repetition gave the same numbers, else what differs."""
-    found = outcome.numbers
+    numbers = outcome.numbers
     changed = [*(f"Changed file: {text}." for text in outcome.files), *_versions(outcome.versions)]
-    new = [f"{found.new:,} further numbers were not recorded."] if found.new else []
-    if found.is_same:
-        return [f"The same {found.same:,} numbers.", *changed, *new]
-    different = found.different
+    new = [f"{numbers.new:,} further numbers were not recorded."] if numbers.new else []
+    if numbers.is_same:
+        return [f"The same {numbers.same:,} numbers.", *changed, *new]
+    different = numbers.different
     lines = [
         f"{table}: {row}: {column} was {recorded:.9g}, is {now:.9g}"
         for table, row, column, recorded, now in different[:_SHOWN].itertuples(index=False)
     ]
     more = [f"... and {len(different) - _SHOWN:,} more"] if len(different) > _SHOWN else []
-    absent = [f"absent now: {name}" for name in found.absent[:_SHOWN]]
-    absent += [f"... and {len(found.absent) - _SHOWN:,} more absent"] if len(found.absent) > _SHOWN else []
-    first = f"Not the same: {len(different):,} numbers differ, {found.same:,} are the same."
+    absent = [f"absent now: {name}" for name in numbers.absent[:_SHOWN]]
+    absent += [f"... and {len(numbers.absent) - _SHOWN:,} more absent"] if len(numbers.absent) > _SHOWN else []
+    first = f"Not the same: {len(different):,} numbers differ, {numbers.same:,} are the same."
     return [first, *lines, *more, *absent, *changed, *new]
 
 

@@ -147,11 +147,11 @@ class LabelTree:
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
         """Positions of the children of every node."""
-        found: list[list[int]] = [[] for _ in self.names]
+        children: list[list[int]] = [[] for _ in self.names]
         for i, parent in enumerate(self.parents):
             if parent >= 0:
-                found[parent].append(i)
-        return tuple(tuple(below) for below in found)
+                children[parent].append(i)
+        return tuple(tuple(below) for below in children)
 
     @cached_property
     def leaves(self) -> np.ndarray:
@@ -169,11 +169,11 @@ class LabelTree:
     @cached_property
     def members(self) -> np.ndarray:
         """Which leaves are below each node, a leaf below itself, bool ``(n_nodes, n_leaves)``."""
-        found = np.zeros((len(self.names), len(self.leaves)), dtype=bool)
-        found[self.leaves, np.arange(len(self.leaves))] = True
+        is_below = np.zeros((len(self.names), len(self.leaves)), dtype=bool)
+        is_below[self.leaves, np.arange(len(self.leaves))] = True
         for i in range(len(self.names) - 1, 0, -1):
-            found[self.parents[i]] |= found[i]
-        return found
+            is_below[self.parents[i]] |= is_below[i]
+        return is_below
 
     def positions(self, labels: Iterable[Any]) -> np.ndarray:
         """Find nodes by name or ontology id, int64 ``(n_labels,)``.
@@ -257,16 +257,16 @@ class LabelTree:
         threshold
             Smallest probability of a label that is given.
         """
-        found = np.zeros(len(nodes), dtype=np.int64)
+        deepest = np.zeros(len(nodes), dtype=np.int64)
         for i, below in enumerate(self.children):  # parents come before their children
             if not below:
                 continue
-            here = np.flatnonzero(found == i)
+            here = np.flatnonzero(deepest == i)
             best = nodes[here][:, list(below)].argmax(axis=1)
             child = np.array(below)[best]
             go = nodes[here, child] >= threshold
-            found[here[go]] = child[go]
-        return found
+            deepest[here[go]] = child[go]
+        return deepest
 
     def threshold(
         self, nodes: np.ndarray, allowed: np.ndarray, *, max_error: float = 0.05, certainty: float = 0.9

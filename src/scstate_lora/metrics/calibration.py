@@ -62,8 +62,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, *, weights: np.ndarr
         return -float(shares @ open_to + log_p.mean(axis=0).mean())
 
     bounds = (np.log(_COLDEST), np.log(_HOTTEST))
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
-    return float(np.exp(found.x))
+    minimum = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(minimum.x))
 
 
 class LabelSets(NamedTuple):

@@ -39,21 +39,8 @@ def hit_recall_at_budget(scores: ArrayLike, hits: ArrayLike, *, n_tested: int) -
 def hits_found_at_budget(scores: ArrayLike, hits: ArrayLike, *, n_tested: int) -> np.ndarray:
     """Chance of every hit to be among the `n_tested` perturbations with the highest scores, ``(n_perturbations,)``.
 
-    The mean over hits is :func:`hit_recall_at_budget`.
-
-    Parameters
-    ----------
-    scores, hits, n_tested
-        As in :func:`hit_recall_at_budget`.
-
-    Returns
-    -------
-    float64 ``(n_perturbations,)``; NaN for those that are no hits.
-
-    Raises
-    ------
-    ValueError
-        As in :func:`hit_recall_at_budget`.
+    NaN for those that are no hits. The mean over hits is :func:`hit_recall_at_budget`, which takes the same and raises
+    the same.
     """
     values, is_hit = _checked(scores, hits)
     if not 1 <= n_tested <= len(values):
@@ -99,27 +86,14 @@ def hits_found_at_fdr(
 ) -> np.ndarray:
     """Share of the random orders of equal scores in which each hit is above the best threshold, ``(n_perturbations,)``.
 
-    The mean over hits is :func:`hit_recall_at_fdr`.
-
-    Parameters
-    ----------
-    scores, hits, fdr, n_draws, seed
-        As in :func:`hit_recall_at_fdr`.
-
-    Returns
-    -------
-    float64 ``(n_perturbations,)``; NaN for those that are no hits.
-
-    Raises
-    ------
-    ValueError
-        As in :func:`hit_recall_at_fdr`.
+    NaN for those that are no hits. The mean over hits is :func:`hit_recall_at_fdr`, which takes the same and raises the
+    same.
     """
     values, is_hit = _checked(scores, hits)
     _checked_share(fdr)
     rng = np.random.default_rng(seed)
     n_draws = n_draws if len(np.unique(values)) < len(values) else 1
-    found = np.zeros(len(values))
+    n_above = np.zeros(len(values))
     depth = np.arange(1, len(values) + 1)
     for _ in range(n_draws):
         order = rng.permutation(len(values))
@@ -127,8 +101,8 @@ def hits_found_at_fdr(
         n_hits = np.cumsum(is_hit[order])
         best = int(np.argmax(np.where(depth - n_hits <= fdr * depth, n_hits, 0)))
         if depth[best] - n_hits[best] <= fdr * depth[best]:
-            found[order[: best + 1]] += 1
-    return np.where(is_hit, found / n_draws, np.nan)
+            n_above[order[: best + 1]] += 1
+    return np.where(is_hit, n_above / n_draws, np.nan)
 
 
 def hit_recall_at_predicted_fdr(q_values: ArrayLike, hits: ArrayLike, *, fdr: float = 0.1) -> tuple[float, float]:
@@ -160,9 +134,9 @@ def hit_recall_at_predicted_fdr(q_values: ArrayLike, hits: ArrayLike, *, fdr: fl
     values, is_hit = _checked(q_values, hits)
     _checked_share(fdr)
     chosen = values <= fdr
-    found = is_hit[chosen].sum()
-    realized = 1 - found / chosen.sum() if chosen.any() else np.nan
-    return float(found / is_hit.sum()), float(realized)
+    n_hits = is_hit[chosen].sum()
+    realized = 1 - n_hits / chosen.sum() if chosen.any() else np.nan
+    return float(n_hits / is_hit.sum()), float(realized)
 
 
 def _checked(scores: ArrayLike, hits: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
