@@ -100,6 +100,18 @@ def test_scores_without_skill_are_named_with_their_reason(style):
     assert_well_made(ax)
 
 
+def test_a_headline_metric_without_any_value_is_left_out_unless_asked_for():
+    table = make_table(metrics={**METRICS, "pds_cosine": ("higher", 0.5, 0.9)})
+    assert len(pl.scores(table).get_yticks()) == 4
+    is_empty = table["metric"] == "pds_cosine"
+    table.loc[is_empty, ["value", "skill", "reason"]] = [np.nan, np.nan, "it compares perturbations"]
+    assert len(pl.scores(table).get_yticks()) == 3
+    for asked in ("all", ["e_distance", "pds_cosine"]):
+        assert "no skill: it compares perturbations" in texts(pl.scores(table, metric=asked))
+    nothing = table.assign(value=np.nan, skill=np.nan, reason="there are no cells")
+    assert len(pl.scores(nothing).get_yticks()) == 4
+
+
 def test_several_models_with_long_names_have_a_legend(style):
     ax = pl.scores(make_table([(f"{LONG}{i}", 0.1 * i) for i in range(10)]))
     legend = [text.get_text() for text in ax.get_legend().get_texts()]

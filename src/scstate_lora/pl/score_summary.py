@@ -55,7 +55,8 @@ def scores(
         Context whose scores are drawn; ``"all"`` is the average over contexts. Of several perturbations their average
         is drawn.
     metric
-        One metric, or several; ``"all"`` for all. By default the headline metrics.
+        One metric, or several; ``"all"`` for all. By default the headline metrics, without those that nothing has a
+        value of, as telling perturbations apart where there is one.
     ax
         Axes to draw on.
 
@@ -80,7 +81,8 @@ def scores(
         msg = f"The table has no context {context!r}. {did_you_mean(context, contexts)}"
         raise KeyError(msg)
     part = table[table["context"] == context].drop_duplicates(["model", "metric"])
-    names = chosen_metrics(list(dict.fromkeys(part["metric"])), metric)
+    known = part if metric is not None else part[part["value"].notna()]
+    names = chosen_metrics(list(dict.fromkeys((known if len(known) else part)["metric"])), metric)
     models = [name for name in dict.fromkeys(part["model"]) if name not in reference_names()]
     if not 1 <= len(models) <= _MOST_MODELS:
         msg = f"The table has {len(models)} models, {models[:5]}; 1 to {_MOST_MODELS} can be drawn."
