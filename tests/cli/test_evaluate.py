@@ -171,6 +171,25 @@ def test_other_ways_to_name_the_training_cells(call, done, folder, tmp_path):
     assert [split[part] for part in ("train", "val", "test")] == [152, 0, 64]
 
 
+@pytest.mark.filterwarnings("ignore:7 perturbed cells are in both real and train")
+def test_the_page_has_the_audit_with_a_file_of_training_cells(call, folder, tmp_path):
+    real, train = (ad.read_h5ad(folder / name) for name in ("test.h5ad", "train.h5ad"))
+    real.obs["scstate_split"] = "train"  # of an earlier run: now the file says what trains
+    leaked = ad.concat([train, real[(real.obs["arm"] == "drug").to_numpy()][:7]])
+    real.write_h5ad(tmp_path / "test.h5ad")
+    leaked.write_h5ad(tmp_path / "train.h5ad")
+    files = [folder / "pred.h5ad", tmp_path / "test.h5ad", "--train", tmp_path / "train.h5ad"]
+    code, printed, err = call("evaluate", *files, *NAMED, "--n-boot", "10", "--out", tmp_path / "new")
+    assert code == 0, err
+    page = (tmp_path / "new" / "report.html").read_text("utf-8")
+    finding = "7 perturbed cells are in both train and test, by name"
+    assert finding in printed
+    assert f"The audit found an error: {finding}." in page
+    assert "perturbation and context of 20 of 40 perturbed test cells are both in training, together" in page
+    assert "All are for testing; the 159 training cells are in a file of their own." in page
+    assert "Held out whole" not in page
+
+
 def test_without_training_cells_there_is_no_skill(call, folder, tmp_path):
     table, printed, err = _scores(call, tmp_path / "out", folder / "pred.h5ad", folder / "real.h5ad", *ROLES)
     assert table["skill"].isna().all()

@@ -113,7 +113,8 @@ def evaluate(
         from scstate_lora.workflow.evaluation_report import write_evaluation_report
 
         page, title = folder / "report.html", f"{pred.name}: {chosen.name}"
-        write_evaluation_report(page, evaluated.scored, cells["real"], scores, chosen, title=title)
+        n_train = cells["train"].n_obs if train is not None else 0
+        write_evaluation_report(page, evaluated, cells["real"], chosen, n_train=n_train, title=title)
     _say(score_lines(scores, name=chosen.name), audit_lines(evaluated.tables["audit"]))
     typer.echo(f"Results in {folder}: {', '.join(sorted(written))}, results.json.")
 

@@ -51,8 +51,8 @@ def question_of(registry: Registry, *, targets: Sequence[str], contexts: Sequenc
     return f"How well does an embedding keep {what} apart" + (f", when the model is given {given}?" if given else "?")
 
 
-def data_in_words(adata: AnnData, registry: Registry) -> str:
-    """Say of how many cells the data are, and what was held out."""
+def data_in_words(adata: AnnData, registry: Registry, *, n_train: int = 0) -> str:
+    """Say of how many cells the data are, what was held out, and how many training cells are not among them."""
     cells = BoundData(registry, adata)
     has = [f"{adata.n_obs:,} cells, {len(registry.var_names):,} genes"]
     has += [
@@ -63,7 +63,8 @@ def data_in_words(adata: AnnData, registry: Registry) -> str:
     if registry.pert_key is not None:
         n = int(cells.is_control.sum())
         has.append(f"{n:,} control cells and {adata.n_obs - n:,} perturbed ones ({registry.pert_key})")
-    return f"Data: {', '.join(has)}. {_held_out(cells)}"
+    others = f"All are for testing; the {n_train:,} training cells are in a file of their own."
+    return f"Data: {', '.join(has)}. {others if n_train else _held_out(cells)}"
 
 
 def _held_out(cells: BoundData) -> str:

@@ -96,6 +96,8 @@ def experiment(
     predictions: AnnData | Sequence[AnnData] | None = None,
     *,
     name: str | None = None,
+    audit: pd.DataFrame | None = None,
+    n_train: int = 0,
 ) -> Experiment:
     """Gather all that the page tells of one experiment.
 
@@ -105,6 +107,10 @@ def experiment(
         As in :func:`report`.
     name
         Name of the experiment and prefix of its headings, for a page of several.
+    audit
+        Findings of :func:`scstate_lora.tl.audit`; None computes them from the split of `adata`.
+    n_train
+        Training cells that are not in `adata`, but in a file of their own.
     """
     registry = Registry.from_adata(adata)
     checked = _models(models)
@@ -118,7 +124,8 @@ def experiment(
 
     changes: list[pd.DataFrame] = []
     contexts: list[str] = []
-    pictures, details, audit = [], [], audit_of(adata, registry, predicted[shown[0]] if shown else None)
+    pictures, details = [], []
+    audit = audit_of(adata, registry, predicted[shown[0]] if shown else None) if audit is None else audit
     for i in shown:
         own, own_scores = predicted[i], summaries[i].scores
         contexts = contexts or predicted_contexts(own, context_keys_of(registry))
@@ -132,7 +139,7 @@ def experiment(
     measured = contexts if scores is None else single_contexts(scores) or contexts
     question = question_of(registry, targets=targets, contexts=measured)
     overview = Overview(question if name is None else f"{name} · {question}", "in-short")
-    overview.data.append(data_in_words(adata, registry))
+    overview.data.append(data_in_words(adata, registry, n_train=n_train))
     overview.cards = [data_card(adata, registry, scores, audit), embedding_card(adata, registry)]
     if registry.pert_key is not None:
         what = in_words(targets if over_targets or len(targets) < 2 else [targets[shown[0]]], "perturbations")
@@ -156,7 +163,7 @@ def experiment(
         *details,
         embeddings,
         data_section(adata, registry, audit),
-        split_section(adata, registry, checked),
+        split_section(adata, registry, checked, n_train=n_train),
         *model_sections(checked),
     ]
     return _named(Experiment(overview, sections, name or ""), name)

@@ -63,8 +63,18 @@ def data_section(adata: AnnData, registry: Registry, audit: pd.DataFrame | None)
     return section
 
 
-def split_section(adata: AnnData, registry: Registry, models: Sequence[Any]) -> Section:
-    """Describe the split: groups that are held out whole, those held out in part, and models that keep another one."""
+def split_section(adata: AnnData, registry: Registry, models: Sequence[Any], *, n_train: int = 0) -> Section:
+    """Describe the split: groups that are held out whole, those held out in part, and models that keep another one.
+
+    Parameters
+    ----------
+    adata, registry
+        The cells, and how they were set up.
+    models
+        Those that the page is about.
+    n_train
+        Training cells that are not in `adata`, but in a file of their own.
+    """
     section = Section("Split", "split", folded=True)
     if OBS_SPLIT not in adata.obs:
         section.paragraphs.append(
@@ -79,6 +89,8 @@ def split_section(adata: AnnData, registry: Registry, models: Sequence[Any]) -> 
         f"as stored in adata.obs[{OBS_SPLIT!r}]. Groups are {' x '.join(registry.context_keys) or 'all cells'}"
         + (f" x {registry.pert_key}." if registry.pert_key else ".")
     )
+    if n_train:
+        section.paragraphs.append(f"{n_train:,} other cells train, of a file of their own; the table is without them.")
     for model in (m for m in models if hasattr(m, "split_of")):
         n = int((model.split_of(cells) != cells.split).sum())
         if n:
@@ -88,7 +100,7 @@ def split_section(adata: AnnData, registry: Registry, models: Sequence[Any]) -> 
             )
     whole = held_out_whole(counts)
     n_partly = int(((counts["test"] > 0) & (counts["train"] + counts["val"] > 0)).sum())
-    if whole:
+    if whole and not n_train:
         names = groups_in_words(whole, _MOST_NAMED)
         section.paragraphs.append(f"Held out whole, so that training saw none of their cells: {names}.")
     if n_partly:

@@ -207,6 +207,7 @@ def _measured(real: AnnData, train: AnnData | None, options: EvaluateOptions) ->
             raise ValueError(msg)
         _set_up(train, data, "The file of training cells")
         _set_up(real, data, "REAL")
+        write_split(real, np.full(real.n_obs, "test", dtype=object))
         parts = np.repeat(np.array([SPLITS.index("train"), SPLITS.index("test")], np.int8), [train.n_obs, real.n_obs])
         names = np.concatenate([hash_names(train.obs_names), hash_names(real.obs_names)])
         split = ModelSplit(names, parts, np.full(len(names), -1, dtype=np.int32))

@@ -21,7 +21,7 @@ from scstate_lora.data.results import (
     write_result,
 )
 from scstate_lora.data.stream import read_matrix
-from scstate_lora.reporting import report
+from scstate_lora.reporting.page import experiment, write_page
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scstate_lora.config import EvaluateOptions
+    from scstate_lora.workflow.evaluation import Evaluated
 
 
 def write_evaluation_report(
-    path: Path, pred: AnnData, real: AnnData, scores: pd.DataFrame, options: EvaluateOptions, *, title: str
+    path: Path, evaluated: Evaluated, real: AnnData, options: EvaluateOptions, *, n_train: int = 0, title: str
 ) -> Path:
     """Write the page of :func:`scstate_lora.report` on predicted cells that were scored.
 
@@ -41,13 +42,14 @@ def write_evaluation_report(
     ----------
     path
         File to write.
-    pred, real
-        Predicted and measured cells, as :func:`scstate_lora.workflow.evaluate_cells` has scored and set them up; the
-        context is registered in `real`.
-    scores
-        The table of scores.
+    evaluated
+        What :func:`scstate_lora.workflow.evaluate_cells` found: the scores, the audit, and the cells that were scored.
+    real
+        Measured cells, as it has set them up; the context is registered there.
     options
         All options, the perturbation and its control level among them.
+    n_train
+        Training cells that are not in `real`, but in a file of their own.
     title
         Heading of the page.
 
@@ -59,7 +61,10 @@ def write_evaluation_report(
     single = keys[0] if len(keys) == 1 else None
     registry = replace(Registry.from_adata(real), context_keys=list(keys), cell_type_key=single)
     registry.write(real)
-    return report(real, None, path, predictions=_ByTarget(pred, registry, scores), title=title)
+    predictions = _ByTarget(evaluated.scored, registry, evaluated.tables["perturbation"])
+    return write_page(
+        path, [experiment(real, None, predictions, audit=evaluated.tables["audit"], n_train=n_train)], title=title
+    )
 
 
 class _ByTarget(Sequence["AnnData"]):
