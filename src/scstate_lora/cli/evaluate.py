@@ -62,6 +62,8 @@ def evaluate(
 
     Both files have the columns of the perturbation and of the context in obs. The scores of changes are the more
     reliable the more is known: obs['control_cell'] of PRED names the control cell that each was predicted from.
+
+    All files are read into memory whole: 6 GB for 100,000 cells x 2,000 genes in either, half of the values above zero.
     """
     if replay is not None:
         if options or out is not None:
