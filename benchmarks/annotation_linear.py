@@ -38,7 +38,6 @@ import argparse
 import json
 import os
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +46,12 @@ import scanpy as sc
 from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
-from sklearn.model_selection import StratifiedKFold
 
+from _annotation_data import FEW, Cells, scores, standardised, stratified_groups
 from scstate_lora import metrics
 from scstate_lora.data.label_tree import LabelTree
 from scstate_lora.inference.composition_shift import composition_shift
 from scstate_lora.training.annotation.linear_start import fit_linear_start
-
-FEW = 5
 
 
 class Fitted:
@@ -87,10 +83,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, help="folder for one CSV a part")
     options = parser.parse_args()
-    adata = sc.read_h5ad(options.data)
-    sc.pp.normalize_total(adata, target_sum=1e4)
-    sc.pp.log1p(adata)
-    folds = list(_folds(adata, options))
+    cells = Cells(options.data.stem, sc.read_h5ad(options.data), options.label_key, options.batch_key, options.train)
+    sc.pp.normalize_total(cells.adata, target_sum=1e4)
+    sc.pp.log1p(cells.adata)
+    # Name, training expression, labels and batches, test expression and labels.
+    folds = [(f.name, f.train.X, f.labels, f.batches(f.train), f.test.X, f.truth) for f in cells.folds()]
     parts = {"accuracy": _accuracy, "promises": _promises, "novelty": _novelty, "targets": _targets}
     for name in options.parts:
         begun = time.perf_counter()
@@ -113,45 +110,21 @@ def main() -> None:
             table.to_csv(options.output / f"{options.data.stem}_{name}.csv", index=False)
 
 
-def _folds(adata, options):
-    """Yield name, training expression, labels and batches, test expression and labels."""
-    labels = adata.obs[options.label_key].astype(str).to_numpy()
-    batches = adata.obs[options.batch_key].astype(str).to_numpy()
-    if options.train:
-        column, level = options.train.split("=")
-        splits = {f"not {level}": (adata.obs[column].astype(str) == level).to_numpy()}
-    else:
-        splits = {batch: batches != batch for batch in np.unique(batches)}
-    for name, train in splits.items():
-        yield name, adata.X[train], labels[train], batches[train], adata.X[~train], labels[~train]
-
-
-def _scores(truth, predicted, trained):
-    counts = [pd.Series(values).value_counts() for values in (truth, trained)]
-    types = [name for name in counts[0].index if min(c.get(name, 0) for c in counts) >= FEW]
-    f1 = f1_score(truth, predicted, labels=types, average="macro")
-    return {"accuracy": np.mean(truth == predicted), "f1": f1}
-
-
 def _accuracy(fold, x, y, batches, new, truth, options):
-    dense, test = x.toarray(), new.toarray()
-    genes = np.argsort(-dense.var(axis=0))[:2000]
-    mean, sd = dense[:, genes].mean(axis=0), dense[:, genes].std(axis=0)
-    sd[sd == 0] = 1
-    z, z_test = (np.clip((part[:, genes] - mean) / sd, -10, 10) for part in (dense, test))
+    z, z_test = standardised(x.toarray(), new.toarray())
     for method, weight in (("LR", None), ("LR balanced", "balanced")):
         begun = time.perf_counter()
         predicted = LogisticRegression(class_weight=weight, max_iter=1000).fit(z, y).predict(z_test)
         seconds = time.perf_counter() - begun
-        yield {"fold": fold, "method": method, **_scores(truth, predicted, y), "seconds": seconds, "note": None}
+        yield {"fold": fold, "method": method, **scores(truth, predicted, y), "seconds": seconds, "note": None}
     begun = time.perf_counter()
     fitted = Fitted(x, y)
     seconds = time.perf_counter() - begun
     raw = fitted.logits(new, shifted=False)
     shift = composition_shift(raw, fitted.start.class_logits)
     for method, logits, note in (("linear start", raw, None), ("with shift", raw - shift.offset, shift.note)):
-        scores = _scores(truth, fitted.named(logits), y)
-        yield {"fold": fold, "method": method, **scores, "seconds": seconds, "note": note}
+        found = scores(truth, fitted.named(logits), y)
+        yield {"fold": fold, "method": method, **found, "seconds": seconds, "note": note}
 
 
 def _held_out(x, y, groups, names):
@@ -169,21 +142,14 @@ def _held_out(x, y, groups, names):
     return np.concatenate(logits), np.concatenate(classes)
 
 
-def _random_groups(y, seed):
-    groups = np.empty(len(y), dtype=int)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # types of fewer than five cells
-        for k, (_, part) in enumerate(StratifiedKFold(5, shuffle=True, random_state=seed).split(y, y)):
-            groups[part] = k
-    return groups
-
-
 def _promises(fold, x, y, batches, new, truth, options):
     fitted = Fitted(x, y)
     logits = fitted.logits(new, shifted=True)
     known = np.isin(truth, fitted.names)
     correct = fitted.named(logits) == truth
-    ways = [("left-out batches", batches)] + [("random cells", _random_groups(y, seed)) for seed in options.seeds]
+    ways = [("left-out batches", batches)] + [
+        ("random cells", stratified_groups(y, seed=seed)) for seed in options.seeds
+    ]
     for kind, groups in ways:
         held, classes = _held_out(x, y, groups, fitted.names)
         temperature = metrics.fit_temperature(held, classes)
