@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import anndata as ad
 import html5lib
 import numpy as np
+import pandas as pd
 import pytest
 
 import scstate_lora as ssl
@@ -159,6 +160,16 @@ def test_survives_write_and_read(adata, predictions, tmp_path):
     stored = ad.read_h5ad(tmp_path / "a.h5ad")
     path = ssl.report(stored, path=tmp_path / "r.html", predictions=ad.read_h5ad(tmp_path / "p.h5ad"))
     assert "better than the simple baseline mean shift" in _first_screen(path.read_text("utf-8"))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_headline_scores_that_a_single_perturbation_lacks_are_not_counted(adata, predictions):
+    stored = predictions.uns["scstate_lora"]["evaluate_perturbation"]
+    lacking = stored.assign(metric="pds_cosine", value=np.nan, skill=np.nan, reason="it compares perturbations")
+    noisy = stored.assign(metric="mse", skill=np.nan)
+    predictions.uns["scstate_lora"]["evaluate_perturbation"] = pd.concat([stored, noisy, lacking], ignore_index=True)
+    data = experiment(adata, None, predictions).overview.cards[0]
+    assert "1 of 2 headline scores can tell a simple baseline from a replicate." in data.sentences
 
 
 @pytest.mark.usefixtures("undrawn")

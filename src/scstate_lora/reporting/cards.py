@@ -108,8 +108,13 @@ def _cells_shown(cells: pd.DataFrame) -> Table:
 
 
 def _able(scores: pd.DataFrame) -> tuple[int, int]:
-    """Count the headline scores that have a skill, which has to exceed its noise, for half of the targets; and all."""
-    part = scores[scores["metric"].isin(headline_of(scores["metric"])) & scores["model"].isin(model_names(scores))]
+    """Count the headline scores that have a skill, which has to exceed its noise, for half of the targets; and all.
+
+    One that nothing has a value of, as telling perturbations apart where there is one, is none of them.
+    """
+    known = scores[scores["value"].notna()]
+    chosen = scores["metric"].isin(headline_of(scores["metric"])) & scores["metric"].isin(known["metric"])
+    part = scores[chosen & scores["model"].isin(model_names(scores))]
     average = part[part["context"] == ALL_CONTEXTS]
     part = average if len(average) else part
     share = part.assign(known=np.isfinite(part["skill"].astype(float))).groupby("metric")["known"].mean()
