@@ -62,6 +62,14 @@ def test_values_stand_beside_the_rows(style):
     assert_well_made(ax)
 
 
+def test_all_is_within_the_figure_at_the_first_drawing():
+    ax = pl.scores(make_table((("STTransition", 0.75),)))
+    ax.figure.canvas.draw()
+    edge = ax.figure.bbox.width + 1
+    assert all(text.get_window_extent().x1 <= edge for text in ax.texts)
+    assert "STTransition" in texts(ax)  # in one line
+
+
 def test_the_value_of_the_yardstick_stands_even_where_there_is_no_skill():
     table = make_table(metrics={"pearson_delta": METRICS["pearson_delta"]}).assign(yardstick="linear")
     table.loc[table["model"] == "ST", ["skill", "skill_reason"]] = [np.nan, NO_RANGE]

@@ -27,6 +27,7 @@ _LOWEST, _HIGHEST = -1.0, 1.5  # skills beyond are drawn at the edge, as arrows
 _MOST_MODELS = 10
 _WITH_VALUES = 3  # models whose values are written beside the rows, at most
 _LEGEND_COLUMNS = 3
+_WIDE = 9  # letters of a word, from which on a heading is written smaller
 _ARROWS = {"higher": "↑", "lower": "↓", "one": "→1"}
 
 
@@ -198,15 +199,18 @@ def _write_values(ax: Axes, part: pd.DataFrame, names: Sequence[str], models: Se
         values[floor_names[0] if len(floor_names) == 1 else "baseline"] = floors
     values["replicate"] = part[part["model"] == CEILING]
     for i, (title, rows) in enumerate(values.items()):
-        x = 1.06 + 0.17 * i
+        to_the_right: dict[str, Any] = {"xytext": (24 + 48 * i, 0), "textcoords": "offset points"}
         own = rows.drop_duplicates("metric").set_index("metric")["value"]
-        ax.text(
-            x, 1.0, textwrap.fill(title, 9), transform=ax.transAxes, ha="center", va="bottom", fontsize="small",
+        is_wide = max(map(len, title.split())) > _WIDE
+        ax.annotate(
+            textwrap.fill(title, 12 if is_wide else _WIDE), (1, 1), xycoords="axes fraction",
+            **to_the_right, ha="center", va="bottom", fontsize="x-small" if is_wide else "small",
             color=ink(ax) if title in map(shortened, models) else shade(ax, MUTED),
         )  # fmt: skip
         for y, name in enumerate(names):
             value = float(own.get(name, np.nan))
-            ax.text(
-                x, y, f"{value:.3g}" if np.isfinite(value) else "–", transform=ax.get_yaxis_transform(), ha="center",
-                va="center", fontsize="small", color=shade(ax, 1.0 if i < len(models) else MUTED),
+            ax.annotate(
+                f"{value:.3g}" if np.isfinite(value) else "–", (1, y), xycoords=ax.get_yaxis_transform(),
+                **to_the_right, ha="center", va="center", fontsize="small",
+                color=shade(ax, 1.0 if i < len(models) else MUTED),
             )  # fmt: skip
