@@ -195,6 +195,8 @@ def test_bad_arguments_raise(adata, tmp_path):
 def test_responses_of_a_few_cells_are_not_tested(adata, predictions, tmp_path):
     is_late = np.isin(np.arange(adata.n_obs), np.arange(47, adata.n_obs)) & (adata.obs["scstate_split"] == "test")
     few = adata[~is_late].copy()  # leaves 3 of the held-out cells
-    screen = _first_screen(ssl.report(few, path=tmp_path / "r.html", predictions=predictions).read_text("utf-8"))
+    page = ssl.report(few, path=tmp_path / "r.html", predictions=predictions).read_text("utf-8")
+    assert "most, measured on the left, predicted on the right." in page  # no dots mark responses
+    screen = _first_screen(page)
     assert "Which genes respond to stim cannot be tested: no group has 10 measured cells." in screen
     assert "T 3 cells, too few g3, g0 g2" in screen  # the predicted genes, none of them confirmed

@@ -57,11 +57,13 @@ def genes_section(changes: Sequence[pd.DataFrame]) -> Section | None:
         )
     )
     columns = rows.set_index(["perturbation", "context"]).loc[groups[:_MOST_COLUMNS]].reset_index()
+    is_tested = bool(columns["fdr"].notna().any())
+    what = "respond" if is_tested else "change"
+    dots = "; a dot marks a measured response with an FDR under 5 %" if is_tested else ""
     section.blocks.append(
         picture(
             lambda: pl.responders(columns),
-            "The genes that respond most, measured on the left, predicted on the right; a dot marks a measured "
-            "response with an FDR under 5 %.",
+            f"The genes that {what} most, measured on the left, predicted on the right{dots}.",
             alt="Heat map of the measured and predicted changes of the strongest responders; the values are in the "
             "file beside the table of genes.",
         )
