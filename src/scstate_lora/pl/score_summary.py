@@ -201,7 +201,7 @@ def _write_values(ax: Axes, part: pd.DataFrame, names: Sequence[str], models: Se
     for i, (title, rows) in enumerate(values.items()):
         to_the_right: dict[str, Any] = {"xytext": (24 + 48 * i, 0), "textcoords": "offset points"}
         own = rows.drop_duplicates("metric").set_index("metric")["value"]
-        is_wide = max(map(len, title.split())) > _WIDE
+        is_wide = max(map(len, title.split()), default=0) > _WIDE
         ax.annotate(
             textwrap.fill(title, 12 if is_wide else _WIDE), (1, 1), xycoords="axes fraction",
             **to_the_right, ha="center", va="bottom", fontsize="x-small" if is_wide else "small",
