@@ -12,12 +12,13 @@ from scstate_lora._lazy import lazily
 if TYPE_CHECKING:
     from scstate_lora import config, datasets, losses, metrics, nn, pl, pp, tl
     from scstate_lora._settings import settings
-    from scstate_lora.model import LoRACovariateSE, Models, SEBase, STTransition, setup_anndata
+    from scstate_lora.model import LoRACovariateSE, Models, RankBase, SEBase, STTransition, setup_anndata
     from scstate_lora.reporting import report
 
 __all__ = [
     "LoRACovariateSE",
     "Models",
+    "RankBase",
     "SEBase",
     "STTransition",
     "__version__",
@@ -38,7 +39,9 @@ _get = lazily(
     __name__,
     {
         **dict.fromkeys(("config", "datasets", "losses", "metrics", "nn", "pl", "pp", "tl")),
-        **dict.fromkeys(("LoRACovariateSE", "Models", "SEBase", "STTransition", "setup_anndata"), f"{__name__}.model"),
+        **dict.fromkeys(
+            ("LoRACovariateSE", "Models", "RankBase", "SEBase", "STTransition", "setup_anndata"), f"{__name__}.model"
+        ),
         "report": f"{__name__}.reporting",
         "settings": f"{__name__}._settings",
     },

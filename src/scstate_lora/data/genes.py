@@ -160,6 +160,34 @@ def match_vocabulary(
     return best
 
 
+def match_registered(
+    registered: Sequence[str], vocabulary: Sequence[str], *, adata: AnnData | None = None
+) -> GeneMatch:
+    """Match the genes of an experiment to a base's vocabulary by the names that it was set up with.
+
+    Parameters
+    ----------
+    registered, vocabulary
+        Unique names of the genes.
+    adata
+        Data whose other names are tried for advice, where it was set up by ``adata.var_names``.
+
+    Raises
+    ------
+    ValueError
+        If fewer than 10 % match; a column of ``adata.var`` that does match is named.
+    """
+    try:
+        return match_vocabulary(registered, vocabulary)
+    except ValueError as error:
+        if adata is None:
+            raise
+        better = match_vocabulary(adata, vocabulary)  # raises, with advice, if no other names match either
+        key = better.source.removeprefix("adata.var[").removesuffix("]")
+        msg = f"The base does not know the genes by adata.var_names, but {better}: set up with gene_key={key}."
+        raise ValueError(msg) from error
+
+
 def _enough(match: GeneMatch) -> bool:
     return match.n_matched >= _MIN_COVERAGE * min(match.n_data, match.n_vocabulary)
 

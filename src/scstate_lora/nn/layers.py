@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class SelfAttention(nn.Module):
@@ -83,15 +88,13 @@ class EncoderLayer(nn.Module):
         return self.norm2(h + self.drop(self.linear2(F.gelu(self.linear1(h)))))
 
 
-class TransformerEncoder(nn.Module):
-    """A stack of :class:`EncoderLayer`, the last of which computes only the positions that are read.
+class LayerStack(nn.Module):
+    """Transformer layers, the last of which computes only the positions that are read.
 
     Parameters
     ----------
-    dim, n_heads, d_hid, dropout
-        As in :class:`EncoderLayer`.
-    n_layers
-        Depth, at least one.
+    layers
+        At least one, each called as an :class:`EncoderLayer`.
 
     Attributes
     ----------
@@ -100,9 +103,9 @@ class TransformerEncoder(nn.Module):
         arXiv:1604.06174): less memory for one more forward pass, with the same result.
     """
 
-    def __init__(self, dim: int, n_layers: int, n_heads: int, d_hid: int, dropout: float = 0.0) -> None:
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(dim, n_heads, d_hid, dropout) for _ in range(n_layers))
+        self.layers = nn.ModuleList(layers)
         self.gradient_checkpointing = False
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -122,6 +125,21 @@ class TransformerEncoder(nn.Module):
         # Not re-entrant: then adapters would get no gradient if the input requires none. The random state is restored,
         # so that both passes apply the same dropout.
         return checkpoint(layer, tokens, keep=keep, mask=mask, use_reentrant=False, preserve_rng_state=True)
+
+
+class TransformerEncoder(LayerStack):
+    """A stack of :class:`EncoderLayer`.
+
+    Parameters
+    ----------
+    dim, n_heads, d_hid, dropout
+        As in :class:`EncoderLayer`.
+    n_layers
+        Depth, at least one.
+    """
+
+    def __init__(self, dim: int, n_layers: int, n_heads: int, d_hid: int, dropout: float = 0.0) -> None:
+        super().__init__(EncoderLayer(dim, n_heads, d_hid, dropout) for _ in range(n_layers))
 
 
 class SkipBlock(nn.Module):

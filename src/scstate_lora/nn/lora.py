@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scstate_lora.nn.backbones import Backbone
+    from scstate_lora.nn.rank_encoder import RankEncoder
     from scstate_lora.nn.se_encoder import SEEncoder
 
 # Linear layers of a block that can carry an adapter, by the name that users give.
@@ -57,7 +58,7 @@ _RECORD = "peft_config"
 
 
 def add_lora(
-    module: SEEncoder | Backbone,
+    module: SEEncoder | RankEncoder | Backbone,
     name: str = "default",
     *,
     r: int,
@@ -76,13 +77,13 @@ def add_lora(
     Parameters
     ----------
     module
-        SE encoder, or a backbone of :mod:`~scstate_lora.nn.backbones`; changed in place.
+        SE encoder, rank encoder, or a backbone of :mod:`~scstate_lora.nn.backbones`; changed in place.
     name
         Name of the adapters: letters, digits, ``-`` and ``_``.
     r, alpha, dropout
         Rank, scale, and dropout before the adapter.
     targets
-        Any of ``q``, ``k``, ``v`` and ``out``; in an SE encoder also ``linear1`` and ``linear2``; in GPT-2, which
+        Any of ``q``, ``k``, ``v`` and ``out``; in an encoder also ``linear1`` and ``linear2``; in GPT-2, which
         computes queries, keys and values in one layer, ``qkv`` and ``out``. None: all.
     layers
         First layer, and the one after the last, as in a slice: ``(8, 12)``; ``(-4, None)`` for the last four. None:

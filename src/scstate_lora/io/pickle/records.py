@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _INERT_PACKAGES = ("omegaconf", "lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning")
-# Objects that Arc's training leaves among the hyperparameters: a collator of batches, and a loss without state.
+# Objects that the training of others leaves among the hyperparameters: Arc's, a collator of batches and a loss without
+# state; scModelForge's, its options of the optimiser.
 _INERT_CLASSES = (
     "argparse.Namespace",
+    "scmodelforge.config.schema.OptimizerConfig",
+    "scmodelforge.config.schema.SchedulerConfig",
     "state.emb.data.loader.VCIDatasetSentenceCollator",
     "torch.nn.modules.loss.MSELoss",
     "vci.data.loader.VCIDatasetSentenceCollator",

@@ -205,7 +205,7 @@ def complete_sizes(
     }
 
 
-def licence_beside(file: Path) -> str:
+def licence_beside(file: Path, *, otherwise: str = UNKNOWN_LICENCE) -> str:
     """Licence beside a file or in the model card there, or a note that it is unknown."""
     # First that of the weights: the code of a repository may have another licence.
     kinds = (r"model[_-]licen[cs]e", r"licen[cs]e", r"readme")
@@ -218,7 +218,7 @@ def licence_beside(file: Path) -> str:
         matches = [match for line in lines if (match := re.match(r"license(_name)?\s*:\s*(.+)", line))]
         if matches:  # the name is more specific than the kind, which may be "other"
             return f"{next((m for m in matches if m.group(1)), matches[0]).group(2)} ({path.name})"
-    return UNKNOWN_LICENCE
+    return otherwise
 
 
 def name_of(file: Path) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from scstate_lora._logging import logger
 from scstate_lora._tensors import aligned, in_float32
-from scstate_lora.data.genes import GeneMatch, match_vocabulary
+from scstate_lora.data.genes import GeneMatch, match_registered, match_vocabulary
 from scstate_lora.data.reader import SentenceReader
 from scstate_lora.data.tokens import Tokenizer, cell_seeds
 from scstate_lora.inference.embed import embed_cells
@@ -313,15 +313,8 @@ def load_base(base: Any, registry: Registry, adata: AnnData | None = None) -> SE
         msg = f"base must be a path, a hub id or an SEBase (such as model.base), found {type(base).__name__}."
         raise TypeError(msg)
     base = base.copy() if isinstance(base, SEBase) else SEBase.load(base)
-    try:
-        logger.info("%s.", base.match(registry))
-    except ValueError as error:
-        if adata is None or registry.gene_key is not None:
-            raise
-        better = match_vocabulary(adata, base.genes)  # raises, with advice, if no other names match either
-        key = better.source.removeprefix("adata.var[").removesuffix("]")
-        msg = f"The base does not know the genes by adata.var_names, but {better}: set up with gene_key={key}."
-        raise ValueError(msg) from error
+    match = match_registered(registry.var_names, base.genes, adata=adata if registry.gene_key is None else None)
+    logger.info("%s.", match)
     return base
 
 

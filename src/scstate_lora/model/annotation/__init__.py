@@ -1,0 +1,1 @@
+"""The classifier of cells, and the bases that it stands on."""
