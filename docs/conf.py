@@ -75,8 +75,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Found where intersphinx can be reached; the build must not fail where it cannot.
     (r"py:.*", r"(anndata|collections|matplotlib|mudata|numpy|os|pandas|pathlib|scipy|torch|typing)\..*"),
-    # Records inside the package, which methods of SEBase take and models hold.
-    (r"py:class", r"scstate_lora\.(data\.(bound|genes|reader|registry|tokens)|nn\.se_encoder)\..*"),
+    # Records inside the package, which methods of SEBase and RankBase take and models hold.
+    (r"py:class", r"scstate_lora\.(data\.(bound|genes|rank_tokens|reader|registry|tokens)|nn\.(rank|se)_encoder)\..*"),
 ]
 suppress_warnings = ["config.cache"]  # typehints_formatter is a function, so its pages are made anew every time
 
