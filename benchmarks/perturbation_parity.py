@@ -217,7 +217,11 @@ def compare(panel: Panel, python: str, work: Path) -> Iterator[dict[str, object]
                 }
             )
         )
-        subprocess.run([python, WORKER, package, *paths, out, config], check=True, cwd=work, stderr=subprocess.DEVNULL)
+        command = [python, WORKER, package, *paths, out, config]
+        done = subprocess.run(command, check=False, cwd=work, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            msg = f"{package} failed in the environment of {python}:\n{done.stderr[-2000:]}"
+            raise RuntimeError(msg)
         theirs = json.loads(out.read_text())
         for name, value in (pair for ours in all_ours for pair in ours(panel)):
             yield _row(package, name, value, panel, theirs)
