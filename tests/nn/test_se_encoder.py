@@ -188,6 +188,21 @@ def test_table_of_tokens_is_made_once_and_anew_when_a_weight_changes() -> None:
         assert not torch.allclose(encoder(genes, values), first, atol=1e-4)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_table_is_made_anew_after_training_whatever_the_optimiser(*, fused: bool) -> None:
+    """A fused optimiser leaves the version of a weight as it was."""
+    encoder = _encoder().requires_grad_()
+    with torch.no_grad():
+        before = encoder.token_table().clone()
+    optimiser = torch.optim.AdamW(encoder.encoder.parameters(), lr=0.1, fused=fused)
+    encoder.token_table().square().sum().backward()
+    optimiser.step()
+    with torch.no_grad():
+        after = encoder.token_table()
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, encoder._encode_tokens())
+
+
 def test_table_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = _encoder()
     whole = encoder.token_table()

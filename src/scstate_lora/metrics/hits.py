@@ -39,8 +39,12 @@ def hit_recall_at_budget(scores: ArrayLike, hits: ArrayLike, *, n_tested: int) -
 def hits_found_at_budget(scores: ArrayLike, hits: ArrayLike, *, n_tested: int) -> np.ndarray:
     """Chance of every hit to be among the `n_tested` perturbations with the highest scores, ``(n_perturbations,)``.
 
-    NaN for those that are no hits. The mean over hits is :func:`hit_recall_at_budget`, which takes the same and raises
-    the same.
+    NaN for those that are no hits. The mean over hits is :func:`hit_recall_at_budget`.
+
+    Parameters
+    ----------
+    scores, hits, n_tested
+        As in :func:`hit_recall_at_budget`, with its errors.
     """
     values, is_hit = _checked(scores, hits)
     if not 1 <= n_tested <= len(values):
@@ -86,8 +90,12 @@ def hits_found_at_fdr(
 ) -> np.ndarray:
     """Share of the random orders of equal scores in which each hit is above the best threshold, ``(n_perturbations,)``.
 
-    NaN for those that are no hits. The mean over hits is :func:`hit_recall_at_fdr`, which takes the same and raises the
-    same.
+    NaN for those that are no hits. The mean over hits is :func:`hit_recall_at_fdr`.
+
+    Parameters
+    ----------
+    scores, hits, fdr, n_draws, seed
+        As in :func:`hit_recall_at_fdr`, with its errors.
     """
     values, is_hit = _checked(scores, hits)
     _checked_share(fdr)

@@ -151,6 +151,7 @@ class SEEncoder(nn.Module):
         """
         weights = [self.gene_tokens, *self._extra_tokens(), *self.encoder.parameters()]
         if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
+            self._cached = None  # a fused optimiser changes weights without a new version of them
             return self._encode_tokens()
         # A tensor changed in place has a new version, one moved to another device a new address.
         state = [(w.data_ptr(), w._version) for w in weights]
