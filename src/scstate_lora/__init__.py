@@ -12,10 +12,19 @@ from scstate_lora._lazy import lazily
 if TYPE_CHECKING:
     from scstate_lora import config, datasets, losses, metrics, nn, pl, pp, tl
     from scstate_lora._settings import settings
-    from scstate_lora.model import LoRACovariateSE, Models, RankBase, SEBase, STTransition, setup_anndata
+    from scstate_lora.model import (
+        CellTypeClassifier,
+        LoRACovariateSE,
+        Models,
+        RankBase,
+        SEBase,
+        STTransition,
+        setup_anndata,
+    )
     from scstate_lora.reporting import report
 
 __all__ = [
+    "CellTypeClassifier",
     "LoRACovariateSE",
     "Models",
     "RankBase",
@@ -40,7 +49,8 @@ _get = lazily(
     {
         **dict.fromkeys(("config", "datasets", "losses", "metrics", "nn", "pl", "pp", "tl")),
         **dict.fromkeys(
-            ("LoRACovariateSE", "Models", "RankBase", "SEBase", "STTransition", "setup_anndata"), f"{__name__}.model"
+            ("CellTypeClassifier", "LoRACovariateSE", "Models", "RankBase", "SEBase", "STTransition", "setup_anndata"),
+            f"{__name__}.model",
         ),
         "report": f"{__name__}.reporting",
         "settings": f"{__name__}._settings",

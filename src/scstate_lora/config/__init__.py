@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from scstate_lora.config.classifier import (
+    ClassifierTrainOptions,
+    HeadConfig,
+    LabelledDataConfig,
+    LinearStartConfig,
+)
 from scstate_lora.config.compare import CompareConfig, CompareRunConfig, Thresholds, VariantConfig
 from scstate_lora.config.data import ContinuousEncoderConfig, CovariateConfig, DataConfig
 from scstate_lora.config.embed import ComputeOptions, EmbedOptions
@@ -15,6 +21,7 @@ from scstate_lora.config.st import STModelConfig, STObjectiveConfig
 from scstate_lora.config.training import TrainConfig, TrainerOptions, TrainOptions
 
 __all__ = [
+    "ClassifierTrainOptions",
     "CompactBaseConfig",
     "CompareConfig",
     "CompareRunConfig",
@@ -26,6 +33,9 @@ __all__ = [
     "EmbedOptions",
     "EvaluateEmbeddingsOptions",
     "EvaluateOptions",
+    "HeadConfig",
+    "LabelledDataConfig",
+    "LinearStartConfig",
     "MHCConfig",
     "RunConfig",
     "SELoraConfig",

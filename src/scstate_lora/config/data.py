@@ -152,7 +152,8 @@ def _check_covariates(value: Any) -> Any:
     return list(declared.values()) if with_options else value
 
 
-def _check_level(value: Any) -> Any:
+def check_level(value: Any) -> Any:
+    """Return a level as plain text, number or bool; a ValueError for anything else, missing values included."""
     value = value.item() if isinstance(value, np.generic) else value
     value = value.decode() if isinstance(value, bytes) else value
     if pd.api.types.is_scalar(value) and pd.isna(value):
@@ -185,8 +186,8 @@ def _check_levels(key: Any, levels: Any) -> Any:
             or isinstance(levels, (str, bytes, Mapping))
             or getattr(levels, "ndim", 1) == 0
         ):
-            return _check_level(levels)
-        checked = [_check_level(v) for v in levels]
+            return check_level(levels)
+        checked = [check_level(v) for v in levels]
         return sorted(checked, key=str) if isinstance(levels, (set, frozenset)) else checked
     except ValueError as error:
         msg = f"{key} {error}"
@@ -207,7 +208,7 @@ class DataConfig(Options):
     """Covariates: columns, a mapping to their kinds, or a list of options; may also be written as `covariates`."""
     pert_key: str | None = None
     """Column of the perturbation."""
-    control: Annotated[Level, BeforeValidator(_check_level)] | None = None
+    control: Annotated[Level, BeforeValidator(check_level)] | None = None
     """Its unperturbed level."""
     cell_type_key: str | None = None
     """Column of the cell type."""

@@ -213,6 +213,11 @@ class BoundData:
         return pd.Index(batch.categories).get_indexer(pd.Index(labels))
 
     @cached_property
+    def measured(self) -> np.ndarray:
+        """Which of the registered genes are in these data, bool ``(n_genes,)``; errors as in :attr:`matrix`."""
+        return match_genes(gene_names(self.adata, self.registry.gene_key), self.registry.var_names) >= 0
+
+    @cached_property
     def matrix(self) -> sparse.csr_matrix:
         """Expression on the registered scale, natural logarithms if any; float32 CSR ``(n_cells, n_genes)``.
 

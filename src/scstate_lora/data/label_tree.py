@@ -139,6 +139,32 @@ class LabelTree:
         known = ids or {}
         return cls(tuple(names), tuple(positions), tuple(known.get(name) for name in names))
 
+    def pruned(self, labels: Iterable[Any]) -> LabelTree:
+        """Return the tree of those nodes that are labels of cells, or have one below them.
+
+        Parameters
+        ----------
+        labels
+            Labels that cells have.
+
+        Raises
+        ------
+        ValueError
+            If a label is not in the tree, or none is left.
+        """
+        kept = np.zeros(len(self.names), dtype=bool)
+        kept[self.positions(labels)] = True
+        for i in range(len(self.names) - 1, 0, -1):  # parents come before their children
+            kept[self.parents[i]] |= kept[i]
+        kept[0] = True
+        place = np.cumsum(kept) - 1
+        nodes = [i for i in range(len(self.names)) if kept[i]]
+        return LabelTree(
+            tuple(self.names[i] for i in nodes),
+            tuple(-1 if i == 0 else int(place[self.parents[i]]) for i in nodes),
+            tuple(self.ids[i] for i in nodes),
+        )
+
     @cached_property
     def _positions(self) -> dict[str, int]:
         named = {name: i for i, name in enumerate(self.names)}

@@ -37,7 +37,9 @@ class _Term:
     replaced_by: list[str] = field(default_factory=list)
 
 
-def tree_from_ontology(path: str | Path, terms: Sequence[str], *, root: str = _CELL) -> LabelTree:
+def tree_from_ontology(
+    path: str | Path, terms: Sequence[str], *, root: str = _CELL, as_given: bool = False
+) -> LabelTree:
     """Make a tree of terms of an ontology: below each, the given terms that are kinds of it.
 
     An ontology is no tree: a CD8 T cell is a T cell, a lymphocyte and much more at once. So the terms say which of its
@@ -53,6 +55,8 @@ def tree_from_ontology(path: str | Path, terms: Sequence[str], *, root: str = _C
         Ids (``"CL:0000236"``), names (``"B cell"``), or exact synonyms that are of one term only.
     root
         The term above all, ``cell`` by default.
+    as_given
+        Name nodes as they were given, synonyms too, unless that was by id.
 
     Returns
     -------
@@ -70,6 +74,7 @@ def tree_from_ontology(path: str | Path, terms: Sequence[str], *, root: str = _C
     by_name = _ids_by_name(ontology)
     top = _find(ontology, by_name, root, file)
     chosen: list[str] = []
+    given_as: dict[str, str] = {}
     for given in terms:
         term = _find(ontology, by_name, given, file)
         if term in chosen:
@@ -77,12 +82,13 @@ def tree_from_ontology(path: str | Path, terms: Sequence[str], *, root: str = _C
             raise ValueError(msg)
         if term != top:
             chosen.append(term)
+            given_as |= {term: given} if as_given and given != term else {}
     above = {term: _ancestors(ontology, term) for term in chosen}
     outside = [f"{ontology[term].name!r} ({term})" for term in chosen if top not in above[term]]
     if outside:
         msg = f"{listed(outside, form=str)} is not below {ontology[top].name!r} ({top}). Give another root=."
         raise ValueError(msg)
-    name_of = {term: ontology[term].name for term in [top, *chosen]}
+    name_of = {term: given_as.get(term, ontology[term].name) for term in [top, *chosen]}
     parents = {name_of[term]: name_of[_parent(term, above, ontology, top)] for term in chosen}
     ids = {name: term for term, name in name_of.items()}
     if len(ids) < len(name_of):

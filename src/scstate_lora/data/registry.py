@@ -11,6 +11,7 @@ import numpy as np
 
 from scstate_lora._constants import OBS_SPLIT, TARGET_SUM
 from scstate_lora._utils import did_you_mean, listed, warn_user
+from scstate_lora.config import LabelledDataConfig
 from scstate_lora.config.data import declared_covariates
 from scstate_lora.data.contexts import column_labels, join_labels
 from scstate_lora.data.embedding import embedding_columns, read_embedding
@@ -25,6 +26,7 @@ from scstate_lora.data.fields import (
     obs_column,
 )
 from scstate_lora.data.genes import gene_names, unique_names
+from scstate_lora.data.label_targets import LabelTarget, fit_label_targets
 from scstate_lora.data.labels import as_labels, joined_levels, label_of
 from scstate_lora.data.log_scale import LogScale, find_log_scale, noted_base
 from scstate_lora.data.matrix import Scale, resolve_scale
@@ -84,6 +86,8 @@ class Registry:
         before it; None if unknown.
     target_sum
         The same sum of the log1p values that models work with; None if unknown.
+    label_targets
+        What a classifier learns; none for other models.
     """
 
     var_names: list[str]
@@ -105,6 +109,7 @@ class Registry:
     source_sum: float | None = None
     target_sum: float | None = None
     embed_columns: list[str] | None = None
+    label_targets: tuple[LabelTarget, ...] = ()
 
     @classmethod
     def create(cls, adata: AnnData, config: DataConfig) -> Self:
@@ -142,6 +147,7 @@ class Registry:
         if pert_key is not None:
             nullable = {c.name for c in covariates if c.allow_missing} - {config.cell_type_key, config.batch_key}
             _check_contexts(adata, pert_key, control, context_keys, nullable)
+        targets = fit_label_targets(adata, config) if isinstance(config, LabelledDataConfig) else ()
         embed_width = None if config.embed_key is None else read_embedding(adata, config.embed_key).shape[1]
         with raw_advised(adata):
             stats, matrix = check_expression(adata, config.layer)  # last, as it takes longest
@@ -173,6 +179,7 @@ class Registry:
             log_base=log_scale.base,
             source_sum=log_scale.target_sum,
             target_sum=_target_sum(config.target_sum, scale, log_scale.target_sum, matrix),
+            label_targets=targets,
         )
         registry._warn_of_joined_levels(adata, [key for condition in config.holdout or () for key in condition])
         return registry
@@ -258,7 +265,8 @@ class Registry:
         """Return the registry as JSON text."""
         batch = None if self.batch is None else covariate_to_dict(self.batch)
         covariates = [covariate_to_dict(c) for c in self.covariates]
-        return json.dumps({**self.__dict__, "batch": batch, "covariates": covariates})
+        targets = [target.to_json() for target in self.label_targets]
+        return json.dumps({**self.__dict__, "batch": batch, "covariates": covariates, "label_targets": targets})
 
     @classmethod
     def from_json(cls, text: str) -> Registry:
@@ -271,6 +279,7 @@ class Registry:
         )
         if stored.get("batch") is not None:
             stored["batch"] = covariate_from_dict(stored["batch"])
+        stored["label_targets"] = tuple(map(LabelTarget.from_json, stored.get("label_targets", ())))
         if stored["scale"] == "counts":
             stored.setdefault("target_sum", TARGET_SUM)  # absent in version 0.1
         return cls(**stored)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from scstate_lora._lazy import lazily
 
 if TYPE_CHECKING:
+    from scstate_lora.model.annotation.celltype_classifier import CellTypeClassifier
     from scstate_lora.model.annotation.rank_base import RankBase
     from scstate_lora.model.base import BaseModel
     from scstate_lora.model.se.covariate_se import LoRACovariateSE
@@ -14,12 +15,22 @@ if TYPE_CHECKING:
     from scstate_lora.model.setup import Models, setup_anndata
     from scstate_lora.model.st.transition import STTransition
 
-__all__ = ["BaseModel", "LoRACovariateSE", "Models", "RankBase", "SEBase", "STTransition", "setup_anndata"]
+__all__ = [
+    "BaseModel",
+    "CellTypeClassifier",
+    "LoRACovariateSE",
+    "Models",
+    "RankBase",
+    "SEBase",
+    "STTransition",
+    "setup_anndata",
+]
 
 __getattr__ = lazily(
     __name__,
     {
         "BaseModel": f"{__name__}.base",
+        "CellTypeClassifier": f"{__name__}.annotation.celltype_classifier",
         "LoRACovariateSE": f"{__name__}.se.covariate_se",
         "Models": f"{__name__}.setup",
         "RankBase": f"{__name__}.annotation.rank_base",

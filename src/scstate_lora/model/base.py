@@ -42,6 +42,7 @@ class BaseModel(ABC):
     writes: ClassVar[str]
     """Where the model writes its results."""
 
+    _data_options: ClassVar[type[DataConfig]] = DataConfig
     _histories: ClassVar[tuple[str, ...]] = ("history",)
     history: pd.DataFrame
     """Losses of the training, one row a step and one a validation epoch."""
@@ -75,12 +76,12 @@ class BaseModel(ABC):
         -----
         Adds to ``adata``: ``adata.uns["scstate_lora"]["registry"]`` (JSON) and ``adata.obs["scstate_split"]``.
         """
-        known = [*DataConfig.model_fields, "seed"]
+        known = [*cls._data_options.model_fields, "seed"]
         for name in kwargs:
             if name not in known:
                 msg = f"setup_anndata() has no argument {name!r}. {did_you_mean(name, known, limit=len(known))}"
                 raise TypeError(msg)
-        register(adata, DataConfig.parse(kwargs, name="setup_anndata()"), seed=seed)
+        register(adata, cls._data_options.parse(kwargs, name="setup_anndata()"), seed=seed)
 
     @property
     def adata(self) -> AnnData:

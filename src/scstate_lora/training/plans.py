@@ -91,8 +91,8 @@ class Plan(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.zero_grad()
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW over the trainable parameters, with the schedule stepped once per optimiser step.
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters in groups with options of AdamW.
 
         Hyper-connections are not decayed: that would pull their logits towards even mixing of all streams, in what each
         layer reads and writes.
@@ -102,6 +102,12 @@ class Plan(L.LightningModule):
         groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in undecayed]}]
         if connections := [p for p in trainable if id(p) in undecayed]:
             groups.append({"params": connections, "weight_decay": 0.0})
+        return groups
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW over the trainable parameters, with the schedule stepped once per optimiser step."""
+        groups = self.parameter_groups()
+        trainable = [p for group in groups for p in group["params"]]
         # The fused version is much faster on a CPU. Lightning does not clip gradients for it under autocast.
         on_cpu = all(p.device.type == "cpu" for p in trainable)
         fused = True if on_cpu and str(self.trainer.precision) == "32-true" else None

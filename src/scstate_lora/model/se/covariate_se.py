@@ -23,13 +23,13 @@ from scstate_lora.config import (
 )
 from scstate_lora.data.matrix import fingerprint
 from scstate_lora.data.reader import SentenceReader
-from scstate_lora.data.tokens import cell_seeds
 from scstate_lora.inference.devices import check_accelerator
 from scstate_lora.model.base import BaseModel, read_history
 from scstate_lora.model.covariate_specs import covariate_specs
 from scstate_lora.model.hyper_connected import HyperConnected, refuse_other
 from scstate_lora.model.se.adapters import CONNECTIONS, DEFAULT, LORA, AdapterSet
 from scstate_lora.model.se.bases import restore_base
+from scstate_lora.model.se.compact import COMPACT, train_compact_base
 from scstate_lora.model.se.conditioned_cells import ConditionedCells
 from scstate_lora.model.se.inputs import active_weights, describe_cells, encode_inputs, inputs_of
 from scstate_lora.model.se.obsm_embedding import ObsmBase
@@ -38,7 +38,6 @@ from scstate_lora.nn.conditioning import Conditioning
 from scstate_lora.nn.hyper_connections import choose_layers
 from scstate_lora.training.runner import TrainingRun
 from scstate_lora.training.se.batches import SEBatches, SECells
-from scstate_lora.training.se.compact_base import fit_compact_base
 from scstate_lora.training.se.plan import SEPlan
 
 if TYPE_CHECKING:
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
     from scstate_lora.model.se.bases import Base
     from scstate_lora.nn.conditioned_se import ConditionedSE
 
-_COMPACT = "compact SE, trained on these cells"
-_OWN_LICENCE = "that of the data it was trained on"
 _ADAPTED_STEPS = 60
 # On how many hyper-connections that depend on the input are looked at.
 _SHOWN_TOKENS = 2**14
@@ -312,21 +309,10 @@ class LoRACovariateSE(HyperConnected, BaseModel):
         self._train_base(self._bind_to_train(), options)
 
     def _train_base(self, cells: BoundData, options: TrainerOptions) -> None:
-        encoder, self.base_history = fit_compact_base(
-            cells.log_counts,
-            cells.logged,
-            cell_seeds(cells.names, self.seed),
-            cells.rows("train"),
-            cells.rows("val"),
-            config=self.compact,
-            options=options,
-            seed=self.seed,
-            cells=self._fingerprint,
+        base, self.base_history = train_compact_base(
+            cells, self._split, config=self.compact, options=options, seed=self.seed
         )
-        trained_on = None if self._split is None else self._split.training_cells()
-        self._adapt(
-            SEBase(encoder, self.registry.var_names, _COMPACT, _OWN_LICENCE, seed=self.seed, trained_on=trained_on)
-        )
+        self._adapt(base)
 
     @in_float32()
     def train(self, max_epochs: int | None = None, **arguments: Unpack[TrainArguments]) -> None:
@@ -568,7 +554,7 @@ class LoRACovariateSE(HyperConnected, BaseModel):
 
     def _parts(self) -> list[tuple[str, nn.Module | None, str]]:
         if self._adapters is None:
-            return [("base", None, f"{_COMPACT} by train(): {self.compact.n_layers} layers x {self.compact.d_model}")]
+            return [("base", None, f"{COMPACT} by train(): {self.compact.n_layers} layers x {self.compact.d_model}")]
         active, conditioning = self._adapters.active, self._adapters.network.conditioning
         parts = [
             *active.parts(self._adapters.base),

@@ -148,7 +148,7 @@ def fit_linear_start(
     from scipy.optimize import minimize
 
     allowed = _checked(x, allowed)
-    genes, mean, sd = _top_genes(x, n_top_genes)
+    genes, mean, sd = top_genes(x, n_top_genes)
     n_classes = allowed.shape[1]
     start = LinearStart(
         genes=genes,
@@ -160,7 +160,7 @@ def fit_linear_start(
         class_logits=np.zeros((n_classes, n_classes), dtype=np.float32),
     )
     features = start.features(x)  # (n_cells, n_used)
-    weights = _cell_weights(allowed, class_weight)
+    weights = cell_weights(allowed, class_weight)
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         coef, intercept = _unpacked(parameters, n_classes)
@@ -212,7 +212,7 @@ def _checked(x: sparse.csr_matrix | np.ndarray, allowed: np.ndarray) -> np.ndarr
     return classes
 
 
-def _top_genes(x: Any, n_top_genes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def top_genes(x: Any, n_top_genes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return positions, means and standard deviations ``(n_used,)`` of the genes of largest variance, in gene order."""
     n_cells = x.shape[0]
     squares = x.multiply(x) if sparse.issparse(x) else np.square(x, dtype=np.float64)
@@ -223,7 +223,7 @@ def _top_genes(x: Any, n_top_genes: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return genes, mean[genes].astype(np.float32), np.where(sd > 0, sd, 1).astype(np.float32)
 
 
-def _cell_weights(allowed: np.ndarray, class_weight: ClassWeight) -> np.ndarray:
+def cell_weights(allowed: np.ndarray, class_weight: ClassWeight) -> np.ndarray:
     """Weight of every cell ``(n_cells,)``, their mean 1."""
     shares = allowed / allowed.sum(axis=1, keepdims=True)
     n_of_class = shares.sum(axis=0)
