@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from pandas.api import types as pdt
 
-from scstate_lora._utils import did_you_mean, listed
+from scstate_lora._utils import did_you_mean, listed, warn_user
 from scstate_lora.data.fields import MAX_NUMERIC_LEVELS, obs_column
 from scstate_lora.data.label_levels import finest_labels, tree_from_columns
 from scstate_lora.data.label_tree import LabelTree
@@ -118,7 +118,18 @@ def fit_label_targets(adata: AnnData, config: LabelledDataConfig) -> tuple[Label
         where = f"adata.obs[{targets[0].key!r}]"
         msg = f"unlabeled_category={unlabeled!r} is not in {where}. {did_you_mean(unlabeled, known)}"
         raise ValueError(msg)
+    _warn_of_selected_genes(adata)
     return tuple(targets)
+
+
+def _warn_of_selected_genes(adata: AnnData) -> None:
+    """Warn if only highly variable genes are left: new data are often selected otherwise, and lack some of them."""
+    selected = adata.var.get("highly_variable")
+    if selected is not None and np.asarray(selected, dtype=bool).all():
+        warn_user(
+            f"All {adata.n_vars} genes are highly variable ones: cells to be labelled will lack some of them, and an "
+            "encoder reads far more. Set up with all genes; the classifier chooses its own."
+        )
 
 
 def _is_continuous(column: pd.Series) -> bool:

@@ -390,6 +390,8 @@ class CellTypeClassifier(BaseModel):
                 table, facts = number_cells(model, outputs, coverage=coverage)
             else:
                 table, facts = labelled.table, labelled.facts
+                for batch, note in facts["shift"].items():
+                    logger.info("Shift of %r: %s.", batch, note)
                 if not sets:
                     table = table.drop(columns="set")
                 if clusters is not None:

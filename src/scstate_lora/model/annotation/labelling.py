@@ -124,7 +124,6 @@ def label_cells(
         sets &= mask
     names = np.array([UNKNOWN, *tree.names[1:]], dtype=object)
     shown = np.where(given > 0, given, tree.leaves[leaves.argmax(axis=1)])
-    classes = np.array(model.classes, dtype=object)
     table = pd.DataFrame(
         {
             "label": names[given],
@@ -132,7 +131,7 @@ def label_cells(
             "confidence": nodes[np.arange(len(nodes)), shown],
             "unknown_score": np.full(len(nodes), np.nan) if score is None else score,
             "set_size": sets.sum(axis=1),
-            "set": ["|".join(classes[row]) for row in sets],
+            "set": _joined(sets, model.classes),
             "rejected": rejected,
         }
     )
@@ -149,6 +148,14 @@ def label_cells(
     return Labelled(table, leaves, nodes, facts)
 
 
+def _joined(sets: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Write sets of labels ``(n_cells, n_classes)`` as text, each set that occurs once."""
+    which, of_cell = np.unique(np.packbits(sets, axis=1), axis=0, return_inverse=True)
+    members = np.unpackbits(which, axis=1, count=len(classes)).astype(bool)
+    text = ["|".join(name for name, inside in zip(classes, row, strict=True) if inside) for row in members]
+    return np.array(text, dtype=object)[of_cell.ravel()]
+
+
 def _threshold(model: TargetModel, rules: LabelRules, mask: np.ndarray | None) -> float:
     """Smallest probability of a label that is given; 0 where every cell gets one."""
     threshold = rules.reject_below or 0.0
@@ -163,6 +170,12 @@ def _novelty(
 ) -> tuple[np.ndarray | None, float]:
     """Novelty of every cell, before any shift, and the threshold; None without a linear start, which it rests on."""
     if model.expression is None:
+        if rejected is not None:
+            msg = (
+                "reject_unknown rests on the linear start, in whose genes distances are measured, and this model was "
+                "made with linear_start=False. Leave reject_unknown out, or train with a linear start."
+            )
+            raise ValueError(msg)
         return None, float("nan")
     assert isinstance(model.left_out, LeftOutCells)
     scale = model.left_out.novelty(rejected=rejected or 0.05)
