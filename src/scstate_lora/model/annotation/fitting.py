@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 OWN, START = "CellTypeClassifier", "linear start"
 _MOST_SAVED = 20_000
+_LEAST_LEARNABLE = 0.5
 
 
 @dataclass
@@ -304,6 +305,15 @@ def fit_targets(
         fitted.targets[key], fitted.members[key] = target, members
         strata = _strata(goal[here])
         folds = make_folds(strata, None if batches is None else batches[members], is_val=validates[here], seed=seed)
+        if goal.dtype == bool and folds.learnable(goal[here]).mean() < _LEAST_LEARNABLE:
+            logger.warning(
+                "Most labels of adata.obs[%r] are in one batch only (%s): a batch that is left out has labels that no "
+                "other has. Choices are made on left-out cells instead, and what is promised holds for cells of these "
+                "batches.",
+                key,
+                cells.registry.batch_key,
+            )
+            folds = make_folds(strata, None, seed=seed)
         common: dict[str, Any] = {"start": start, "head": head, "lr": options.head_lr, "seed": seed}
         if target.tree is None:
             fitted.scales[key] = float(goal[here].mean()), float(goal[here].std())

@@ -202,11 +202,10 @@ def fit_classes(
     """
     n_cells, n_classes = allowed.shape
     starts = np.zeros((n_cells, n_classes), dtype=np.float32)
-    distance, usable = np.zeros(n_cells), np.zeros(n_cells, dtype=bool)
+    distance, usable = np.zeros(n_cells), folds.learnable(allowed)
     fold_starts = []
     for inside, outside in folds:
         seen = allowed[inside].any(axis=0)
-        usable[outside] = (allowed[outside] & seen).any(axis=1)
         fold_starts.append(FoldStart(np.zeros((len(inside), n_classes), dtype=np.float32), seen))
         if start is None or seen.sum() < 2:
             continue

@@ -39,6 +39,19 @@ class Folds:
         """Rows to fit to without a fold, and its own."""
         return np.flatnonzero(self.number != fold), np.flatnonzero(self.number == fold)
 
+    def learnable(self, allowed: np.ndarray) -> np.ndarray:
+        """Find cells that are left out while others have one of their open classes, bool ``(n_cells,)``.
+
+        Parameters
+        ----------
+        allowed
+            Classes that each cell's label leaves open, bool ``(n_cells, n_classes)``.
+        """
+        found = np.zeros(len(allowed), dtype=bool)
+        for inside, outside in self:
+            found[outside] = (allowed[outside] & allowed[inside].any(axis=0)).any(axis=1)
+        return found
+
 
 def make_folds(strata: np.ndarray, batches: np.ndarray | None, *, is_val: np.ndarray | None = None, seed: int) -> Folds:
     """Divide cells into folds: whole batches where there are several, otherwise cells at random within strata.
