@@ -149,7 +149,8 @@ def _train(
     heads.train()
     with torch.random.fork_rng():
         for step in range(first, last):
-            torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+            # torch.manual_seed() takes longer than the step.
+            torch.default_generator.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
             rows = torch.randint(len(cells), (min(_BATCH, len(cells)),))
             losses = label_loss(start[rows] + heads(embedding[rows]), goal[rows])  # (M, n)
             loss = (losses * weights[rows]).mean(1).sum()  # members do not know each other
