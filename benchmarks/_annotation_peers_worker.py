@@ -37,7 +37,7 @@ def run_celltypist(adata: anndata.AnnData, options: argparse.Namespace) -> tuple
 
 
 def run_scanvi(adata: anndata.AnnData, options: argparse.Namespace) -> tuple[Sequence[str], Sequence[float]]:
-    """Train scVI, then scANVI from it, with the settings of its tutorial of integration, the cells to label in both."""
+    """Train scVI, then scANVI from it, the cells to label in both; settings of its tutorials (see annotation.py)."""
     import scvi
     import torch
 
@@ -46,9 +46,9 @@ def run_scanvi(adata: anndata.AnnData, options: argparse.Namespace) -> tuple[Seq
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}
     scvi.model.SCVI.setup_anndata(adata, layer="counts", batch_key="batch")
     base = scvi.model.SCVI(adata, n_layers=2, n_latent=30, gene_likelihood="nb")
-    base.train(**quiet)
+    base.train(max_epochs=100, **quiet)
     model = scvi.model.SCANVI.from_scvi_model(base, labels_key="label", unlabeled_category=UNKNOWN)
-    model.train(max_epochs=20, n_samples_per_label=100, **quiet)
+    model.train(max_epochs=25, **quiet)
     found = model.predict(adata[(adata.obs["label"] == UNKNOWN).to_numpy()].copy(), soft=True)
     return found.idxmax(axis=1).astype(str), found.max(axis=1)
 
