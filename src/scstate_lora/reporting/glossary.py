@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _WORDS = {
+    "AUROC": "Probability that a cell of one kind scores above one of the other. 1 tells them apart, 0.5 is chance.",
     "adapted embedding": "Every cell as a list of numbers, from the base model after it was adapted to your "
     "covariates.",
     "base": "The model that embeds cells before it is adapted to your covariates.",
@@ -23,8 +24,17 @@ _WORDS = {
     "context mean": "Baseline: the average training cell of the context, whatever was done to it.",
     "FDR": "False discovery rate: the expected share of wrong ones among the genes called. 5 % unless it says "
     "otherwise.",
+    "confidence": "Probability that a label is right, as the model states it, calibrated on cells that were left out.",
     "held out": "Kept from all training, so that a score on these cells tells how the model does on new ones.",
+    "kNN": "The commonest label of the nearest training cells.",
+    "left-out batches": "Batches of labelled cells that were kept from the fit in turn, as a new sample is.",
+    "left-out cells": "Labelled cells that were kept from the fit in turn.",
     "linear": "Baseline: a ridge regression of the change on the control cells' mean and on the perturbation.",
+    "linear start": "Regularised logistic regression on expression, from which the classifier of cells starts.",
+    "logistic regression": "A linear classifier of expression: the simple method that is hardest to beat for labels.",
+    "macro F1": "Mean over the types of F1, which counts cells that are missed and labels that are wrong; rare types "
+    "count as much as common ones.",
+    "majority": "The commonest label, for every cell.",
     "mean effect": "Baseline: the control cells plus the average change of all perturbations of the training.",
     "mean shift": "Baseline: the control cells plus the average change of the other contexts of the training.",
     "no change": "Baseline: the perturbation does nothing, so the control cells are the prediction.",
@@ -38,6 +48,8 @@ _WORDS = {
     "not choose it.",
     "skill": "Where a score lies between the simple baseline (0) and a replicate of the experiment (1). Below 0 the "
     "baseline is better.",
+    "unknown score": "How uncertain a cell is, and how far from all known types, in units of their usual spread. 0 is "
+    "usual.",
     "UMAP": "A drawing of an embedding in two dimensions. Neighbours stay neighbours; distances between groups mean "
     "little.",
     "validation": "Cells that are not trained on, by which the training is watched.",

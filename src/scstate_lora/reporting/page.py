@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scstate_lora.data import Registry
 from scstate_lora.pl.embeddings import begin_layouts
+from scstate_lora.reporting.annotation import add_annotation, annotation_experiment, is_classifier
 from scstate_lora.reporting.audits import audit_of
 from scstate_lora.reporting.cards import data_card, embedding_card, prediction_card
 from scstate_lora.reporting.embeddings import EMBEDDINGS, MAX_DRAWN_CELLS, embedding_sections
@@ -58,9 +59,14 @@ def report(
     Parameters
     ----------
     adata
-        Annotated data that was set up with :func:`scstate_lora.setup_anndata`.
+        Annotated data that was set up with :func:`scstate_lora.setup_anndata`; or cells that a
+        :class:`scstate_lora.CellTypeClassifier` has labelled, which need no set-up.
     models
-        A trained model or several (the pair that `setup_anndata` returns; None is left out).
+        A trained model or several (the pair that `setup_anndata` returns; None is left out). With a
+        :class:`scstate_lora.CellTypeClassifier` the page says, from its left-out cells, whether labels are right beside
+        simple methods, which types are safe and which confused, how far confidence holds and whether a new type would
+        be found; and of `adata`, which labels were given, which cells were rejected and why, and whether predicted
+        types have the marker genes of the training types. With nothing else the page is about labels alone.
     path
         File to write; missing folders are created, an existing file is replaced.
     predictions
@@ -76,7 +82,7 @@ def report(
     Raises
     ------
     KeyError
-        If `adata` was not set up.
+        If `adata` was not set up, and `models` holds more than classifiers.
     TypeError
         If a member of `models` is not a model.
     ValueError
@@ -112,8 +118,11 @@ def experiment(
     n_train
         Training cells that are not in `adata`, but in a file of their own.
     """
-    registry = Registry.from_adata(adata)
     checked = _models(models)
+    classifiers = [model for model in checked if is_classifier(model)]
+    if classifiers and len(classifiers) == len(checked) and predictions is None:
+        return _named(annotation_experiment(adata, classifiers, name), name)
+    registry = Registry.from_adata(adata)
     predicted = [] if predictions is None else [predictions] if hasattr(predictions, "obs") else predictions
     summaries = [Summary.of(p) for p in predicted]  # one prediction in memory at a time
     shown = largest(summaries) if len(summaries) > SHOWN else list(range(len(summaries)))
@@ -152,6 +161,9 @@ def experiment(
         overview.found += [sentence for found in changes for sentence in found_sentences(found)]
     overview.genes = found_table(changes)
 
+    labels: list[Section] = []
+    for model in classifiers:
+        add_annotation(overview, labels, model, adata)
     cells, embeddings = embedding_sections(adata, registry)
     genes = genes_section(changes)
     if genes is not None:
@@ -160,6 +172,7 @@ def experiment(
         cells,
         *([genes] if genes is not None else []),
         *([targets_section(summaries, results if over_targets else {})] if len(summaries) > SHOWN else []),
+        *labels,
         *details,
         embeddings,
         data_section(adata, registry, audit),
