@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pytest
 from scipy import sparse
 
 from scstate_lora.io import cells_file
-from scstate_lora.io.cells_file import write_embedding
+from scstate_lora.io.cells_file import write_columns, write_embedding
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,3 +117,53 @@ def test_it_is_stored_in_chunks_of_rows(cells: Path, tmp_path: Path, monkeypatch
     stored = h5py.File(out) if out.suffix == ".h5ad" else zarr.open_group(out, mode="r")
     assert stored["obsm"]["X_state"].chunks == (6, 4)
     np.testing.assert_array_equal(_read(out).obsm["X_state"], Z)
+
+
+def _columns(path: Path) -> dict[str, pd.DataFrame]:
+    names = _read(path).obs_names
+    obs = pd.DataFrame(
+        {"label": pd.Categorical(["x", "y"] * 15), "type": np.arange(30), "score": np.linspace(0, 1, 30)}, index=names
+    )
+    return {"obs": obs, "obsm": {"p": pd.DataFrame(Z[:, :2], index=names, columns=["x", "y"])}, "uns": UNS}
+
+
+def test_a_copy_holds_the_cells_and_the_columns(cells: Path, tmp_path: Path) -> None:
+    before, columns = _fingerprint(cells), _columns(cells)
+    out = tmp_path / "deep" / f"out{cells.suffix}"
+    write_columns(cells, out, **columns)
+    assert _fingerprint(cells) == before
+    written, original = _read(out), _read(cells)
+    assert list(written.obs) == ["type", "label", "score"]
+    pd.testing.assert_frame_equal(written.obs, columns["obs"][["type", "label", "score"]])
+    pd.testing.assert_frame_equal(written.obsm["p"], columns["obsm"]["p"])
+    assert (written.X != original.X).nnz == 0
+    assert (written.layers["counts"] != original.layers["counts"]).nnz == 0
+    assert set(written.uns["scstate_lora"]["embed"]) == {"X_other", "X_state"}
+    write_columns(out, out, **columns)
+    assert list(_read(out).obs) == ["type", "label", "score"]
+
+
+def test_columns_that_cannot_be_written_leave_what_was_there_raises(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / f"out{cells.suffix}"
+    _write(cells, out)
+    before, columns = _fingerprint(out), _columns(cells)
+
+    def fail(*_: object) -> None:  # after columns and tables, so that the copy is half written
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(cells_file, "_merge_uns", fail)
+    with pytest.raises(OSError, match="Existing content is unchanged"):
+        write_columns(cells, out, **columns)
+    assert _fingerprint(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([cells.name, out.name])
+
+
+def test_cells_without_any_column_get_some(tmp_path: Path) -> None:
+    path = tmp_path / "cells.h5ad"
+    ad.AnnData(np.ones((30, 2), dtype=np.float32), obs=pd.DataFrame(index=[f"c{i}" for i in range(30)])).write_h5ad(
+        path
+    )
+    write_columns(path, path, **_columns(path))
+    assert list(_read(path).obs) == ["label", "type", "score"]

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from scstate_lora.io import FORMAT_VERSION, check_state, load_directory, save_directory, save_load
+from scstate_lora.io.save_load import add_texts
 
 
 def _save(path: Path, value: float = 1.0, **metadata: Any) -> None:
@@ -60,6 +61,22 @@ def test_replaces_its_own_save(tmp_path: Path) -> None:
     assert set(tensors) == {"adapters"}
     assert sorted(p.name for p in path.iterdir()) == metadata["files"]
     assert _only(path)
+
+
+def test_texts_that_are_added_belong_to_the_save(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    save_directory(path, metadata={"model": "M"}, tensors={"a": {"x": torch.ones(2)}})
+    add_texts(path, {"config.yaml": "seed: 1\n", "results.json": "{}"})
+    metadata, _ = load_directory(path)
+    assert {"config.yaml", "results.json", "a.safetensors"} < set(metadata["files"])
+    assert (path / "config.yaml").read_text() == "seed: 1\n"
+    assert metadata["model"] == "M"
+    save_directory(path, metadata={"model": "M"}, tensors={})  # nothing in it is foreign
+    assert {file.name for file in path.iterdir()} == {"model.json"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError):
+        add_texts(tmp_path / "empty", {"config.yaml": ""})
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_an_empty_directory_is_filled(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from scstate_lora._logging import logger
 from scstate_lora._termination import Terminated, sigterm_raises
+from scstate_lora.cli import annotate
 from scstate_lora.cli.checkpoints import convert, inspect
 from scstate_lora.cli.compare import compare
 from scstate_lora.cli.configurations import config
@@ -21,13 +22,31 @@ from scstate_lora.cli.embed import embed
 from scstate_lora.cli.evaluate import evaluate, evaluate_embeddings
 from scstate_lora.cli.experiment import demo, run, train
 from scstate_lora.cli.predict import predict
-from scstate_lora.config import DataConfig, TrainConfig
+from scstate_lora.config import (
+    ClassifierTrainConfig,
+    CompactBaseConfig,
+    DataConfig,
+    HeadConfig,
+    LabelledDataConfig,
+    LinearStartConfig,
+    SELoraConfig,
+    TrainConfig,
+)
 from scstate_lora.config.evaluate import EvaluateEmbeddingsOptions, EvaluateOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from scstate_lora.config.options import Options
+
+
+_SECTIONS: tuple[tuple[str, str, type[Options]], ...] = (
+    ("linear_start", "regression that is the start", LinearStartConfig),
+    ("head", "heads", HeadConfig),
+    ("lora", "adapters", SELoraConfig),
+    ("compact", "compact base", CompactBaseConfig),
+)
+"""Sections of a classifier's options beside its data and its training."""
 
 
 def _listed(kind: type[Options], *, heading: str) -> str:
@@ -40,6 +59,16 @@ def _listed(kind: type[Options], *, heading: str) -> str:
 
 _TRAINING = _listed(TrainConfig, heading="Options of training, as se.train.NAME=VALUE or st.train.NAME=VALUE:")
 _DATA = _listed(DataConfig, heading="Options of the data, as data.NAME=VALUE:")
+_LABELLED = "\n\n".join(
+    [
+        _listed(ClassifierTrainConfig, heading="Options of training, as train.NAME=VALUE:"),
+        *(
+            _listed(kind, heading=f"Options of the {what}, as {section}.NAME=VALUE:")
+            for section, what, kind in _SECTIONS
+        ),
+        _listed(LabelledDataConfig, heading="Options of the data, as data.NAME=VALUE:"),
+    ]
+)
 
 _WITHHELD_BY = {"embed": "--covariates", "predict": "--covariate"}
 """Commands that read new cells, and their option for values of covariates."""
@@ -49,6 +78,9 @@ _FLAGS: dict[str, type[Options]] = {
     "evaluate-embeddings": EvaluateEmbeddingsOptions,
 }
 """Commands that have an option for each of these; all others take options of the data as ``data.pert_key=``."""
+_GROUP = "annotate"
+_OF_LABELS = ("max_error", "reject_below", "reject_unknown", "coverage", "allow", "block", "clusters", "base")
+"""Arguments of ``CellTypeClassifier.predict`` and ``load`` that are options of ``annotate predict``."""
 
 app = typer.Typer(
     add_completion=False,
@@ -85,6 +117,13 @@ def _common(
 app.command(epilog=_TRAINING)(run)
 app.command(epilog=f"{_DATA}\n\n{_TRAINING}")(train)
 app.command("evaluate-embeddings")(evaluate_embeddings)
+labels = typer.Typer(
+    no_args_is_help=True,
+    help="Label cells: learn labels from cells that have them (train), and give them to other cells (predict).",
+)
+labels.command(epilog=_LABELLED)(annotate.train)
+labels.command()(annotate.predict)
+app.add_typer(labels, name=_GROUP)
 for _command in (embed, predict, evaluate, compare, config, inspect, convert, demo):
     app.command()(_command)
 
@@ -101,7 +140,9 @@ def main() -> None:
         if "--traceback" in sys.argv:
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-        message = in_options(str(message), next((name for name in sys.argv[1:] if not name.startswith("-")), ""))
+        words = [word for word in sys.argv[1:] if not word.startswith("-")] or [""]
+        command = " ".join(words[: 2 if words[0] == _GROUP else 1])
+        message = in_options(str(message), command)
         typer.secho(f"Error: {message}", err=True, fg=typer.colors.RED)
         typer.echo("(--traceback shows where it was raised.)", err=True)
         raise SystemExit(2) from error
@@ -119,6 +160,10 @@ def in_options(message: str, command: str) -> str:
     """
     if command in _WITHHELD_BY:
         return _with_covariates(message, _WITHHELD_BY[command])
+    if command == f"{_GROUP} predict":
+        return _as_flags(message, _OF_LABELS)
+    if command == f"{_GROUP} train":
+        return _as_flags(message, (*annotate.FLAGS, "strategy"))
     names = "|".join(_FLAGS.get(command, DataConfig).model_fields)
 
     def option(found: re.Match[str]) -> str:
@@ -131,8 +176,20 @@ def in_options(message: str, command: str) -> str:
         parts = re.findall(r"'([^']*)'", value)
         return f"{flag} {','.join(parts) if value.startswith('[') and parts else value}"
 
-    value = r"(?P<value>\[[^\]]*\]|'[^']*'|[\w.]+(?<!\.))"
-    return re.sub(rf"(?<![\w.-])(?P<name>{names})={value}?", option, message)
+    return re.sub(rf"(?<![\w.-])(?P<name>{names})={_VALUE}?", option, message)
+
+
+_VALUE = r"(?P<value>\[[^\]]*\]|'[^']*'|[\w.]+(?<!\.))"
+
+
+def _as_flags(message: str, names: Iterable[str]) -> str:
+    """Write arguments of these names as options of a command: ``max_error=0.05`` as ``--max-error 0.05``."""
+
+    def flag(found: re.Match[str]) -> str:
+        option = f"--{found['name'].replace('_', '-')}"
+        return option if found["value"] is None else f"{option} {found['value']}"
+
+    return re.sub(rf"(?<![\w.-])(?P<name>{'|'.join(names)})={_VALUE}?", flag, message)
 
 
 def _with_covariates(message: str, option: str) -> str:

@@ -18,12 +18,13 @@ def inspect(
     """Describe a model file or folder: its kind, sizes, genes and licence, and what it can be used for."""
     from scstate_lora.io.published.inspect import inspect_path
     from scstate_lora.io.save_load import holds_save
+    from scstate_lora.model.annotation.rank_base import rank_tensors
     from scstate_lora.model.se.pretrained import se_tensors
     from scstate_lora.model.st.published import st_tensors
 
     saved = [path / "models" / part for part in ("se", "st") if holds_save(path / "models" / part)]
     for i, model in enumerate(saved or [path]):
-        report = inspect_path(model, se_tensors=se_tensors, st_tensors=st_tensors)
+        report = inspect_path(model, se_tensors=se_tensors, st_tensors=st_tensors, rank_tensors=rank_tensors)
         typer.echo("\n" * (i > 0) + report.text())
 
 

@@ -19,6 +19,7 @@ from scstate_lora.cli.shared import (
     Traceback,
     check_folder,
     check_paths,
+    column_kinds,
     column_values,
     read_cells,
     split_file,
@@ -148,22 +149,8 @@ def demo(
     _list_results(out)
 
 
-def _covariates(text: str) -> list[str] | dict[str, Any]:
-    """`a,b:continuous` to ``{"a": None, "b": "continuous"}``; to a list of names when no kind is given."""
-    kinds: dict[str, str | None] = {}
-    for part in map(str.strip, text.split(",")):
-        name, _, kind = part.rpartition(":")
-        name, declared = (name, kind) if kind in ("categorical", "continuous") else (part, None)
-        if not name or name in kinds:
-            fault = f"names {name!r} more than once" if name else "has an empty name"
-            msg = f"--covariates {text!r} {fault}. Write columns of obs, separated by commas, each once."
-            raise ValueError(msg)
-        kinds[name] = declared
-    return kinds if any(kinds.values()) else list(kinds)
-
-
 _READ: dict[str, Callable[[Any], Any]] = {
-    "covariate_keys": _covariates,
+    "covariate_keys": lambda text: column_kinds(text, option="--covariates"),
     "context_keys": lambda text: [key.strip() for key in text.split(",")],
     "holdout": lambda texts: [column_values(text, option="--holdout") for text in texts],
 }

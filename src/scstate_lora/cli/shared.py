@@ -64,7 +64,12 @@ Out = Annotated[Path | None, typer.Option(help="Folder of the results; runs/<fil
 
 
 def takes(
-    kind: type[Options], *, into: str, flags: Mapping[str, str] = MappingProxyType({}), several: Collection[str] = ()
+    kind: type[Options],
+    *,
+    into: str,
+    flags: Mapping[str, str] = MappingProxyType({}),
+    several: Collection[str] = (),
+    only: Collection[str] = (),
 ) -> Callable:
     """Give a command one option per field of a class of options, described by the field's own words.
 
@@ -78,7 +83,10 @@ def takes(
         Fields whose option has another name.
     several
         Fields whose option may be repeated; the command receives a list.
+    only
+        Fields that have an option; by default all.
     """
+    fields = {name: field for name, field in kind.model_fields.items() if not only or name in only}
 
     def parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         option = typer.Option(flags.get(name, "--" + name.replace("_", "-")), help=field.description)
@@ -91,13 +99,13 @@ def takes(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def run(**arguments: Any) -> None:
-            values = {name: arguments.pop(name) for name in kind.model_fields}
+            values = {name: arguments.pop(name) for name in fields}
             command(**arguments, **{into: {name: v for name, v in values.items() if v not in (None, False, [])}})
 
         signature = inspect.signature(command, eval_str=True)
         parameters = []
         for own in signature.parameters.values():
-            options = [parameter(name, field) for name, field in kind.model_fields.items()]
+            options = [parameter(name, field) for name, field in fields.items()]
             parameters += options if own.name == into else [own]
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # read by typer
@@ -167,6 +175,20 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         msg = f"{out} exists. Name another place by --out, or replace it by --overwrite."
         raise FileExistsError(msg)
+
+
+def column_kinds(text: str, *, option: str) -> list[str] | dict[str, Any]:
+    """`a,b:continuous` to ``{"a": None, "b": "continuous"}``; to a list of names when no kind is given."""
+    kinds: dict[str, str | None] = {}
+    for part in map(str.strip, text.split(",")):
+        name, _, kind = part.rpartition(":")
+        name, declared = (name, kind) if kind in ("categorical", "continuous") else (part, None)
+        if not name or name in kinds:
+            fault = f"names {name!r} more than once" if name else "has an empty name"
+            msg = f"{option} {text!r} {fault}. Write columns of obs, separated by commas, each once."
+            raise ValueError(msg)
+        kinds[name] = declared
+    return kinds if any(kinds.values()) else list(kinds)
 
 
 def column_values(text: str, *, option: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from scstate_lora.model import CellTypeClassifier
     from scstate_lora.workflow.repetition import Replay
 
 _SHOWN = 10
@@ -76,6 +77,64 @@ def embedding_lines(scores: pd.DataFrame) -> list[str]:
     lines = _aligned(rows)
     reasons = dict.fromkeys(scores.loc[scores["value"].isna(), "reason"])
     return [*lines, *(f"Not computed: {reason}" for reason in reasons if reason)]
+
+
+def classifier_lines(model: CellTypeClassifier) -> list[str]:
+    """Say what a classifier was trained on, and how it does on left-out cells beside simple methods."""
+    kept = "as it was trained" if model.adapts_encoder else "as it was before"
+    lines = [f"Strategy {model.strategy}: the encoder is used {kept}."]
+    for key, scores in model.scores.groupby("target", sort=False):
+        target = model.targets[str(key)]
+        what = "a number" if target.target.tree is None else _counted(len(target.classes), "label")
+        lines.append(f"{key}: {what}, {_counted(sum(target.n_labelled), 'cell')}; scores on {target.folds}:")
+        shown = [name for name in _OF_LABELS if name in scores and scores[name].notna().any()]
+        rows = [("", *(_OF_LABELS[name] for name in shown))]
+        rows += [(row["method"], *(_text(row[name]) for name in shown)) for row in scores.to_dict("records")]
+        lines += _aligned(rows)
+    check = model.unknown_check
+    if len(check):
+        lowest = check.sort_values("auroc").head(3)
+        named = ", ".join(f"{kind} {value:.2f}" for kind, value in zip(lowest["type"], lowest["auroc"], strict=True))
+        mean = check["auroc"].mean()
+        lines.append(
+            f"Types left out of training are found as unknown with a mean AUROC of {mean:.2f}; least: {named}."
+        )
+    return lines
+
+
+_OF_LABELS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "calibration_error": "calibration error",
+    "mean_error": "mean error",
+    "r2": "R2",
+}
+"""Scores of labels and of numbers, and how they are shown."""
+
+
+def label_lines(table: pd.DataFrame, name: str) -> list[str]:
+    """Count the labels that were given, with their mean confidence, and say why others were not.
+
+    Parameters
+    ----------
+    table
+        What :meth:`scstate_lora.CellTypeClassifier.predict` returned.
+    name
+        Column of the label, or of the number.
+    """
+    values = table[name]
+    if f"{name}_rejected" not in table:
+        return [f"{_counted(len(table), 'cell')}: {name} from {values.min():.3g} to {values.max():.3g}."]
+    rejected = table[f"{name}_rejected"]
+    given = rejected == ""
+    confidence = table.loc[given, f"{name}_confidence"].groupby(values[given], observed=True).mean()
+    counts = values[given].value_counts()
+    rows = [("label", "cells", "mean confidence")]
+    rows += [(str(label), f"{counts[label]:,}", _text(confidence[label])) for label in counts.index[counts > 0]]
+    reasons = rejected[~given].value_counts()
+    first = f"{_counted(len(table), 'cell')}, {_counted(int(given.sum()), 'label')} given:"
+    without = [f"No label, {reason}: {n:,}" for reason, n in reasons.items() if n]
+    return [first, *(_aligned(rows) if given.any() else []), *without]
 
 
 def replay_lines(outcome: Replay) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from scstate_lora.config.annotate import AnnotateConfig, load_annotate
 from scstate_lora.config.classifier import (
+    ClassifierTrainConfig,
     ClassifierTrainOptions,
     HeadConfig,
     LabelledDataConfig,
@@ -21,6 +23,8 @@ from scstate_lora.config.st import STModelConfig, STObjectiveConfig
 from scstate_lora.config.training import TrainConfig, TrainerOptions, TrainOptions
 
 __all__ = [
+    "AnnotateConfig",
+    "ClassifierTrainConfig",
     "ClassifierTrainOptions",
     "CompactBaseConfig",
     "CompareConfig",
@@ -50,6 +54,7 @@ __all__ = [
     "TrainOptions",
     "TrainerOptions",
     "VariantConfig",
+    "load_annotate",
     "load_run",
     "to_yaml",
     "with_overrides",

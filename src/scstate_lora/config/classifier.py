@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypedDict
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from scstate_lora.config.data import DataConfig, Level, check_level
-from scstate_lora.config.options import Options
+from scstate_lora.config.options import Options, as_written_in_a_file
 from scstate_lora.config.training import Accelerator, Precision, TrainerOptions
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def _as_keys(value: Any) -> Any:
 
 class LabelledDataConfig(DataConfig):
     """What the columns of data with labels mean: the arguments of ``CellTypeClassifier.setup_anndata``."""
+
+    _section: ClassVar[str | None] = "data"
 
     labels_key: Annotated[
         list[str] | dict[str, Literal["categorical", "continuous"] | None], BeforeValidator(_as_keys)
@@ -74,6 +76,8 @@ class LinearStartConfig(Options):
 class HeadConfig(Options):
     """The head on the encoder's embedding; its last layer starts at zero."""
 
+    _section: ClassVar[str | None] = "head"
+
     hidden_dim: int | None = Field(default=256, ge=1)
     """Width of the hidden layer; None for a linear head."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -87,6 +91,8 @@ class HeadConfig(Options):
 
 class ClassifierTrainOptions(TrainerOptions):
     """What ``train()`` of a classifier takes besides its strategy. None takes the model's own choice."""
+
+    _section: ClassVar[str | None] = "train"
 
     max_epochs: int | None = Field(default=None, ge=1)
     """Passes over the labelled cells while the encoder is trained; by default 4 epochs of 15 steps each, or of one
@@ -111,6 +117,14 @@ class ClassifierTrainOptions(TrainerOptions):
     """Stop after this many epochs without a lower loss of left-out cells; true means 10, false never."""
     check_unknown: bool = True
     """Leave every known type out in turn and print how well it is found to be unknown."""
+
+
+class ClassifierTrainConfig(
+    as_written_in_a_file(ClassifierTrainOptions, without=("logger", "callbacks", "progress_bar", "strategy"))  # type: ignore[misc]  # derived
+):
+    """How a classifier is trained, as a file says it: :class:`ClassifierTrainOptions`, None for the default of each."""
+
+    _section: ClassVar[str | None] = "train"
 
 
 class ClassifierTrainArguments(TypedDict, total=False):

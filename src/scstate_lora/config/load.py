@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -12,7 +13,7 @@ from scstate_lora._utils import did_you_mean
 from scstate_lora.config.run import RunConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from importlib.resources.abc import Traversable
 
     from scstate_lora.config.options import Options
@@ -55,27 +56,69 @@ def load_run(
         If the file is not YAML or names an option twice, an assignment is none, an option is unknown (near ones are
         suggested), or a value is not allowed; the message names the file if the fault is there.
     """
-    loaded = {} if path is None else read_yaml(path)
+    merge = partial(_merged, defaults=defaults, arguments=arguments, overrides=overrides)
+    return parse_merged(RunConfig, path, merge, rename=_one_name)
+
+
+def _merged(
+    loaded: Mapping[str, Any],
+    *,
+    defaults: Mapping[str, Any] | None,
+    arguments: Mapping[str, Any] | None,
+    overrides: Iterable[str],
+) -> dict[str, Any]:
     merged = _one_name({**(defaults or {}), **loaded})
     for name, value in (arguments or {}).items():
-        _assign(merged, name, value, source=name)
-    merged = with_overrides(merged, overrides)
+        assign(merged, name, value, source=name)
+    return with_overrides(merged, overrides)
+
+
+_O = TypeVar("_O", bound="Options")
+
+
+def parse_merged(
+    kind: type[_O],
+    path: str | Path | None,
+    merge: Callable[[Mapping[str, Any]], dict[str, Any]],
+    *,
+    rename: Callable[[Mapping[str, Any]], dict[str, Any]],
+) -> _O:
+    """Make options from a file and what is merged into it, with messages that tell where a fault is.
+
+    Parameters
+    ----------
+    kind
+        Class of the options.
+    path
+        YAML file; None for none.
+    merge
+        Merges the content of the file with the command line's.
+    rename
+        Renames options of the file alone.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`load_run`.
+    """
+    loaded = {} if path is None else read_yaml(path)
+    merged = merge(loaded)
     if path is None:
-        return RunConfig.parse(merged, name="options")
+        return kind.parse(merged, name="options")
     try:
-        return RunConfig.parse(merged, name=str(path))
+        return kind.parse(merged, name=str(path))
     except ValueError as error:
-        if _complaint(loaded) == _complaint(merged):
+        if _complaint(kind, rename(loaded)) == _complaint(kind, merged):
             raise
-        msg = f"On the command line, {_complaint(merged)}"
+        msg = f"On the command line, {_complaint(kind, merged)}"
         raise ValueError(msg) from error
 
 
-def _complaint(options: Mapping[str, Any]) -> str | None:
+def _complaint(kind: type[Options], options: Mapping[str, Any]) -> str | None:
     """Describe the first fault of options; None without any."""
     name = "options"
     try:
-        RunConfig.parse(_one_name(options), name=name)
+        kind.parse(options, name=name)
     except ValueError as error:
         return str(error).removeprefix(f"{name}: ")
     return None
@@ -143,21 +186,26 @@ def with_overrides(options: Mapping[str, Any], overrides: Iterable[str]) -> dict
     """
     merged = _one_name(options)
     for assignment in overrides:
-        path, equals, text = assignment.partition("=")
-        if not equals or not path:
-            msg = f"{assignment!r} is not an assignment. Write section.key=value, for instance st.train.max_epochs=10."
-            raise ValueError(msg)
-        try:
-            value = yaml.load(text, Loader=_UniqueKeys)
-        except yaml.YAMLError as error:
-            problem = getattr(error, "problem", None) or str(error)
-            msg = f"{assignment!r}: the value is not valid YAML: {problem}."
-            raise ValueError(msg) from error
-        _assign(merged, path, value, source=assignment)
+        path, value = read_assignment(assignment)
+        assign(merged, path, value, source=assignment)
     return merged
 
 
-def _assign(options: dict[str, Any], path: str, value: Any, *, source: str) -> None:
+def read_assignment(assignment: str) -> tuple[str, Any]:
+    """Read ``section.key=value``, with a value in YAML; errors as :func:`with_overrides`."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        msg = f"{assignment!r} is not an assignment. Write section.key=value, for instance st.train.max_epochs=10."
+        raise ValueError(msg)
+    try:
+        return path, yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error)
+        msg = f"{assignment!r}: the value is not valid YAML: {problem}."
+        raise ValueError(msg) from error
+
+
+def assign(options: dict[str, Any], path: str, value: Any, *, source: str) -> None:
     """Set an option by its dotted name, in place."""
     *parents, key = path.split(".")
     section = options

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -38,6 +38,8 @@ class LoraOptions(Options):
 
 class SELoraConfig(LoraOptions):
     """LoRA adapters on the SE encoder."""
+
+    _section: ClassVar[str | None] = "lora"
 
     targets: tuple[Literal["q", "k", "v", "out", "linear1", "linear2"], ...] = Field(default=("q", "v"), min_length=1)
     """Which linear layers carry an adapter."""

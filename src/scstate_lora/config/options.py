@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from scstate_lora._utils import did_you_mean
+from scstate_lora.config.aliases import advice, in_our_words
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -17,6 +18,15 @@ class Options(BaseModel):
     """Frozen, validated options."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    _section: ClassVar[str | None] = None
+    """Section of a classifier's options, whose names in scModelForge are understood; None for all other options."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, options: Any) -> Any:
+        renames = cls._section is not None and isinstance(options, dict)
+        return in_our_words(options, section=str(cls._section)) if renames else options
 
     @classmethod
     def parse(cls, options: Any, *, name: str) -> Self:
@@ -67,12 +77,42 @@ class Options(BaseModel):
         ValueError
             If a value is not allowed.
         """
-        known = list(cls.model_fields)
+        arguments = cls.keywords(arguments, function=function)
+        return cls.parse({name: value for name, value in arguments.items() if value is not None}, name=function)
+
+    @classmethod
+    def keywords(cls, arguments: Mapping[str, Any], *, function: str, further: Collection[str] = ()) -> dict[str, Any]:
+        """Check the names of a call's keywords, and give those that scModelForge calls otherwise their names here.
+
+        Parameters
+        ----------
+        arguments, function
+            As in :meth:`of_call`.
+        further
+            Keywords that are no option.
+
+        Raises
+        ------
+        TypeError
+            As in :meth:`of_call`, or if an option is given under two names.
+        """
+        known = [*cls.model_fields, *further]
+        if cls._section is not None:
+            told = {name: advice(f"{cls._section}.{name}") for name in arguments if name not in known}
+            for name, text in told.items():
+                if text is not None:
+                    msg = f"{function} has no argument {name!r}. {text}"
+                    raise TypeError(msg)
+            try:
+                arguments = in_our_words(arguments, section=cls._section)
+            except ValueError as error:
+                msg = f"{function}: {error}"
+                raise TypeError(msg) from error
         for name in arguments:
             if name not in known:
                 msg = f"{function} has no argument {name!r}. {did_you_mean(name, known, limit=len(known))}"
                 raise TypeError(msg)
-        return cls.parse({name: value for name, value in arguments.items() if value is not None}, name=function)
+        return dict(arguments)
 
     @classmethod
     def _explain(cls, error: ValidationError) -> str:

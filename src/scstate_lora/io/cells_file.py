@@ -1,4 +1,4 @@
-"""Add an embedding to a copy of a file of cells, block by block."""
+"""Add an embedding to a copy of a file of cells, block by block, or columns; the matrix is only copied."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from scstate_lora._compat import open_zarr
 from scstate_lora.io.atomic import in_place
@@ -75,15 +76,90 @@ def write_embedding(
                 _add(file, blocks, shape, key, uns)
 
 
-def _add(
-    group: Any, blocks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, int], key: str, uns: Mapping[str, Any]
+def write_columns(
+    cells: str | Path,
+    out: str | Path,
+    *,
+    obs: pd.DataFrame,
+    obsm: Mapping[str, pd.DataFrame],
+    uns: Mapping[str, Any],
 ) -> None:
-    """Write ``obsm[key]`` and ``uns`` into a store that anndata wrote."""
-    from anndata.io import read_elem, write_elem
+    """Write a copy of a file of cells with further columns, whole or not at all.
+
+    Parameters
+    ----------
+    cells
+        An ``.h5ad`` or ``.zarr``, which is only read.
+    out
+        A path with the same ending. An existing file is replaced; it may be `cells` itself.
+    obs
+        Columns, one row per cell; those of the same names are replaced.
+    obsm
+        Tables by their key in ``obsm``, one row per cell.
+    uns
+        Nested dict that is merged into ``uns``.
+
+    Raises
+    ------
+    OSError
+        If writing fails; an existing file at `out` is unchanged.
+    """
+    cells, out = Path(cells), Path(out)
+    with in_place(out) as temporary:
+        if out.suffix == ".zarr":
+            import zarr
+
+            shutil.copytree(cells, temporary)
+            _add_columns(open_zarr(temporary, "r+"), obs, obsm, uns)
+            zarr.consolidate_metadata(str(temporary))
+        else:
+            import h5py
+
+            shutil.copyfile(cells, temporary)
+            with h5py.File(temporary, "r+") as file:
+                _add_columns(file, obs, obsm, uns)
+
+
+def _add_columns(group: Any, obs: pd.DataFrame, obsm: Mapping[str, pd.DataFrame], uns: Mapping[str, Any]) -> None:
+    """Write columns of ``obs``, tables of ``obsm`` and ``uns`` into a store that anndata wrote."""
+    from anndata.io import write_elem
+
+    _make_groups(group)
+    present = [str(name) for name in group["obs"].attrs["column-order"]]
+    for name in obs:
+        values = obs[name]
+        write_elem(
+            group["obs"], name, values.array if isinstance(values.dtype, pd.CategoricalDtype) else values.to_numpy()
+        )
+    group["obs"].attrs["column-order"] = [*present, *(name for name in obs if name not in present)]
+    for key, table in obsm.items():
+        write_elem(group["obsm"], key, table)
+    _merge_uns(group, uns)
+
+
+def _make_groups(group: Any) -> None:
+    from anndata.io import write_elem
 
     for name in ("obsm", "uns"):
         if name not in group:
             write_elem(group, name, {})
+
+
+def _merge_uns(group: Any, uns: Mapping[str, Any]) -> None:
+    from anndata.io import read_elem, write_elem
+
+    for name, value in uns.items():
+        stored = read_elem(group["uns"][name]) if name in group["uns"] else {}
+        write_elem(group["uns"], name, _merged(stored, value))
+
+
+def _add(
+    group: Any, blocks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, int], key: str, uns: Mapping[str, Any]
+) -> None:
+    """Write ``obsm[key]`` and ``uns`` into a store that anndata wrote."""
+    from anndata.io import write_elem
+
+    _make_groups(group)
     if key in group["obsm"]:
         del group["obsm"][key]
     n_rows = max(1, min(shape[0], _CHUNK_BYTES // (4 * shape[1])))
@@ -95,9 +171,7 @@ def _add(
     array.resize(shape)
     for first, rows in blocks:
         array[first : first + len(rows)] = rows
-    for name, value in uns.items():
-        stored = read_elem(group["uns"][name]) if name in group["uns"] else {}
-        write_elem(group["uns"], name, _merged(stored, value))
+    _merge_uns(group, uns)
 
 
 def _merged(old: Any, new: Any) -> Any:

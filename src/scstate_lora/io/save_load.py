@@ -77,6 +77,34 @@ def save_directory(
             flush(file)
 
 
+def add_texts(path: str | Path, texts: Mapping[str, str]) -> None:
+    """Add files of text to a directory that :func:`save_directory` wrote, as parts of the saved model.
+
+    Parameters
+    ----------
+    path
+        The directory.
+    texts
+        Texts by file name.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If it is no saved model, or its description is damaged.
+    OSError
+        If writing fails; the model is intact.
+    """
+    folder = Path(path).expanduser().resolve()
+    metadata = _read_metadata(folder / _METADATA)
+    for name, text in texts.items():
+        with in_place(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    metadata["files"] = sorted({*metadata["files"], *texts})
+    with in_place(folder / _METADATA) as temporary:
+        document = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(document, encoding="utf-8")
+
+
 def holds_save(path: str | Path) -> bool:
     """Whether a path looks like a directory that :func:`save_directory` wrote."""
     return (Path(path).expanduser() / _METADATA).is_file()

@@ -14,7 +14,6 @@ from anndata import AnnData
 from scstate_lora._compat import read_csv
 from scstate_lora._constants import OBS_SPLIT
 from scstate_lora._tensors import in_float32
-from scstate_lora._utils import did_you_mean
 from scstate_lora.config import DataConfig
 from scstate_lora.data.bound import BoundData
 from scstate_lora.data.model_split import ModelSplit, hash_names
@@ -76,11 +75,7 @@ class BaseModel(ABC):
         -----
         Adds to ``adata``: ``adata.uns["scstate_lora"]["registry"]`` (JSON) and ``adata.obs["scstate_split"]``.
         """
-        known = [*cls._data_options.model_fields, "seed"]
-        for name in kwargs:
-            if name not in known:
-                msg = f"setup_anndata() has no argument {name!r}. {did_you_mean(name, known, limit=len(known))}"
-                raise TypeError(msg)
+        kwargs = cls._data_options.keywords(kwargs, function="setup_anndata()", further=("seed",))
         register(adata, cls._data_options.parse(kwargs, name="setup_anndata()"), seed=seed)
 
     @property

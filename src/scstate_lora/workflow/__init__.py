@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scstate_lora.workflow.annotation import FileLabels, label_file, save_classifier, train_classifier
 from scstate_lora.workflow.evaluation import Evaluated, evaluate_cells, evaluate_embeddings
 from scstate_lora.workflow.folder import is_first_process
 from scstate_lora.workflow.main_job import Run, run
@@ -12,6 +13,7 @@ from scstate_lora.workflow.results_file import Results
 
 __all__ = [
     "Evaluated",
+    "FileLabels",
     "Replay",
     "Results",
     "Run",
@@ -19,8 +21,11 @@ __all__ = [
     "evaluate_cells",
     "evaluate_embeddings",
     "is_first_process",
+    "label_file",
     "predict_to_file",
     "replay",
     "run",
+    "save_classifier",
     "train",
+    "train_classifier",
 ]

@@ -54,7 +54,7 @@ class Results:
     Parameters
     ----------
     command
-        The command that computed them: ``"run"``, ``"train"``, ``"compare"``, ``"evaluate"`` or
+        The command that computed them: ``"run"``, ``"train"``, ``"annotate train"``, ``"compare"``, ``"evaluate"`` or
         ``"evaluate-embeddings"``.
     settings
         All its options, seeds among them.
@@ -76,15 +76,27 @@ class Results:
     split: dict[str, Any]
 
     def write(self, path: Path) -> None:
-        """Write the file, completely or not at all: one line per row of a table, equal bytes for equal results.
+        """Write the file, completely or not at all.
+
+        Raises
+        ------
+        OSError
+            If writing fails; an earlier file is unchanged.
+        TypeError, ValueError
+            As :meth:`text`.
+        """
+        text = self.text()
+        with in_place(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def text(self) -> str:
+        """Content of the file: one line per row of a table, equal bytes for equal results.
 
         Numbers are written with all their digits. A missing value is ``null``, and infinity, which JSON lacks, the text
         ``"inf"`` or ``"-inf"``.
 
         Raises
         ------
-        OSError
-            If writing fails; an earlier file is unchanged.
         TypeError, ValueError
             If a setting is no JSON.
         """
@@ -95,8 +107,7 @@ class Results:
         }
         tables = ",\n".join(f"  {json.dumps(name)}: {_table_text(table)}" for name, table in self.tables.items())
         text = json.dumps(head, indent=1, allow_nan=False, ensure_ascii=False).removesuffix("\n}")
-        with in_place(path) as temporary:
-            temporary.write_text(f'{text},\n "tables": {{\n{tables}\n }}\n}}\n', encoding="utf-8")
+        return f'{text},\n "tables": {{\n{tables}\n }}\n}}\n'
 
     @classmethod
     def read(cls, path: Path) -> Self:

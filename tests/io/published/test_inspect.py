@@ -13,13 +13,15 @@ from safetensors.torch import save_file
 from scstate_lora.io.published import inspect
 from scstate_lora.io.published.inspect import Report
 from scstate_lora.io.save_load import save_directory
+from scstate_lora.model.annotation.rank_base import rank_tensors
 from scstate_lora.model.se.pretrained import se_tensors
 from scstate_lora.model.st.published import st_tensors
+from tests.scmodelforge_files import MODEL, Parts, torch_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-inspect_path = partial(inspect.inspect_path, se_tensors=se_tensors, st_tensors=st_tensors)
+inspect_path = partial(inspect.inspect_path, se_tensors=se_tensors, st_tensors=st_tensors, rank_tensors=rank_tensors)
 TRUE = Path(__file__).parents[2] / "data" / "arc"
 TRUE_ST = TRUE.with_name("arc_st")
 """Small models that arc-state wrote."""
@@ -220,3 +222,28 @@ def test_text_is_aligned() -> None:
     assert lines[4].startswith(" " * 10 + "word")
     assert lines[-7:] == ["", "Problems:", "  one", "  two", "", "Use:", "  call()"]
     assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("form", ["folder", "checkpoint"])
+def test_encoder_of_scmodelforge(form: str, tmp_path: Path) -> None:
+    parts = Parts.of(torch_encoder(pooling="mean"))
+    path = getattr(parts, f"write_{form}")(tmp_path / "blood")
+    report = inspect_path(path)
+    rows = dict(report.rows)
+    assert (report.kind, report.problems) == ("rank", [])
+    assert report.title.endswith("an encoder of genes by rank, saved by scModelForge")
+    assert rows["width (d_model)"] == str(MODEL["hidden_dim"])
+    assert rows["tokens per cell"] == "up to 12, genes by rank, CLS first"
+    assert rows["reads values too"] == "counts brought to 10,000 per cell, then log1p"
+    assert rows["a cell is"] == "the mean of its tokens"
+    assert rows["genes"].startswith("20: GENE0, GENE1")
+    assert f"ssl.CellTypeClassifier(adata, base='{path}')" in report.uses[0]
+    assert "scstate-lora annotate train" in report.uses[1]
+
+
+def test_what_an_encoder_of_scmodelforge_lacks_is_a_problem(tmp_path: Path) -> None:
+    path = Parts.of(torch_encoder()).write_folder(tmp_path / "blood")
+    (path / "gene_vocab.json").unlink()
+    report = inspect_path(path)
+    assert report.uses == []
+    assert "genes=list(training_adata.var_names)" in report.problems[0]

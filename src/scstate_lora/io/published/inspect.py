@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scstate_lora._utils import listed
 from scstate_lora.io.published.contents import Contents, find_se_file, open_contents
+from scstate_lora.io.published.inspect_labels import classifier_rows, classifier_uses, rank_rows, rank_uses
 from scstate_lora.io.published.proteins import find_proteins
+from scstate_lora.io.published.scmodelforge import find_rank_file, is_rank_checkpoint, read_rank_checkpoint
 from scstate_lora.io.published.se_checkpoint import complete_sizes, find_config, licence_beside, name_of
 from scstate_lora.io.published.se_tensors import N_DATASET, take_arc_state
 from scstate_lora.io.published.st_checkpoint import STCheckpoint, input_meaning, read_st_file, st_licence
@@ -40,7 +42,7 @@ class Report:
     Parameters
     ----------
     kind
-        ``se``, ``st``, ``proteins`` or ``saved`` (a model that this package saved).
+        ``se``, ``st``, ``rank`` (of scModelForge), ``proteins`` or ``saved`` (a model that this package saved).
     title
         Summary in one line.
     rows
@@ -71,8 +73,10 @@ class Report:
         return "\n".join(lines)
 
 
-def inspect_path(path: str | Path, *, se_tensors: ExpectedTensors, st_tensors: ExpectedTensors) -> Report:
-    """Recognise a published SE or ST model, protein embeddings, or a model saved by this package.
+def inspect_path(
+    path: str | Path, *, se_tensors: ExpectedTensors, st_tensors: ExpectedTensors, rank_tensors: ExpectedTensors
+) -> Report:
+    """Recognise a published SE or ST model, an encoder of scModelForge, protein embeddings, or a model saved here.
 
     Tensors are mapped from the disk and only their names and shapes read, so a large file takes a moment.
 
@@ -80,8 +84,8 @@ def inspect_path(path: str | Path, *, se_tensors: ExpectedTensors, st_tensors: E
     ----------
     path
         File or folder.
-    se_tensors, st_tensors
-        State dicts of an SE and an ST network of given sizes, with which the tensors are compared.
+    se_tensors, st_tensors, rank_tensors
+        State dicts of an SE, an ST and a rank network of given sizes, with which the tensors are compared.
 
     Raises
     ------
@@ -95,6 +99,8 @@ def inspect_path(path: str | Path, *, se_tensors: ExpectedTensors, st_tensors: E
         path = path.parent
     if holds_save(path):
         return _saved(path)
+    if path.exists() and is_rank_checkpoint(path):
+        return _rank(path, rank_tensors)
     contents = open_contents(_file(path))
     if contents.kind == "se":
         return _se(path, contents, se_tensors)
@@ -104,8 +110,8 @@ def inspect_path(path: str | Path, *, se_tensors: ExpectedTensors, st_tensors: E
         return _proteins(contents)
     held = _examples(list(contents.state)) if contents.state else "no tensors by name"
     msg = (
-        f"{contents.file} is none of these: an SE or ST checkpoint, protein embeddings, or a model saved by "
-        f"scstate_lora. It holds {held}."
+        f"{contents.file} is none of these: an SE or ST checkpoint, an encoder of scModelForge, protein embeddings, or "
+        f"a model saved by scstate_lora. It holds {held}."
     )
     raise ValueError(msg)
 
@@ -270,6 +276,22 @@ def _st_rows(model: STCheckpoint) -> list[tuple[str, str]]:
     return rows + [("note", note) for note in model.notes]
 
 
+def _rank(path: Path, expected_tensors: ExpectedTensors) -> Report:
+    file = find_rank_file(path)
+    report = Report("rank", f"{name_of(file)}: an encoder of genes by rank, saved by scModelForge")
+    report.rows.append(("file", f"{file} ({_bytes(file.stat().st_size)})"))
+    try:
+        found = read_rank_checkpoint(path, expected_tensors)
+    except (ValueError, FileNotFoundError) as error:
+        report.problems.append(str(error))
+        return report
+    report.rows.extend([*rank_rows(found), *_gene_rows(found.genes), ("licence", found.licence)])
+    calls = rank_uses(repr(str(path)))
+    width = max(map(len, calls))
+    report.uses.extend(f"{call:<{width}}  # {note}" for call, note in calls.items())
+    return report
+
+
 def _saved(folder: Path) -> Report:
     """Describe a model saved by this package, with what it was set up on."""
     metadata, tensors = load_directory(folder)
@@ -291,9 +313,12 @@ def _saved(folder: Path) -> Report:
     if "registry" in metadata:
         rows += _set_up_rows(json.loads(str(metadata["registry"])))
     where = repr(str(folder))
-    if name != "SEBase":
+    if name == "CellTypeClassifier":
+        rows += classifier_rows(metadata, folder)
+        report.uses.extend(classifier_uses(where))
+    elif name != "SEBase":
         report.uses.append(f"ssl.{name}.load({where})")
-    if base:
+    if base and base.get("format") != "scmodelforge" and "obsm" not in base:
         report.uses.append(f"ssl.tl.embed(adata, {where})")
         report.uses.append(f"ssl.LoRACovariateSE(adata, base={where})")
         report.uses.append(f"ssl.tl.decode_expression(adata, {where}, genes=[...])")
