@@ -74,6 +74,8 @@ def _held_out(cells: BoundData) -> str:
     n_test = int((cells.split == "test").sum())
     if not n_test:
         return "No cell was held out for testing."
+    if n_test == len(cells):
+        return "All are for testing; what the model was trained on is not known here, these cells perhaps among it."
     names = held_out_whole(split_table(cells))
     if names and len(names) <= _MOST_NAMED:
         return f"Held out, so that no model saw them: {n_test:,} cells, all of {'; '.join(names)}."
