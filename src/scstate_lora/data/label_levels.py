@@ -42,7 +42,7 @@ def tree_from_columns(obs: pd.DataFrame, keys: Sequence[str], *, root: str = ROO
     seen: dict[Any, None] = {}
     for depth, key in enumerate(keys):
         coarser = levels[list(keys[:depth])]
-        above = coarser.ffill(axis=1).iloc[:, -1] if depth else pd.Series(root, index=levels.index)
+        above = _finest(coarser) if depth else pd.Series(root, index=levels.index)
         pairs = pd.DataFrame({"child": levels[key], "parent": above}).dropna(subset="child").drop_duplicates()
         seen |= dict.fromkeys(sorted(set(pairs["child"])))
         pairs = pairs.dropna()  # where all coarser levels are missing, other cells say what is above
@@ -68,8 +68,7 @@ def finest_labels(obs: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
     obs, keys
         As in :func:`tree_from_columns`, with its KeyError.
     """
-    finest = _levels(obs, keys).ffill(axis=1).iloc[:, -1]
-    return pd.Series(finest.to_numpy(), index=obs.index, dtype=object)
+    return pd.Series(_finest(_levels(obs, keys)).to_numpy(), index=obs.index, dtype=object)
 
 
 def _levels(obs: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -88,6 +87,14 @@ def _levels(obs: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
             text[known] = as_labels(obs[key][known]).to_numpy()
         levels[key] = text
     return pd.DataFrame(levels, dtype=object)
+
+
+def _finest(levels: pd.DataFrame) -> pd.Series:
+    """Last value of each row that is not missing, still as text: filling would guess another type where all are."""
+    finest = levels.iloc[:, 0]
+    for key in levels.columns[1:]:
+        finest = levels[key].where(levels[key].notna(), finest)
+    return finest
 
 
 def _check_repeats(pairs: pd.DataFrame, key: str) -> None:

@@ -126,5 +126,5 @@ class LeftOutNumbers:
 
     def half_width(self, coverage: float) -> float:
         """Half the width of intervals that hold the true number with a probability of `coverage` (split conformal)."""
-        rank = min(1.0, np.ceil((len(self.errors) + 1) * coverage) / len(self.errors))
-        return float(np.quantile(self.errors, rank, method="higher"))
+        rank = min(len(self.errors), int(np.ceil((len(self.errors) + 1) * coverage)))
+        return float(np.sort(self.errors)[rank - 1])

@@ -50,9 +50,10 @@ class ResidualHeads(nn.Module):
         self.hidden_dim = hidden_dim
 
     def standardise(self, embedding: Tensor) -> None:
-        """Take mean and standard deviation of the entries from embeddings ``(n, dim)``."""
+        """Take mean and standard deviation of the entries from embeddings ``(n, dim)``; 1 of a constant entry."""
+        sd = embedding.std(0, correction=min(1, len(embedding) - 1))
         self.mean.copy_(embedding.mean(0))
-        self.sd.copy_(embedding.std(0).clamp_min(1e-6))
+        self.sd.copy_(torch.where(sd > 1e-6, sd, 1))
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Compute what each head adds, ``(n_members, n, n_outputs)``, from embeddings ``(n, dim)``."""

@@ -461,7 +461,7 @@ class CellTypeClassifier(BaseModel):
             raise KeyError(msg)
         chosen = target or kinds[0]
         adata = self.adata if adata is None else adata
-        for labelled, model, _ in self._labelled(adata, LabelRules(allow=allow, block=block), adapt=adapt):
+        for labelled, model, _ in self._labelled(adata, LabelRules(allow=allow, block=block), adapt=adapt, of=chosen):
             if model.key == chosen and labelled is not None:
                 nodes, names = (labelled.nodes[:, 1:], list(model.tree.names[1:])) if all_levels else (None, None)
                 values = labelled.probabilities if nodes is None else nodes
@@ -469,18 +469,19 @@ class CellTypeClassifier(BaseModel):
         raise AssertionError  # one of them was chosen
 
     def _labelled(
-        self, adata: AnnData, rules: LabelRules, *, adapt: bool
+        self, adata: AnnData, rules: LabelRules, *, adapt: bool, of: str | None = None
     ) -> list[tuple[Labelled | None, TargetModel, np.ndarray]]:
-        """Label cells by every target; None in the place of labels for numbers."""
+        """Label cells by every target, None in place of labels for numbers; rules are `of` the first, or another."""
+        of = next(iter(self.targets)) if of is None else of
         outputs = compute_outputs(self.registry, adata, self._base, self.network, self.targets)
         batches = self._batches(adata)
         found: list[tuple[Labelled | None, TargetModel, np.ndarray]] = []
-        for number, (key, model) in enumerate(self.targets.items()):
+        for key, model in self.targets.items():
             logits, distance = outputs[key]
             if model.target.tree is None:
                 found.append((None, model, logits))
                 continue
-            own = rules if number == 0 else LabelRules(coverage=rules.coverage)
+            own = rules if key == of else LabelRules(coverage=rules.coverage)
             found.append((label_cells(model, logits, distance, batches, own, adapt=adapt), model, logits))
         return found
 

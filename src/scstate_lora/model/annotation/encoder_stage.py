@@ -81,6 +81,7 @@ class EncoderStage:
         trial = self._network(without_fold)
         options = self.options
         history, kept_start = self._fit(trial, self.inside, outside, self._n_epochs(len(self.inside)), options)
+        history = history.assign(cells="without the first fold")
         if kept_start:
             logger.info("No epoch lowers the loss of left-out cells: the encoder is left as it was.")
             return None, None, history
@@ -90,7 +91,7 @@ class EncoderStage:
         rows = np.sort(np.concatenate([self.inside, self.outside]))
         again, _ = self._fit(network, rows, None, int(last) + 1, options.part("all_cells"))
         again = again.assign(cells="all")
-        return trial, network, pd.concat([history.assign(cells="without the first fold"), again], ignore_index=True)
+        return trial, network, pd.concat([history, again], ignore_index=True)
 
     def _network(self, heads: dict[str, ResidualHeads]) -> ClassifierNetwork:
         encoder = own_encoder(self.base)
