@@ -42,7 +42,7 @@ def test_terms_without_an_ontology_raises(tree):
         ({}, "the option .labels_key. is missing"),
         ({"labels_key": []}, "labels_key"),
         ({"labels_key": {"a": "number"}}, "'number'"),
-        ({"labels_key": "a", "label_key": "b"}, "label_key.*labels_key"),
+        ({"labels_key": "a", "label_key": "b"}, "labels_key and .*label_key are two names of one option"),
         ({"labels_key": "a", "unlabeled": "b"}, "unlabeled_category"),
     ],
 )

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from scstate_lora.data.label_tree import LabelTree
 
+_REJECTED = 0.05
+
 
 @dataclass(frozen=True)
 class LeftOutCells:
@@ -55,6 +57,11 @@ class LeftOutCells:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> LeftOutCells:
         """Rebuild from what :meth:`arrays` returned."""
         return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+
+    @property
+    def most(self) -> float:
+        """Largest probability that so few cells can promise (split conformal)."""
+        return len(self) / (len(self) + 1)
 
     @cached_property
     def shifted(self) -> np.ndarray:
@@ -99,9 +106,13 @@ class LeftOutCells:
         """Fit sets of labels that hold the true one with a probability of `coverage`."""
         return fit_label_sets(self.probabilities, self.allowed, coverage=coverage)
 
-    def novelty(self, *, rejected: float = 0.05) -> NoveltyScale:
-        """Fit the scale of novelty, and the threshold above which a share of `rejected` of known cells lies."""
-        return fit_novelty_scale(self.energy, self.distance, rejected=rejected)
+    def novelty(self, *, rejected: float | None = None) -> NoveltyScale:
+        """Fit the scale of novelty, and the threshold above which a share of `rejected` of known cells lies.
+
+        By default 0.05, or the smallest share that so few cells can promise.
+        """
+        share = max(_REJECTED, 1 - self.most) if rejected is None else rejected
+        return fit_novelty_scale(self.energy, self.distance, rejected=share)
 
     def sample(self, n: int, *, seed: int = 0) -> LeftOutCells:
         """Draw cells, all where there are no more than `n`."""

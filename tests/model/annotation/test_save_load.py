@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_another_base_is_refused(on_published, lora, base, tmp_path):
     with pytest.raises(ValueError, match="was trained on another base"):
         ssl.CellTypeClassifier.load(tmp_path / "ranks", base=other)
     lora.save(tmp_path / "compact")
-    changed = base.copy()
+    changed = copy.deepcopy(base)
     with torch.no_grad():
         next(changed.encoder.parameters()).add_(1)
     with pytest.raises(ValueError, match="another base"):

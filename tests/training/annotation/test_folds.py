@@ -76,3 +76,28 @@ def test_rare_labels_do_not_all_end_in_the_first_fold():
 def test_few_cells_make_no_empty_fold(n):
     folds = make_folds(np.arange(n), None, seed=0)
     assert _sizes(folds).tolist() == [1] * n
+
+
+def _one_hot(classes):
+    return np.asarray(classes)[:, None] == np.arange(max(classes) + 1)
+
+
+def test_cells_are_learnable_if_others_have_one_of_their_labels():
+    folds = make_folds(np.zeros(6), np.array([0, 0, 1, 1, 2, 2]), seed=0)
+    allowed = _one_hot([0, 1, 0, 1, 2, 0])
+    assert folds.learnable(allowed).tolist() == [True, True, True, True, False, True]
+    allowed[4] = [False, True, True]  # a coarse label that leaves open what others have
+    assert folds.learnable(allowed).all()
+
+
+def test_the_first_fold_has_labels_that_others_have():
+    batches = np.repeat([0, 1, 2], [9, 6, 4])
+    classes = np.concatenate([np.full(9, 2), np.arange(10) % 2])
+    folds = make_folds(classes, batches, seed=0)
+    assert set(batches[folds.number == 0]) == {0}
+    begun = folds.starting_learnable(_one_hot(classes))
+    assert [set(batches[begun.number == i]) for i in range(3)] == [{1}, {0}, {2}]
+    assert begun.kind == folds.kind
+    assert begun.starting_learnable(_one_hot(classes)) is begun
+    mixed = np.arange(19) % 3
+    assert folds.starting_learnable(_one_hot(mixed)) is folds

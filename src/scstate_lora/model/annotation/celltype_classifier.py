@@ -24,7 +24,14 @@ from scstate_lora.inference.devices import check_accelerator
 from scstate_lora.model.annotation.encoder_stage import ADAPTER, EncoderStage
 from scstate_lora.model.annotation.encoders import choose_base, embed, find_base, own_encoder, token_reader
 from scstate_lora.model.annotation.fitting import FittedTargets, fit_targets
-from scstate_lora.model.annotation.labelling import Labelled, LabelRules, cluster_votes, label_cells, number_cells
+from scstate_lora.model.annotation.labelling import (
+    COVERAGE,
+    Labelled,
+    LabelRules,
+    cluster_votes,
+    label_cells,
+    number_cells,
+)
 from scstate_lora.model.annotation.outputs import compute_outputs
 from scstate_lora.model.annotation.target_model import TargetModel
 from scstate_lora.model.base import BaseModel
@@ -376,7 +383,7 @@ class CellTypeClassifier(BaseModel):
         value, with ``_low`` and ``_high``. To ``adata.uns["scstate_lora"]["annotate"]``: thresholds and shifts (JSON).
         """
         self._require_trained("predict()")
-        coverage = 0.95 if isinstance(sets, bool) else sets
+        coverage = (COVERAGE if sets else None) if isinstance(sets, bool) else sets
         adata = self.adata if adata is None else adata
         tables = []
         for number, (labelled, model, outputs) in enumerate(
@@ -387,7 +394,7 @@ class CellTypeClassifier(BaseModel):
             name = key_added or LABEL
             name = name if number == 0 else f"scstate_{model.key}"
             if labelled is None:
-                table, facts = number_cells(model, outputs, coverage=coverage)
+                table, facts = number_cells(model, outputs, coverage=coverage or COVERAGE)
             else:
                 table, facts = labelled.table, labelled.facts
                 for batch, note in facts["shift"].items():

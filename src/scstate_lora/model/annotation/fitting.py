@@ -16,7 +16,7 @@ from scstate_lora.metrics.confidence import expected_calibration_error
 from scstate_lora.model.annotation.target_model import TargetModel
 from scstate_lora.training.annotation.baselines import FEW, baseline_labels, check_unknown
 from scstate_lora.training.annotation.fit import TargetFit, fit_classes, fit_numbers, fold_offset, mean_logits
-from scstate_lora.training.annotation.folds import make_folds
+from scstate_lora.training.annotation.folds import BATCHES, make_folds
 from scstate_lora.training.annotation.heads import HeadCells, added_by, scale_heads
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scstate_lora.data.bound import BoundData
     from scstate_lora.data.label_targets import LabelTarget
     from scstate_lora.nn.classifier import ResidualHeads
+    from scstate_lora.training.annotation.folds import Folds
 
 OWN, START = "CellTypeClassifier", "linear start"
 _MOST_SAVED = 20_000
@@ -305,7 +306,7 @@ def fit_targets(
         fitted.targets[key], fitted.members[key] = target, members
         strata = _strata(goal[here])
         folds = make_folds(strata, None if batches is None else batches[members], is_val=validates[here], seed=seed)
-        if goal.dtype == bool and folds.learnable(goal[here]).mean() < _LEAST_LEARNABLE:
+        if goal.dtype == bool and folds.kind == BATCHES and folds.learnable(goal[here]).mean() < _LEAST_LEARNABLE:
             logger.warning(
                 "Most labels of adata.obs[%r] are in one batch only (%s): a batch that is left out has labels that no "
                 "other has. Choices are made on left-out cells instead, and what is promised holds for cells of these "
@@ -314,6 +315,9 @@ def fit_targets(
                 cells.registry.batch_key,
             )
             folds = make_folds(strata, None, seed=seed)
+        if goal.dtype == bool:
+            _check_enough(target, goal[here], folds)
+            folds = folds.starting_learnable(goal[here])
         common: dict[str, Any] = {"start": start, "head": head, "lr": options.head_lr, "seed": seed}
         if target.tree is None:
             fitted.scales[key] = float(goal[here].mean()), float(goal[here].std())
@@ -328,6 +332,19 @@ def fit_targets(
             x[members], allowed, embedding[here], folds, class_weight=options.class_weight, **common
         )
     return fitted
+
+
+def _check_enough(target: LabelTarget, allowed: np.ndarray, folds: Folds) -> None:
+    """Raise a ValueError if nothing can be told of the cells that are left out."""
+    n_seen = [(len(inside), int(allowed[inside].any(axis=0).sum())) for inside, _ in folds]
+    if all(n > seen for n, seen in n_seen) and folds.learnable(allowed).any():
+        return
+    msg = (
+        f"{len(allowed)} training cells have one of the {allowed.shape[1]} labels of adata.obs[{target.key!r}], too "
+        "few: some are left out in turn, and the others must have more cells than labels. Label more cells, or give "
+        "rare labels one name."
+    )
+    raise ValueError(msg)
 
 
 def _learnable(

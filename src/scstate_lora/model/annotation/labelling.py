@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 UNCERTAIN, NEW_TYPE = "uncertain", "unlike all known types"
 """Why a cell gets no label."""
-_COVERAGE = 0.95
+COVERAGE = 0.95
+"""Of sets of labels and of intervals, where it is not given."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class LabelRules:
     reject_unknown
         Share of known cells that may be rejected as unlike all known types; None rejects none.
     coverage
-        Probability with which a set of labels holds the true one.
+        Probability with which a set of labels holds the true one; by default 0.95, or what few left-out cells can say.
     allow, block
         Labels, of any level, that may be given alone, and that may not.
     """
@@ -43,7 +44,7 @@ class LabelRules:
     reject_below: float | None = None
     max_error: float | None = None
     reject_unknown: float | None = None
-    coverage: float = _COVERAGE
+    coverage: float | None = None
     allow: Sequence[str] | None = None
     block: Sequence[str] = ()
 
@@ -119,7 +120,8 @@ def label_cells(
     if rules.reject_unknown is not None and score is not None:
         is_new = score > novelty_threshold
         rejected[is_new], given[is_new] = NEW_TYPE, 0
-    sets = left_out.label_sets(rules.coverage).sets(leaves)
+    coverage = rules.coverage or min(COVERAGE, left_out.most)
+    sets = left_out.label_sets(coverage).sets(leaves)
     if mask is not None:
         sets &= mask
     names = np.array([UNKNOWN, *tree.names[1:]], dtype=object)
@@ -142,6 +144,7 @@ def label_cells(
         "temperature": left_out.temperature,
         "threshold": threshold,
         "novelty_threshold": novelty_threshold,
+        "coverage": coverage,
         "shift": notes,
         "left_out": model.folds,
     }
@@ -178,7 +181,7 @@ def _novelty(
             raise ValueError(msg)
         return None, float("nan")
     assert isinstance(model.left_out, LeftOutCells)
-    scale = model.left_out.novelty(rejected=rejected or 0.05)
+    scale = model.left_out.novelty(rejected=rejected)
     return scale.score(logit_energy(logits), distance), scale.threshold
 
 

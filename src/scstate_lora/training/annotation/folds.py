@@ -10,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+BATCHES = "left-out batches"
 _MAX_FOLDS = 5
 
 
@@ -38,6 +39,24 @@ class Folds:
     def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to fit to without a fold, and its own."""
         return np.flatnonzero(self.number != fold), np.flatnonzero(self.number == fold)
+
+    def starting_learnable(self, allowed: np.ndarray) -> Folds:
+        """Begin with the fold of most learnable cells if the first has less than half as many.
+
+        An encoder is tried on the first fold, and a batch of labels that no other has would say nothing.
+
+        Parameters
+        ----------
+        allowed
+            As in :meth:`learnable`.
+        """
+        counts = np.bincount(self.number[self.learnable(allowed)], minlength=len(self))
+        best = int(counts.argmax())
+        if 2 * counts[0] >= counts[best]:
+            return self
+        order = np.arange(len(self))
+        order[[0, best]] = best, 0
+        return Folds(np.where(self.number < 0, -1, order[self.number]), self.kind)
 
     def learnable(self, allowed: np.ndarray) -> np.ndarray:
         """Find cells that are left out while others have one of their open classes, bool ``(n_cells,)``.
@@ -70,7 +89,7 @@ def make_folds(strata: np.ndarray, batches: np.ndarray | None, *, is_val: np.nda
     if is_val is not None and is_val.any():
         return Folds(np.where(is_val, 0, -1), "validation cells")
     if batches is not None and len(np.unique(batches)) > 1:
-        return Folds(_batches_in_folds(batches), "left-out batches")
+        return Folds(_batches_in_folds(batches), BATCHES)
     rng = np.random.default_rng(seed)
     number = np.empty(len(strata), dtype=np.int64)
     place = 0
