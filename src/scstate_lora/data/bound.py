@@ -243,7 +243,8 @@ class BoundData:
         absent = np.flatnonzero(positions < 0)
         if len(absent):
             names = ", ".join(registry.var_names[i] for i in absent[:3]) + (", …" if len(absent) > 3 else "")
-            warn_user(f"{len(absent)} of the model's {len(positions)} genes are not in the data and set to 0: {names}")
+            treated = "count as average" if registry.label_targets else "set to 0"  # by a classifier of cells
+            warn_user(f"{len(absent)} of the model's {len(positions)} genes are not in the data and {treated}: {names}")
         matrix = take_columns(self._expression.matrix, positions)
         return matrix if registry.scale == "counts" else to_natural_log(matrix, self._log_scale.base)
 

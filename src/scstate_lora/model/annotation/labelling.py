@@ -52,7 +52,8 @@ class LabelRules:
         for name in ("reject_below", "max_error", "reject_unknown", "coverage"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
-                msg = f"{name}={value!r} must lie between 0 and 1: it is a {_MEANING[name]}."
+                argument = "sets" if name == "coverage" else name
+                msg = f"{argument}={value!r} must lie between 0 and 1: it is a {_MEANING[name]}."
                 raise ValueError(msg)
 
 
@@ -60,7 +61,7 @@ _MEANING = {
     "reject_below": "probability",
     "max_error": "share of wrong labels, such as 0.05",
     "reject_unknown": "share of known cells, such as 0.05",
-    "coverage": "probability",
+    "coverage": "probability, such as 0.95",
 }
 
 
