@@ -67,8 +67,9 @@ class LinearStartConfig(Options):
 
     n_top_genes: int = Field(default=2000, ge=1)
     """Genes of largest variance of log values."""
-    clip: float = Field(default=3.0, gt=0)
-    """Bound of standardised values, in standard deviations."""
+    clip: float | None = Field(default=None, gt=0)
+    """Bound of standardised values, in standard deviations; None: 3 or 10, whichever has the lower loss on left-out
+    cells, and 3 for numbers. A tight bound is what saves a classifier in a batch of another chemistry."""
     penalty: float = Field(default=10.0, gt=0)
     """Weight of half the squared coefficients against the summed loss."""
 

@@ -101,7 +101,8 @@ def fit_expression_model(
     class_weight
         As in :func:`~scstate_lora.training.annotation.linear_start.fit_linear_start`.
     """
-    start = fit_linear_start(x, allowed, class_weight=class_weight, **config.model_dump())
+    options = {**config.model_dump(), "clip": config.clip or 3.0}
+    start = fit_linear_start(x, allowed, class_weight=class_weight, **options)
     is_fine = allowed.sum(axis=1) == 1
     center, components = _components(start, x)
     features = start.features(x[is_fine]) if is_fine.any() else start.features(x)
@@ -152,7 +153,7 @@ def choose_alpha(x: sparse.csr_matrix, values: np.ndarray, folds: Any, *, config
 def _without_weights(x: sparse.csr_matrix, config: LinearStartConfig) -> LinearStart:
     genes, mean, sd = top_genes(x, config.n_top_genes)
     zero = np.zeros((1, len(genes)), dtype=np.float32)
-    clip = np.asarray(config.clip, dtype=np.float32)
+    clip = np.asarray(config.clip or 3.0, dtype=np.float32)
     return LinearStart(genes, mean, sd, zero, np.zeros(1, np.float32), clip, np.zeros((1, 1), np.float32))
 
 

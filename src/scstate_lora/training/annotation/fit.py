@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 _BELOW = 10.0
 """By how much the logit of a class that a fold had no cell of lies below the others."""
+_CLIPS = (3.0, 10.0)
+_MOST_TO_CHOOSE = 5000
 _STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 
 
@@ -136,7 +138,9 @@ class TargetFit:
         return (self.cells.start + self.added)[:, 0]
 
 
-def fold_offset(start: FoldStart, inside: tuple[np.ndarray, np.ndarray], outside: np.ndarray) -> np.ndarray:
+def fold_offset(
+    start: FoldStart, inside: tuple[np.ndarray | np.float32, np.ndarray], outside: np.ndarray
+) -> np.ndarray:
     """Shift of a fold's logits, ``(n_classes,)``; 0 for classes that were not seen without it.
 
     Parameters
@@ -201,21 +205,15 @@ def fit_classes(
         Learning rate of the head; seed of its initialisation and batches.
     """
     n_cells, n_classes = allowed.shape
-    starts = np.zeros((n_cells, n_classes), dtype=np.float32)
-    distance, usable = np.zeros(n_cells), folds.learnable(allowed)
-    fold_starts = []
-    for inside, outside in folds:
-        seen = allowed[inside].any(axis=0)
-        fold_starts.append(FoldStart(np.zeros((len(inside), n_classes), dtype=np.float32), seen))
-        if start is None or seen.sum() < 2:
-            continue
-        model = fit_expression_model(x[inside], allowed[inside][:, seen], config=start, class_weight=class_weight)
-        logits, distance[outside] = model(x[outside])
-        starts[outside] = logits.min(axis=1, keepdims=True, initial=0.0) - _BELOW
-        starts[np.ix_(outside, np.flatnonzero(seen))] = logits
-        fold_starts[-1].inside[:, seen] = model.start.logits(x[inside])
-    expression = None
-    if start is not None:
+    usable = folds.learnable(allowed)
+    if start is None:
+        nothing = np.zeros((n_cells, n_classes), dtype=np.float32)
+        seen = [allowed[inside].any(axis=0) for inside, _ in folds]
+        without = [FoldStart(nothing[inside], classes) for (inside, _), classes in zip(folds, seen, strict=True)]
+        starts, distance, fold_starts, expression = nothing, np.zeros(n_cells), without, None
+    else:
+        start, fitted = _bounded(x, allowed, folds, start, class_weight)
+        starts, distance, fold_starts = fitted
         expression = fit_expression_model(x, allowed, config=start, class_weight=class_weight)
         never = folds.number < 0  # where validation cells are the only fold
         starts[never] = expression.start.logits(x[never])
@@ -241,6 +239,57 @@ def fit_classes(
     added = choice.strength * trials.added[number]
     shifts = offsets(number, choice.strength)
     return TargetFit(expression, cells, folds, usable, distance, fold_starts, added, shifts, choice, *heads)
+
+
+class _FoldFits(NamedTuple):
+    """The linear start without each fold, of all cells."""
+
+    starts: np.ndarray
+    distance: np.ndarray
+    by_fold: list[FoldStart]
+
+
+def _bounded(
+    x: sparse.csr_matrix, allowed: np.ndarray, folds: Folds, start: LinearStartConfig, class_weight: ClassWeight
+) -> tuple[LinearStartConfig, _FoldFits]:
+    """Choose the bound of standardised values by the loss of left-out cells, and fit without each fold."""
+    if start.clip is not None:
+        return start, _fit_folds(x, allowed, folds, start, class_weight)
+    rows = np.unique(np.linspace(0, len(allowed) - 1, min(_MOST_TO_CHOOSE, len(allowed))).astype(np.int64))
+    some, classes = replace(folds, number=folds.number[rows]), allowed[rows].any(axis=0)
+    part = allowed[rows][:, classes]
+    usable = some.learnable(part)
+    tried = {}
+    for clip in _CLIPS:
+        options = start.model_copy(update={"clip": clip})
+        fits = _fit_folds(x[rows], part, some, options, class_weight)
+        logits = fits.starts.copy()
+        for first, (inside, outside) in zip(fits.by_fold, some, strict=True):
+            own = outside[usable[outside]]
+            logits[own] -= fold_offset(first, (np.float32(0), part[inside]), logits[own])
+        loss = _calibrated_loss(logits[usable], part[usable]) if usable.any() else 0.0
+        tried[clip] = loss, options, fits
+    _, options, fits = min(tried.values(), key=lambda one: one[0])
+    whole = len(rows) == len(allowed)
+    return options, fits if whole else _fit_folds(x, allowed, folds, options, class_weight)
+
+
+def _fit_folds(
+    x: sparse.csr_matrix, allowed: np.ndarray, folds: Folds, start: LinearStartConfig, class_weight: ClassWeight
+) -> _FoldFits:
+    starts, distance = np.zeros(allowed.shape, dtype=np.float32), np.zeros(len(allowed))
+    by_fold = []
+    for inside, outside in folds:
+        seen = allowed[inside].any(axis=0)
+        by_fold.append(FoldStart(np.zeros((len(inside), allowed.shape[1]), dtype=np.float32), seen))
+        if seen.sum() < 2 or not len(outside):
+            continue
+        model = fit_expression_model(x[inside], allowed[inside][:, seen], config=start, class_weight=class_weight)
+        logits, distance[outside] = model(x[outside])
+        starts[outside] = logits.min(axis=1, keepdims=True) - _BELOW
+        starts[np.ix_(outside, np.flatnonzero(seen))] = logits
+        by_fold[-1].inside[:, seen] = model.start.logits(x[inside])
+    return _FoldFits(starts, distance, by_fold)
 
 
 def _calibrated_loss(logits: np.ndarray, allowed: np.ndarray) -> float:
