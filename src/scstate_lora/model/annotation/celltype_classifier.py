@@ -261,12 +261,11 @@ class CellTypeClassifier(BaseModel):
     ) -> tuple[ClassifierNetwork, pd.DataFrame]:
         rows = fitted.rows
         read = token_reader(self._trained_base, cells)
-        inside, outside = fitted.first_fold()
+        folds = fitted.folds()
         stage = EncoderStage(
             self._base,
             LabelledCells(lambda chosen: read(rows[chosen]), fitted.head_cells()),
-            inside,
-            outside,
+            folds,
             strategy,
             self.lora,
             options,
@@ -274,7 +273,7 @@ class CellTypeClassifier(BaseModel):
             self._fingerprint,
         )
         trial, trained, history = stage.run(
-            fitted.calibrated_heads(without_fold=True), fitted.calibrated_heads(without_fold=False)
+            [fitted.calibrated_heads(without=fold) for fold in range(len(folds))], fitted.calibrated_heads()
         )
         if trial is None or trained is None:
             return network, history

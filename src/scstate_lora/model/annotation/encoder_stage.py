@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import torch
 
 from scstate_lora._logging import logger
+from scstate_lora.losses.labels import label_loss
 from scstate_lora.model.annotation.encoders import own_encoder
 from scstate_lora.nn.classifier import ClassifierNetwork
 from scstate_lora.nn.lora import add_lora
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _EPOCHS, _STEPS = 4, 15
 _MOST_LEFT_OUT = 2000
+_AT_ONCE = 128
+_ORDER = ("first", "second")
 ADAPTER = "default"
 
 
@@ -36,8 +40,8 @@ class EncoderStage:
         The base, which stays as it is.
     cells
         The labelled cells.
-    inside, outside
-        Rows of them that train first, and that are left out meanwhile.
+    folds
+        Rows of them that train first, and that are left out meanwhile, once or twice.
     strategy
         ``"full"``, ``"gradual"`` or ``"lora"``.
     lora
@@ -50,8 +54,7 @@ class EncoderStage:
 
     base: Any
     cells: LabelledCells
-    inside: np.ndarray
-    outside: np.ndarray
+    folds: list[tuple[np.ndarray, np.ndarray]]
     strategy: str
     lora: SELoraConfig
     options: ClassifierTrainOptions
@@ -59,39 +62,71 @@ class EncoderStage:
     fingerprint: str
 
     def run(
-        self, without_fold: dict[str, ResidualHeads], with_all: dict[str, ResidualHeads]
+        self, without_fold: list[dict[str, ResidualHeads]], with_all: dict[str, ResidualHeads]
     ) -> tuple[ClassifierNetwork | None, ClassifierNetwork | None, pd.DataFrame]:
         """Train.
 
         Parameters
         ----------
         without_fold
-            Heads that were trained without the left-out rows, by target; the first training starts at copies.
+            Heads that were trained without each fold, by target; trials start at copies.
         with_all
-            Heads that were trained on all rows; the second training starts at them.
+            Heads that were trained on all rows; the training on all starts at copies.
 
         Returns
         -------
-        The network that has not seen the left-out rows, the one trained on all, both None where the loss of left-out
-        cells is lowest at the start, and the history of both.
+        The network that has not seen the first fold, the one trained on all, both None where training does not lower
+        the loss of each fold that was left out by more than its error, and the history of all.
         """
-        outside = self.outside
-        if len(outside) > _MOST_LEFT_OUT:
-            outside = np.sort(np.random.default_rng(self.seed).choice(outside, _MOST_LEFT_OUT, replace=False))
-        trial = self._network(without_fold)
         options = self.options
-        history, kept_start = self._fit(trial, self.inside, outside, self._n_epochs(len(self.inside)), options)
-        history = history.assign(cells="without the first fold")
-        if kept_start:
-            logger.info("No epoch lowers the loss of left-out cells: the encoder is left as it was.")
-            return None, None, history
-        best = history["best"].fillna(value=False).astype(bool) if "best" in history else pd.Series(dtype=bool)
-        last = history["epoch"].max() if not best.any() else history.loc[best.to_numpy(), "epoch"].max()
+        trials, histories = [], []
+        for number, (heads, (inside, left_out)) in enumerate(zip(without_fold, self.folds, strict=True)):
+            outside = left_out
+            if len(outside) > _MOST_LEFT_OUT:
+                outside = np.sort(np.random.default_rng(self.seed).choice(outside, _MOST_LEFT_OUT, replace=False))
+            trials.append(self._network(heads))
+            of_trial = options if number == 0 else options.part("second_fold")
+            history, kept_start = self._fit(trials[-1], inside, outside, self._n_epochs, of_trial)
+            histories.append(history.assign(cells=f"without the {_ORDER[number]} fold"))
+            if not options.restore_best:
+                break
+            if kept_start or not self._pays(trials[-1], heads, outside):
+                logger.info(
+                    "No epoch lowers the loss of left-out cells beyond its error: the encoder is left as it was."
+                )
+                return None, None, pd.concat(histories, ignore_index=True)
+        first = histories[0]
+        last = first.loc[first["best"], "epoch"].max() if first["best"].any() else first["epoch"].max()
         network = self._network(with_all)
-        rows = np.sort(np.concatenate([self.inside, self.outside]))
+        rows = np.sort(np.concatenate(self.folds[0]))
         again, _ = self._fit(network, rows, None, int(last) + 1, options.part("all_cells"))
-        again = again.assign(cells="all")
-        return trial, network, pd.concat([history, again], ignore_index=True)
+        return trials[0], network, pd.concat([*histories, again.assign(cells="all")], ignore_index=True)
+
+    def _pays(self, trial: ClassifierNetwork, start: dict[str, ResidualHeads], outside: np.ndarray) -> bool:
+        """Whether the loss of left-out cells is lower than at the start by more than twice its standard error.
+
+        A smaller gain on one fold is as likely to be a loss on new batches.
+        """
+        trial.eval()
+        gains = []
+        for rows in np.array_split(outside, -(-len(outside) // _AT_ONCE)):
+            batch = {key: torch.from_numpy(array) for key, array in self.cells.tokens(rows).items()}
+            with torch.inference_mode():
+                embedding = trial.embed(batch)
+                after = self._losses(trial.heads_by_target(), embedding, rows)
+                first = next(iter(self.cells.targets.values()))
+                before = self._losses(start, torch.from_numpy(first.embedding[rows]), rows)
+            gains.append((before - after).numpy())
+        gain = np.concatenate(gains)
+        return bool(gain.mean() > 2 * gain.std() / np.sqrt(len(gain)))
+
+    def _losses(self, heads: dict[str, ResidualHeads], embedding: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        """Loss of cells, summed over the targets of which they have a label, ``(n_rows,)``."""
+        losses = torch.zeros(len(rows))
+        for key, target in self.cells.targets.items():
+            start, goal, weights = (torch.from_numpy(getattr(target, n)[rows]) for n in ("start", "goal", "weights"))
+            losses += label_loss(start + heads[key].eval()(embedding).mean(0), goal) * weights.sign()
+        return losses
 
     def _network(self, heads: dict[str, ResidualHeads]) -> ClassifierNetwork:
         encoder = own_encoder(self.base)
@@ -101,9 +136,10 @@ class EncoderStage:
                 add_lora(encoder, ADAPTER, **self.lora.model_dump())
         else:
             encoder.requires_grad_(requires_grad=True)
-        return ClassifierNetwork(encoder, self.base.dim, heads)
+        return ClassifierNetwork(encoder, self.base.dim, copy.deepcopy(heads))
 
-    def _n_epochs(self, n_cells: int) -> int:
+    @property
+    def _n_epochs(self) -> int:
         return self.options.max_epochs or max(_EPOCHS, self._frozen_epochs + 2)
 
     @property

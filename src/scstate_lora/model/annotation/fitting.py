@@ -69,15 +69,19 @@ class FittedTargets:
     start: LinearStartConfig | None
     encoder_trained: bool = False
 
-    def first_fold(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in :attr:`rows` without the first fold of the first target, and of this fold.
+    def folds(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Positions in :attr:`rows` without the first fold of the first target, and of this fold; and of the second.
 
         Cells that have no label of the first target train.
         """
         key = next(iter(self.fits))
-        _, outside = self.fits[key].folds.rows(0)
-        held = self.members[key][outside[self.fits[key].usable[outside]]]
-        return np.setdiff1d(np.arange(len(self.rows)), self.members[key][outside]), held
+        fit, members = self.fits[key], self.members[key]
+        rows = []
+        for fold in range(min(len(one.fold_heads) for one in self.fits.values())):
+            _, outside = fit.folds.rows(fold)
+            inside = np.setdiff1d(np.arange(len(self.rows)), members[outside])
+            rows.append((inside, members[outside[fit.usable[outside]]]))
+        return [(inside, outside) for inside, outside in rows if len(outside)]
 
     def head_cells(self) -> dict[str, HeadCells]:
         """Cells as an encoder's training sees them, of all :attr:`rows`.
@@ -95,11 +99,11 @@ class FittedTargets:
         """Temperature of a target on left-out cells; 1 of numbers."""
         return 1.0 if self.targets[key].tree is None else self.fits[key].left_out().temperature
 
-    def calibrated_heads(self, *, without_fold: bool) -> dict[str, ResidualHeads]:
-        """Copy heads that fit :meth:`head_cells`: those trained without the first fold, or on all cells."""
+    def calibrated_heads(self, *, without: int | None = None) -> dict[str, ResidualHeads]:
+        """Copy heads that fit :meth:`head_cells`: those trained without a fold, or on all cells."""
         heads = {}
         for key, fit in self.fits.items():
-            heads[key] = copy.deepcopy(fit.first_fold_heads if without_fold else fit.heads)
+            heads[key] = copy.deepcopy(fit.heads if without is None else fit.fold_heads[without])
             scale_heads(heads[key], 1 / self.temperature(key))
         return heads
 
@@ -142,7 +146,7 @@ class FittedTargets:
                 logits = fit.cells.start[rows] + added[rows]
                 fit.offsets[0] = fold_offset(fit.fold_starts[0], (added[inside], fit.cells.goal[inside]), logits)
             fit.usable, fit.added = usable, added
-            fit.heads, fit.first_fold_heads = heads[key], trial_heads[key]
+            fit.heads = heads[key]
             fit.cells = replace(fit.cells, embedding=embedding[members])
 
     def models(self) -> dict[str, TargetModel]:

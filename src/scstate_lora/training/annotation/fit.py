@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 _BELOW = 10.0
 """By how much the logit of a class that a fold had no cell of lies below the others."""
+N_TRIALS = 2
+"""Folds without which an encoder is trained in turn: it is kept where that pays on each."""
 _CLIPS = (3.0, 10.0)
 _MOST_TO_CHOOSE = 5000
 _STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
@@ -104,8 +106,8 @@ class TargetFit:
         How heads are trained.
     heads
         Trained on all cells, with the strength in their last layer.
-    first_fold_heads
-        Trained without the first fold.
+    fold_heads
+        Trained without the first fold, and without the second where there is one.
     """
 
     expression: ExpressionModel | None
@@ -118,7 +120,7 @@ class TargetFit:
     offsets: np.ndarray
     choice: HeadChoice
     heads: ResidualHeads
-    first_fold_heads: ResidualHeads
+    fold_heads: list[ResidualHeads]
 
     def left_out(self) -> LeftOutCells:
         """Describe the cells that were left out, with what heads add to them."""
@@ -352,13 +354,14 @@ def _final_heads(
     *,
     lr: float,
     seed: int,
-) -> tuple[ResidualHeads, ResidualHeads]:
-    """Train heads as chosen, on all cells; and return them before those without the first fold."""
+) -> tuple[ResidualHeads, list[ResidualHeads]]:
+    """Train heads as chosen, on all cells; and return them before those without the first folds."""
     heads = make_heads(cells, config, seed=seed)
     train_heads(heads, cells, choice.n_steps, lr=lr, seed=seed)
-    inside, _ = folds.rows(0)
-    first = make_heads(cells.take(inside), config, seed=seed)
-    first.load_state_dict(trials.states[0][number])
-    for trained in (heads, first):
+    by_fold = []
+    for states, (inside, _) in zip(trials.states[:N_TRIALS], folds, strict=False):
+        by_fold.append(make_heads(cells.take(inside), config, seed=seed))
+        by_fold[-1].load_state_dict(states[number])
+    for trained in (heads, *by_fold):
         scale_heads(trained, choice.strength)
-    return heads, first
+    return heads, by_fold
