@@ -28,9 +28,10 @@ celltypist
 scanvi
     scANVI of scvi-tools 1.4 after scVI, for every seed: two layers, 30 dimensions and negative-binomial counts, as in
     its tutorial of integration, 100 and 25 epochs, as in its tutorial of seed labels. Of the settings that were tried
-    this is the best one on PBMC, and on Kang within 0.01 of the best (its default of 400 epochs: PBMC 0.923 in place of
-    0.951, Kang 0.911 in place of 0.901). The test cells are in its training without labels, as its users do; so it has
-    seen what no other method here has. The batches of test cells are told to it under names of their own.
+    with one seed this is the best one on PBMC, and on Kang within 0.01 of the best (its default of 400 epochs: PBMC
+    0.923 in place of 0.951, Kang 0.911 in place of 0.901). The test cells are in its training without labels, as its
+    users do; so it has seen what no other method here has. The batches of test cells are told to it under names of
+    their own.
 
 accuracy and f1 (macro, types with at least 5 training and 5 test cells); ece: calibration error of the stated
 confidence in 10 bins; seconds from the cells to their labels, by the clock and (cpu) of the processor, which other work
