@@ -21,6 +21,7 @@ _PUBLIC = {
     "pandas.core.series.Series": "pandas.Series",
     "pandas.core.indexes.base.Index": "pandas.Index",
     "scstate_lora.config.training.TrainArguments": "scstate_lora.config.TrainOptions",
+    "scstate_lora.config.classifier.ClassifierTrainArguments": "scstate_lora.config.ClassifierTrainOptions",
     "scstate_lora.config.training.TrainerArguments": "scstate_lora.config.TrainerOptions",
     "torch.nn.modules.module.Module": "torch.nn.Module",
     "torch.nn.parameter.Parameter": "torch.nn.Parameter",

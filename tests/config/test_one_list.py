@@ -10,7 +10,21 @@ from typer.testing import CliRunner
 
 import scstate_lora as ssl
 from scstate_lora.cli import app
-from scstate_lora.config import DataConfig, EmbedOptions, RunConfig, TrainConfig, TrainerOptions, TrainOptions
+from scstate_lora.cli.annotate import FLAGS
+from scstate_lora.config import (
+    ClassifierTrainConfig,
+    CompactBaseConfig,
+    DataConfig,
+    EmbedOptions,
+    HeadConfig,
+    LabelledDataConfig,
+    LinearStartConfig,
+    RunConfig,
+    SELoraConfig,
+    TrainConfig,
+    TrainerOptions,
+    TrainOptions,
+)
 from scstate_lora.config.evaluate import EvaluateEmbeddingsOptions, EvaluateOptions
 from scstate_lora.config.training import SharedTraining, TrainArguments, TrainerArguments
 
@@ -101,6 +115,16 @@ def test_options_of_evaluate_have_the_defaults_of_the_functions(function, option
 )
 def test_help_lists_the_options_of_evaluate(command, options):
     assert {name.replace("_", "-") for name in options.model_fields} <= _flags(_help(command))
+
+
+def test_options_of_annotate_are_those_of_predict_and_of_the_data():
+    keywords = _keywords(ssl.CellTypeClassifier.predict, but={"self", "adata"})
+    assert {name.replace("_", "-") for name in keywords} <= _flags(_help("annotate", "predict"))
+    text = _help("annotate", "train")
+    assert {name.replace("_", "-") for name in FLAGS} <= _flags(text)
+    kinds = (LabelledDataConfig, ClassifierTrainConfig, HeadConfig, LinearStartConfig, SELoraConfig, CompactBaseConfig)
+    for name, field in [item for kind in kinds for item in kind.model_fields.items()]:
+        assert f"{name}: {' '.join(field.description.split())}"[:100] in text
 
 
 def test_help_lists_the_options_of_embed():
