@@ -8,7 +8,13 @@ import pytest
 from scstate_lora import tl
 from scstate_lora.config import DataConfig
 from scstate_lora.data import Registry
-from scstate_lora.metrics import categorical_probe, held_out_categorical_probe
+from scstate_lora.metrics import (
+    categorical_probe,
+    held_out_categorical_probe,
+    held_out_knn_accuracy,
+    knn_accuracy,
+)
+from scstate_lora.metrics.probed_labels import ProbedLabels
 from tests.builders import expression
 
 
@@ -88,6 +94,27 @@ def test_linear_probe_of_held_out_cells_has_an_interval(adata):
     assert row["n_cells"] == 100
     some = tl.linear_probe(adata, "X_both", key="cell_type", held_out=held_out, cells=np.arange(400) < 360)
     assert (some["n_cells"] == 60).all()
+
+
+def test_linear_probe_of_labels_has_scores_of_a_classifier_beside_neighbours(adata):
+    x, y = adata.obsm["X_both"], adata.obs["cell_type"].to_numpy(dtype=object)
+    held_out = np.arange(400) >= 300
+    row = tl.linear_probe(adata, "X_both", key="cell_type", held_out=held_out).set_index("embedding").loc["X_both"]
+    neighbours = held_out_knn_accuracy(x[:300], y[:300], x[300:], y[300:])
+    assert (row["knn"], row["majority"]) == (neighbours.value, neighbours.baseline)
+    folds = tl.linear_probe(adata, "X_both", key="condition").set_index("embedding").loc["X_both"]
+    assert folds["accuracy"] == folds["value"]
+    assert folds["majority"] == folds["baseline"]
+    assert folds["knn"] == knn_accuracy(x, adata.obs["condition"].to_numpy(dtype=object))
+    assert "knn" not in tl.linear_probe(adata, "X_both", key="dose")
+
+
+def test_scores_of_probed_labels_by_hand():
+    true = np.array(["a"] * 6 + ["b"] * 6 + ["c"])
+    found = ProbedLabels(true, np.array(["a"] * 9 + ["b"] * 3 + ["a"]), np.full(13, 0.8))
+    assert found.accuracy == pytest.approx(9 / 13)
+    assert found.macro_f1 == pytest.approx((2 * 6 / (6 + 10) + 2 * 3 / (6 + 3)) / 2)  # "c" has too few cells
+    assert found.calibration_error == pytest.approx(0.8 - 9 / 13)
 
 
 def test_linear_probe_that_fails_says_why(adata):

@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from scstate_lora.metrics.neighbors import EXACT_UP_TO, majority_vote, nearest_cells
+from scstate_lora.metrics.probed_labels import ProbedLabels
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -164,13 +165,35 @@ def categorical_probe(x: ArrayLike, labels: ArrayLike, *, n_folds: int = 5, seed
     ValueError
         If shapes differ, `x` is not finite, or fewer than two classes have `n_folds` cells.
     """
+    found = cross_validated_labels(x, labels, n_folds=n_folds, seed=seed)
+    return Score(found.accuracy, majority_share(labels, n_folds=n_folds))
+
+
+def cross_validated_labels(x: ArrayLike, labels: ArrayLike, *, n_folds: int = 5, seed: int = 0) -> ProbedLabels:
+    """Labels that the logistic regressions of :func:`categorical_probe` give the cells of their held-out folds.
+
+    Parameters
+    ----------
+    x, labels, n_folds, seed
+        As there.
+
+    Returns
+    -------
+    Codes of the classes, of all cells that are scored.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, `x` is not finite, or fewer than two classes have `n_folds` cells.
+    """
     codes, is_scored = _class_codes(labels, n_folds=n_folds)
     cells = checked_embedding(x, len(is_scored))[is_scored]
-    n_correct = 0
+    predicted, confidence = np.empty_like(codes), np.empty(len(codes))
     for fit, held_out in StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(cells, codes):
         probe = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cg", tol=1e-3, max_iter=1000))
-        n_correct += int(np.sum(probe.fit(cells[fit], codes[fit]).predict(cells[held_out]) == codes[held_out]))
-    return Score(n_correct / len(cells), majority_share(labels, n_folds=n_folds))
+        shares = probe.fit(cells[fit], codes[fit]).predict_proba(cells[held_out])
+        predicted[held_out], confidence[held_out] = probe.classes_[shares.argmax(axis=1)], shares.max(axis=1)
+    return ProbedLabels(codes, predicted, confidence)
 
 
 def continuous_probe(x: ArrayLike, values: ArrayLike, *, n_folds: int = 5, seed: int = 0) -> Score:

@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from scstate_lora.metrics.embedding import checked_embedding
 from scstate_lora.metrics.neighbors import majority_vote, nearest_cells
+from scstate_lora.metrics.probed_labels import ProbedLabels
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -67,6 +68,28 @@ def held_out_categorical_probe(
         If shapes differ, an embedding is not finite, fewer than two classes have 5 held-out cells, or one of these has
         no training cell.
     """
+    return balanced_accuracy(
+        held_out_labels(x_train, labels_train, x_test, labels_test, seed=seed), level=level, n_boot=n_boot, seed=seed
+    )
+
+
+def held_out_labels(
+    x_train: ArrayLike, labels_train: ArrayLike, x_test: ArrayLike, labels_test: ArrayLike, *, seed: int = 0
+) -> ProbedLabels:
+    """Labels that the logistic regression of :func:`held_out_categorical_probe` gives the held-out cells.
+
+    Parameters
+    ----------
+    x_train, labels_train, x_test, labels_test
+        As there.
+    seed
+        Seed of the choice of cells that select the penalty.
+
+    Raises
+    ------
+    ValueError
+        As there.
+    """
     train, known = np.asarray(labels_train, dtype=object).astype(str), np.asarray(labels_test, dtype=object).astype(str)
     names, sizes = np.unique(known, return_counts=True)
     scored = [str(name) for name in names[sizes >= FEWEST_HELD_OUT]]
@@ -79,7 +102,24 @@ def held_out_categorical_probe(
         msg = f"no training cell is of the class {absent[0]!r}"
         raise ValueError(msg)
     fit, held_out = _checked_pair(x_train, x_test, len(train), len(known))
-    right = _balanced_logistic(_best_c(fit, train, seed=seed)).fit(fit, train).predict(held_out) == known
+    probe = _balanced_logistic(_best_c(fit, train, seed=seed)).fit(fit, train)
+    shares = probe.predict_proba(held_out)
+    return ProbedLabels(known, probe.classes_[shares.argmax(axis=1)], shares.max(axis=1))
+
+
+def balanced_accuracy(found: ProbedLabels, *, level: float = 0.99, n_boot: int = 2000, seed: int = 0) -> HeldOutScore:
+    """Mean over the classes of the share of cells that got the right label, with its bootstrap interval.
+
+    Parameters
+    ----------
+    found
+        Labels of :func:`held_out_labels`. Classes with fewer than 5 cells are not scored.
+    level, n_boot, seed
+        As in :func:`held_out_categorical_probe`.
+    """
+    known, right = found.true, found.true == found.predicted
+    names, sizes = np.unique(known, return_counts=True)
+    scored = names[sizes >= FEWEST_HELD_OUT]
     n = np.array([np.sum(known == name) for name in scored])
     k = np.array([np.sum(right[known == name]) for name in scored])
     # Drawing n cells of a class with replacement and counting the correct ones is a binomial draw.

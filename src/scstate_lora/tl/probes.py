@@ -14,11 +14,14 @@ from scstate_lora.metrics import (
     HeldOutScore,
     categorical_probe,
     continuous_probe,
-    held_out_categorical_probe,
     held_out_continuous_probe,
+    held_out_knn_accuracy,
+    knn_accuracy,
+    majority_share,
 )
 from scstate_lora.metrics.beyond_cell_type import Entanglement, entanglement
-from scstate_lora.metrics.embedding import checked_embedding
+from scstate_lora.metrics.embedding import checked_embedding, cross_validated_labels
+from scstate_lora.metrics.held_out import balanced_accuracy, held_out_labels
 from scstate_lora.metrics.registry import METRICS
 from scstate_lora.tl.embedded import (
     embedding_keys,
@@ -34,7 +37,10 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from scstate_lora.metrics.probed_labels import ProbedLabels
+
 _DESCRIPTION = ["direction", "lowest", "highest"]
+_OF_LABELS = ("accuracy", "macro_f1", "calibration_error", "knn", "majority")
 
 
 def linear_probe(
@@ -55,7 +61,8 @@ def linear_probe(
     trained. With `held_out` the probe is fitted to the other cells and scored on these, with a bootstrap interval:
     ``probe_balanced_accuracy`` or ``probe_r2``. Without, it is cross-validated on random folds: ``probe_accuracy`` or
     ``probe_r2``, as in :func:`evaluate`. Random folds share donors and batches: hold out whole ones to learn how a
-    probe does on new ones.
+    probe does on new ones. Of labels, the same probe's accuracy, macro F1 and calibration error stand in columns of
+    their own, beside the 10 nearest neighbours and the commonest label.
 
     Parameters
     ----------
@@ -83,6 +90,8 @@ def linear_probe(
     One row per embedding: ``embedding``, ``metric``, ``key``, ``value``, ``low`` and ``high`` (NaN without `held_out`),
     ``baseline`` (the commonest class, one over the number of classes for balanced accuracy, 0 for R²), ``direction``,
     ``lowest`` and ``highest`` possible value, ``n_cells`` that were scored, ``reason`` why a value is NaN, else empty.
+    Of labels also ``accuracy``, ``macro_f1`` (of classes with 5 scored cells or more) and ``calibration_error`` of the
+    probe, ``knn``, the accuracy of the 10 nearest training cells' vote, and ``majority``, that of the commonest label.
 
     Raises
     ------
@@ -101,20 +110,54 @@ def linear_probe(
     rows = []
     for name, x in embedding_matrices(adata, names, n_pcs=n_pcs, seed=seed).items():
         score, reason = HeldOutScore(np.nan, np.nan, np.nan, np.nan), ""
+        further: dict[str, float] = {} if is_number else dict.fromkeys(_OF_LABELS, np.nan)
         try:
-            if held_out is None:
-                probe = continuous_probe if is_number else categorical_probe
-                value, baseline = probe(x[used], target[used], n_folds=n_folds, seed=seed)
+            if held_out is None and is_number:
+                value, baseline = continuous_probe(x[used], target[used], n_folds=n_folds, seed=seed)
                 score = HeldOutScore(value, np.nan, np.nan, baseline)
+            elif held_out is None:
+                score, further = _cross_validated(x[used], target[used], n_folds=n_folds, seed=seed)
             else:
-                fitted = held_out_continuous_probe if is_number else held_out_categorical_probe
-                score = fitted(x[train], target[train], x[test], target[test], level=level, seed=seed)
+                pair = x[train], target[train], x[test], target[test]
+                fitted = _held_out_numbers if is_number else _held_out_labels
+                score, further = fitted(*pair, level=level, seed=seed)
         except (ValueError, np.linalg.LinAlgError) as error:  # the other embeddings go on
             reason = str(error)
-        rows.append({"embedding": name, "metric": metric, "key": key, **score._asdict(), "reason": reason})
+        rows.append({"embedding": name, "metric": metric, "key": key, **score._asdict(), **further, "reason": reason})
     table = pd.DataFrame(rows).assign(n_cells=int(test.sum()), **METRICS[metric].columns())
     order = ["embedding", "metric", "key", "value", "low", "high", "baseline", *_DESCRIPTION, "n_cells", "reason"]
-    return table[order]
+    return table[order if is_number else [*order[:-1], *_OF_LABELS, "reason"]]
+
+
+def _cross_validated(
+    x: np.ndarray, labels: np.ndarray, *, n_folds: int, seed: int
+) -> tuple[HeldOutScore, dict[str, float]]:
+    """Score a probe of labels, and what stands beside it, on random folds."""
+    found = cross_validated_labels(x, labels, n_folds=n_folds, seed=seed)
+    majority = majority_share(labels, n_folds=n_folds)
+    n_voters = len(found.true) - -(-len(found.true) // n_folds)
+    knn = knn_accuracy(x, labels, n_neighbors=min(10, n_voters), n_folds=n_folds, seed=seed)
+    return HeldOutScore(found.accuracy, np.nan, np.nan, majority), _of_labels(found, knn, majority)
+
+
+def _held_out_labels(
+    x: np.ndarray, labels: np.ndarray, x_test: np.ndarray, labels_test: np.ndarray, *, level: float, seed: int
+) -> tuple[HeldOutScore, dict[str, float]]:
+    """Score a probe of labels, and what stands beside it, on held-out cells."""
+    found = held_out_labels(x, labels, x_test, labels_test, seed=seed)
+    knn = held_out_knn_accuracy(x, labels, x_test, labels_test, level=level, seed=seed)
+    return balanced_accuracy(found, level=level, seed=seed), _of_labels(found, knn.value, knn.baseline)
+
+
+def _held_out_numbers(
+    x: np.ndarray, values: np.ndarray, x_test: np.ndarray, values_test: np.ndarray, *, level: float, seed: int
+) -> tuple[HeldOutScore, dict[str, float]]:
+    return held_out_continuous_probe(x, values, x_test, values_test, level=level, seed=seed), {}
+
+
+def _of_labels(found: ProbedLabels, knn: float, majority: float) -> dict[str, float]:
+    values = (found.accuracy, found.macro_f1, found.calibration_error, knn, majority)
+    return dict(zip(_OF_LABELS, values, strict=True))
 
 
 def disentanglement(
