@@ -41,9 +41,9 @@ def accuracy_card(cells: LabelledCells) -> Card:
         f"{simple['method']}, has {simple['accuracy']:.1%}."
     ]
     if lost > _WORTH:
-        sentences.append(f"So {simple['method']} alone would do better here.")
+        sentences.append(f"That is better, without an encoder: {simple['method']}.")
     error = cells.calibration_error
-    holds = "confidence can be read as a probability" if error <= _CALIBRATED else "do not read confidence literally"
+    holds = "confidence can be read as a probability" if error <= _CALIBRATED else "read confidence as a rough guide"
     sentences.append(f"Confidence and accuracy differ by {error:.1%} on average: {holds}.")
     if not cells.are_batches:
         sentences.append("No whole batch was left out, so a sample from elsewhere will do worse: name a batch_key.")
