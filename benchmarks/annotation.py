@@ -240,11 +240,13 @@ def _rows(fold: Fold, options: argparse.Namespace) -> Iterator[dict[str, object]
 
 
 def _show(name: str, table: pd.DataFrame) -> None:
-    """Print means over folds and seeds, and the accuracy in every fold."""
+    """Print means over folds of means over seeds, the spread of complete seeds, and the accuracy in every fold."""
     by_fold = table.pivot_table(index="method", columns="fold", values="accuracy", sort=False)
-    shown = table.groupby("method", sort=False)[["accuracy", "f1", "ece", "seconds", "cpu"]].mean()
-    per_seed = table.groupby(["method", "seed"], sort=False)["accuracy"].mean()
-    shown.insert(1, "seeds sd", per_seed.groupby("method").std())
+    columns = ["accuracy", "f1", "ece", "seconds", "cpu"]
+    shown = table.groupby(["method", "fold"], sort=False)[columns].mean().groupby("method", sort=False).mean()
+    per_seed = table.groupby(["method", "seed"], sort=False)["accuracy"].agg(["mean", "size"])
+    complete = per_seed["mean"][per_seed["size"] == by_fold.shape[1]]
+    shown.insert(1, "seeds sd", complete.groupby("method").std())
     known = [method for method in LINEAR if method in shown.index]
     title = f"\n## {name}, mean over {by_fold.shape[1]} fold{'s' if by_fold.shape[1] > 1 else ''}"
     if known:
