@@ -18,6 +18,8 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(ssl.datasets, "wound_healing", lambda *_, **__: wound_healing(2500, n_genes=200))
     small = {"compact": SMALL_SE, "conditioning": {"n_steps": 20}}
     monkeypatch.setattr(ssl.LoRACovariateSE, "__init__", partialmethod(ssl.LoRACovariateSE.__init__, **small))
+    by_few_steps = partialmethod(ssl.CellTypeClassifier.__init__, compact={"n_steps": 20}, head={"n_steps": 20})
+    monkeypatch.setattr(ssl.CellTypeClassifier, "__init__", by_few_steps)
     for model in (ssl.LoRACovariateSE, ssl.STTransition):
         monkeypatch.setattr(model, "train", partialmethod(_train, model.train))
     return tmp_path
