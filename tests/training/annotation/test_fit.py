@@ -5,6 +5,7 @@ import pytest
 from scipy import sparse
 
 from scstate_lora.config import HeadConfig, LinearStartConfig
+from scstate_lora.training.annotation import fit as fit_module
 from scstate_lora.training.annotation.baselines import (
     BALANCED,
     MAJORITY,
@@ -15,7 +16,7 @@ from scstate_lora.training.annotation.baselines import (
 )
 from scstate_lora.training.annotation.fit import fit_classes, fit_numbers, mean_logits
 from scstate_lora.training.annotation.folds import make_folds
-from scstate_lora.training.annotation.heads import added_by
+from scstate_lora.training.annotation.heads import added_by, make_heads, train_heads
 
 HEAD = HeadConfig(hidden_dim=8, n_members=2, n_steps=30)
 OPTIONS = {"start": LinearStartConfig(), "head": HEAD, "lr": 1e-2, "seed": 0}
@@ -160,3 +161,15 @@ def test_rare_types_are_not_checked():
     x, classes, embedding, batches = _cells((80, 80, 6))
     fit = _fit(x, classes, embedding, batches)
     assert 2 not in check_unknown(x, classes, fit.folds, fit.left_out(), config=LinearStartConfig())
+
+
+def test_heads_count_as_much_as_was_chosen(monkeypatch):
+    monkeypatch.setattr(fit_module, "_STRENGTHS", (0.0, 0.3))
+    x, classes, embedding, batches = _cells(spread=0.3)
+    embedding[:, 0] += classes == 0
+    fit = _fit(x, classes, embedding, batches)
+    again = make_heads(fit.cells, HEAD, seed=0)
+    train_heads(again, fit.cells, fit.choice.n_steps, lr=1e-2, seed=0)
+    expected = fit.choice.strength * added_by(again, embedding)
+    assert fit.choice.strength == 0.3
+    np.testing.assert_allclose(added_by(fit.heads, embedding), expected, atol=1e-5)

@@ -116,3 +116,12 @@ def test_hardly_any_steps(n_steps):
     )
     assert trials.steps[-1] == n_steps
     assert trials.added[-1].any() == bool(n_steps)
+
+
+def test_the_seed_of_the_steps_decides_too():
+    cells, trained = _cells(), []
+    for seed in (0, 1):
+        heads = make_heads(cells, CONFIG, seed=0)
+        train_heads(heads, cells, 5, lr=1e-2, seed=seed)
+        trained.append(added_by(heads, cells.embedding))
+    assert (trained[0] != trained[1]).any()
