@@ -194,9 +194,10 @@ class CellTypeClassifier(BaseModel):
         """Train on the labelled training cells; anything learned before is replaced.
 
         First the linear start and the heads are fitted, on an embedding that is computed once. Each batch is left out
-        in turn (or a fifth of the cells, where there are no batches), to choose how much the heads add, and to measure
-        confidence. Then, except for ``"frozen"``, the encoder is trained without the first fold, and kept as it was if
-        no epoch lowers the loss of that fold; otherwise it is trained for as many epochs on all cells.
+        in turn (or a fifth of the cells, where there are no batches), to choose how tightly genes are bounded and how
+        much the heads add, and to measure confidence. Then, except for ``"frozen"``, the encoder is trained without the
+        first fold, and again without the second. Where that lowers the loss of each fold by more than twice its
+        standard error, it is trained for as many epochs on all cells; otherwise it is left as it was.
 
         Parameters
         ----------
