@@ -380,7 +380,7 @@ class CellTypeClassifier(BaseModel):
         cell), ``_set_size``, ``_rejected`` (why there is no label), and, where there are any, ``_id``, ``_set``,
         ``_cluster_label`` and ``_cluster_share``. To ``adata.obsm``: ``scstate_celltype_probability``, one column a
         label. Of a further target, ``scstate_<column>`` takes the place of ``scstate_celltype``; of numbers it is the
-        value, with ``_low`` and ``_high``. To ``adata.uns["scstate_lora"]["annotate"]``: thresholds and shifts (JSON).
+        value, with ``_low`` and ``_high``. In names of columns of ``obsm`` "/" is replaced by "_". To ``adata.uns["scstate_lora"]["annotate"]``: thresholds and shifts (JSON).
         """
         self._require_trained("predict()")
         coverage = (COVERAGE if sets else None) if isinstance(sets, bool) else sets
@@ -422,11 +422,15 @@ class CellTypeClassifier(BaseModel):
             values = table[column]
             adata.obs[column] = pd.Categorical(values) if values.dtype == object else values.to_numpy()
         if labelled is not None:
+            columns = [label.replace("/", "_") for label in model.classes]  # "/" divides groups in a file
+            columns = columns if len(set(columns)) == len(columns) else [f"{i} {c}" for i, c in enumerate(columns)]
             adata.obsm[f"{name}_probability"] = pd.DataFrame(
-                labelled.probabilities.astype(np.float32), index=adata.obs_names, columns=model.classes
+                labelled.probabilities.astype(np.float32), index=adata.obs_names, columns=columns
             )
         facts = {**facts, "labels_key": model.key, "model": type(self).__name__}
-        write_result(adata, ANNOTATE, json.dumps(facts), key=name)
+        # JSON has no infinity, which a threshold is that no label reaches, and no NaN.
+        facts = {key: None if isinstance(v, float) and not np.isfinite(v) else v for key, v in facts.items()}
+        write_result(adata, ANNOTATE, json.dumps(facts, allow_nan=False), key=name)
 
     @in_float32()
     def predict_proba(
