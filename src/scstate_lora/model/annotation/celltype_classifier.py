@@ -379,8 +379,9 @@ class CellTypeClassifier(BaseModel):
         coarsest labels), ``_confidence`` (calibrated probability of the label), ``_unknown_score`` (0 for a usual known
         cell), ``_set_size``, ``_rejected`` (why there is no label), and, where there are any, ``_id``, ``_set``,
         ``_cluster_label`` and ``_cluster_share``. To ``adata.obsm``: ``scstate_celltype_probability``, one column a
-        label. Of a further target, ``scstate_<column>`` takes the place of ``scstate_celltype``; of numbers it is the
-        value, with ``_low`` and ``_high``. In names of columns of ``obsm`` "/" is replaced by "_". To ``adata.uns["scstate_lora"]["annotate"]``: thresholds and shifts (JSON).
+        label, in whose name "/" is replaced by "_". Of a further target, ``scstate_<column>`` takes the place of
+        ``scstate_celltype``; of numbers it is the value, with ``_low`` and ``_high``. To
+        ``adata.uns["scstate_lora"]["annotate"]``: thresholds and shifts (JSON).
         """
         self._require_trained("predict()")
         coverage = (COVERAGE if sets else None) if isinstance(sets, bool) else sets
