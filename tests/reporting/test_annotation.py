@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 
 import anndata as ad
@@ -162,6 +163,11 @@ def test_what_is_missing_is_said(trained, tmp_path):
     text = ssl.report(cells, loaded, tmp_path / "r.html").read_text("utf-8")
     assert "loaded without its labelled training cells" in text
     assert "all got their likeliest label" in text
+    stored = cells.uns["scstate_lora"]["annotate"]
+    facts = {**json.loads(stored["scstate_celltype"]), "threshold": None}  # as of a promise that nothing keeps
+    stored["scstate_celltype"] = json.dumps(facts)
+    text = ssl.report(cells, loaded, tmp_path / "r.html").read_text("utf-8")
+    assert "No confidence kept the promise" in text
     untrained = make_cells(60, seed=4)
     ssl.CellTypeClassifier.setup_anndata(untrained, labels_key="kind", embed_key="X_in")
     page = experiment(untrained, ssl.CellTypeClassifier(untrained))

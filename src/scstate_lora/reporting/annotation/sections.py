@@ -107,14 +107,12 @@ def _facts(cells: LabelledCells) -> list[str]:
     if cells.name is None:
         return []
     threshold, shifts = cells.facts["threshold"], cells.facts["shift"]
-    used = (
-        f"These cells got a label from a confidence of {threshold:.2g} on."
-        if threshold > 0
-        else "These cells all got their likeliest label, however uncertain: give max_error= or reject_below= to change "
-        "that."
-    )
-    if np.isinf(threshold):
+    if threshold is None:  # JSON has no infinity
         used = "No confidence kept the promise on left-out cells, so that no cell got a label: allow more errors."
+    elif threshold > 0:
+        used = f"These cells got a label from a confidence of {threshold:.2g} on."
+    else:
+        used = "These cells all got their likeliest label, however uncertain: max_error= or reject_below= changes that."
     if not shifts:
         return [used, "No shift of a batch was taken off (adapt=False)."]
     notes = [f"{batch}: {note}" for batch, note in list(shifts.items())[:8]]
