@@ -166,8 +166,8 @@ def test_names_that_do_not_do_raise(several):
             act("wild")
     with pytest.raises(ValueError, match=r"'default' is the active one.*\['wide', 'bare'\]"):
         model.delete_adapter("default")
-    with pytest.raises(ValueError, match="lora: there is no option 'rank'"):
-        model.add_adapter("third", lora={"rank": 3})
+    with pytest.raises(ValueError, match="lora: there is no option 'ranks'"):
+        model.add_adapter("third", lora={"ranks": 3})
     assert model.adapter_names == ["default", "wide", "bare"]
     assert model.active_adapter == "default"
 

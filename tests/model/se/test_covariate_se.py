@@ -343,7 +343,7 @@ def test_wrong_training_options_end_before_any_work_raises(wound, setup, make_se
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lora": {"rank": 4}}, "lora: there is no option 'rank'"),
+        ({"lora": {"ranks": 4}}, "lora: there is no option 'ranks'"),
         ({"compact": {"n_step": 4}}, r"compact: there is no option 'n_step'.*'n_steps'"),
         ({"objective": {"contrastiv": 1}}, r"objective: there is no option 'contrastiv'.*'contrastive'"),
     ],
