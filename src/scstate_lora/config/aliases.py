@@ -116,9 +116,9 @@ def our_name(path: str) -> str:
     ValueError
         If it is an option of scModelForge that is not one of ours; the message says what to do.
     """
-    told = advice(path)
-    if told is not None:
-        msg = f"there is no option {path!r}. {told}"
+    remedy = advice(path)
+    if remedy is not None:
+        msg = f"there is no option {path!r}. {remedy}"
         raise ValueError(msg)
     return _NAMES.get(path, path)
 

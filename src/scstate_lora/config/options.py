@@ -98,8 +98,8 @@ class Options(BaseModel):
         """
         known = [*cls.model_fields, *further]
         if cls._section is not None:
-            told = {name: advice(f"{cls._section}.{name}") for name in arguments if name not in known}
-            for name, text in told.items():
+            remedies = {name: advice(f"{cls._section}.{name}") for name in arguments if name not in known}
+            for name, text in remedies.items():
                 if text is not None:
                     msg = f"{function} has no argument {name!r}. {text}"
                     raise TypeError(msg)

@@ -281,11 +281,11 @@ def _rank(path: Path, expected_tensors: ExpectedTensors) -> Report:
     report = Report("rank", f"{name_of(file)}: an encoder of genes by rank, saved by scModelForge")
     report.rows.append(("file", f"{file} ({_bytes(file.stat().st_size)})"))
     try:
-        found = read_rank_checkpoint(path, expected_tensors)
+        stored = read_rank_checkpoint(path, expected_tensors)
     except (ValueError, FileNotFoundError) as error:
         report.problems.append(str(error))
         return report
-    report.rows.extend([*rank_rows(found), *_gene_rows(found.genes), ("licence", found.licence)])
+    report.rows.extend([*rank_rows(stored), *_gene_rows(stored.genes), ("licence", stored.licence)])
     calls = rank_uses(repr(str(path)))
     width = max(map(len, calls))
     report.uses.extend(f"{call:<{width}}  # {note}" for call, note in calls.items())

@@ -61,7 +61,7 @@ def _scores(file: Path) -> dict[str, str]:
         return {}
     with file.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    found = {}
+    by_target = {}
     for target in dict.fromkeys(row["target"] for row in rows):
         metric = next((m for m in ("accuracy", "mean_error") if rows[0].get(m)), None)
         values = {
@@ -71,8 +71,8 @@ def _scores(file: Path) -> dict[str, str]:
         if own is None or not values:
             continue
         best = (max if metric == "accuracy" else min)(values, key=lambda name: values[name])
-        found[target] = f"{str(metric).replace('_', ' ')} {own:.3g}; {best}: {values[best]:.3g}"
-    return found
+        by_target[target] = f"{str(metric).replace('_', ' ')} {own:.3g}; {best}: {values[best]:.3g}"
+    return by_target
 
 
 def classifier_uses(where: str) -> list[str]:
@@ -83,14 +83,14 @@ def classifier_uses(where: str) -> list[str]:
     ]
 
 
-def rank_rows(found: RankCheckpoint) -> list[tuple[str, str]]:
+def rank_rows(stored: RankCheckpoint) -> list[tuple[str, str]]:
     """Describe an encoder of scModelForge: how it reads cells, and its sizes."""
-    sizes, tokens = found.sizes, found.tokens
+    sizes, tokens = stored.sizes, stored.tokens
     total = tokens["target_sum"]
     values = f"counts brought to {total:,.0f} per cell" if total is not None else "counts as they are"
     values += ", then log1p" if tokens["log"] else ""
     return [
-        ("parameters", f"{sum(tensor.numel() for tensor in found.state.values()) / 1e6:,.2f} M"),
+        ("parameters", f"{sum(tensor.numel() for tensor in stored.state.values()) / 1e6:,.2f} M"),
         ("width (d_model)", f"{sizes['d_model']:,}"),
         ("layers", str(sizes["n_layers"])),
         ("heads", str(sizes["n_heads"])),

@@ -162,19 +162,19 @@ def find_rank_file(path: str | Path) -> Path:
         return path
     present = sorted(file.name for file in path.iterdir())
     checkpoints = [name for name in present if name.endswith(".ckpt")]
-    found = [name for name in _WEIGHTS if name in present] or checkpoints
-    if not found:
+    weights = [name for name in _WEIGHTS if name in present] or checkpoints
+    if not weights:
         listed = ", ".join(present[:10]) + (", …" if len(present) > 10 else "")
         msg = (
             f"{path} holds none of {', '.join(_WEIGHTS)} and no .ckpt; it holds: {listed or 'nothing'}. Give the "
             "folder that save_pretrained of scModelForge wrote."
         )
         raise FileNotFoundError(msg)
-    if found == checkpoints and len(found) > 1:
+    if weights == checkpoints and len(weights) > 1:
         # Its training keeps the best few, and the names of two may show the same loss.
-        msg = f"{path} holds several checkpoints: {', '.join(found)}. Give the file itself."
+        msg = f"{path} holds several checkpoints: {', '.join(weights)}. Give the file itself."
         raise ValueError(msg)
-    return path / found[0]
+    return path / weights[0]
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

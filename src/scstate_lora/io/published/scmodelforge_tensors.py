@@ -132,8 +132,8 @@ def encoder_sizes(state: Mapping[str, Tensor], *, source: str) -> dict[str, Any]
 
 def architecture_of(state: Mapping[str, Tensor]) -> str | None:
     """Architecture that the heads beside an encoder show; None without heads."""
-    found = [name for name, head in ARCHITECTURES.items() if any(stored.startswith(head) for stored in state)]
-    return found[0] if found else None
+    architectures = [name for name, head in ARCHITECTURES.items() if any(stored.startswith(head) for stored in state)]
+    return architectures[0] if architectures else None
 
 
 def take_encoder(
